@@ -1,0 +1,311 @@
+"""Checks at the door: what a user hands over, refused before training if wrong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import types
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_distill.objectives import _check_temperature, by_output
+
+NOTHING_TEACHES = (
+    "nothing teaches: the distiller has no teacher and the batches bring no soft "
+    "targets. Pass teacher=... (after loading a distiller: distiller.teacher = ...), or "
+    "join kept soft targets to the data."
+)
+
+
+def student_and_teacher(student: Any, teacher: Any) -> None:
+    """Refuses a student that is no model, and a teacher that is the student."""
+    if not isinstance(student, keras.Model):
+        raise TypeError(f"student must be a keras.Model, got {student!r}.")
+    if teacher is student:
+        raise ValueError(
+            "student and teacher are the same object, so there is nothing to learn; "
+            "build a smaller student, or copy the model with keras.models.clone_model."
+        )
+
+
+def objective(objective: Any) -> Any:
+    """Refuses anything that is not a distillation loss or a structure of them."""
+    for _, part in by_output(objective):
+        if part is not None and not isinstance(
+            part, keras.distillation.DistillationLoss
+        ):
+            raise TypeError(
+                "objective must be a distillation loss, such as "
+                f"keras_distill.SoftTargetLoss(), or one per output; got {part!r}."
+            )
+    return objective
+
+
+def knob(name: str, value: Any) -> None:
+    """Refuses a temperature or alpha that is out of range, or not a number."""
+    if isinstance(value, LearningRateSchedule):
+        return
+    if isinstance(value, (np.floating, np.integer)):
+        value = value.item()
+    if name == "temperature":
+        _check_temperature(value)
+    elif not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"alpha must be a number from 0 to 1, got {value!r}. It weighs the hard "
+            "loss; 1 - alpha weighs the soft loss."
+        )
+
+
+def same_classes(student: dict, teacher: dict, distilled: set | None) -> None:
+    """Refuses a student whose distilled outputs are not the teacher's.
+
+    Args:
+        student: number of classes by output, `None` where not known.
+        teacher: likewise.
+        distilled: keys of the outputs that must agree; `None` for all.
+    """
+    if not student or not teacher:
+        return
+    for key in student if distilled is None else distilled:
+        name = "" if key is None else f" in output {key!r}"
+        if key not in teacher:
+            raise ValueError(
+                f"the student's output {key!r} has no counterpart in the teacher, whose "
+                f"outputs are {list(teacher)}; give an objective per output, with None "
+                "for outputs that are not distilled."
+            )
+        ours, theirs = student.get(key), teacher[key]
+        if ours is not None and theirs is not None and ours != theirs:
+            raise ValueError(
+                f"the student has {ours} classes{name} and the teacher {theirs}; build "
+                f"the student with {theirs}."
+            )
+
+
+def _loss_name(loss: Any) -> str:
+    if isinstance(loss, str):
+        return loss
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+def loss_takes_what_student_gives(loss: Any, student_from_logits: bool) -> None:
+    """Refuses a cross-entropy whose `from_logits` disagrees with the student."""
+    for one in keras.tree.flatten(loss):
+        if one is None or "crossentropy" not in _loss_name(one).lower():
+            continue
+        loss_from_logits = bool(getattr(one, "from_logits", False))
+        if loss_from_logits and not student_from_logits:
+            raise ValueError(
+                f"loss {_loss_name(one)} has from_logits=True but the student ends in a "
+                "softmax; use from_logits=False, or take the softmax off."
+            )
+        if student_from_logits and not loss_from_logits:
+            raise ValueError(
+                f"loss {_loss_name(one)} expects probabilities (from_logits=False) but "
+                "the student ends in logits; use "
+                "keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "
+                "CategoricalCrossentropy(from_logits=True)."
+            )
+
+
+def labels(y: Any, classes: dict, loss: Any) -> None:
+    """Refuses labels of another kind than the loss takes, or out of range."""
+    losses = dict(by_output(loss)) if isinstance(loss, (dict, list, tuple)) else None
+    for key, values in by_output(y):
+        one = loss if losses is None else losses.get(key)
+        count = classes.get(key, next(iter(classes.values())) if key is None else None)
+        name = "" if one is None else _loss_name(one).lower()
+        if "crossentropy" in name and "categorical" in name and count is not None:
+            _labels_of_one_output(np.asarray(values), count, "sparse" in name)
+
+
+def _labels_of_one_output(y: np.ndarray, classes: int, sparse: bool) -> None:
+    if y.dtype.kind not in "iufb":
+        raise ValueError(
+            f"labels must be numbers, got dtype {y.dtype}; map class names to integers "
+            f"from 0 to {classes - 1}."
+        )
+    if sparse:
+        if y.ndim >= 2 and y.shape[-1] == classes and classes > 1 and _is_one_hot(y):
+            raise ValueError(
+                "the labels are one-hot but the loss is sparse; use "
+                "keras.losses.CategoricalCrossentropy(from_logits=True), or integer "
+                "labels."
+            )
+        whole = y == np.round(y)
+        if not whole.all():
+            raise ValueError(
+                f"labels must be whole numbers from 0 to {classes - 1}, got "
+                f"{y[~whole].flat[0]!s}."
+            )
+        outside = (y < 0) | (y >= classes)
+        if outside.any():
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1}, since the student has "
+                f"{classes} classes; got {y[outside].flat[0]!s}."
+            )
+    elif y.ndim < 2 or y.shape[-1] != classes:
+        raise ValueError(
+            f"the loss takes one-hot labels with {classes} columns, got labels of shape "
+            f"{y.shape}; for integer labels use "
+            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
+
+
+def _is_one_hot(y: np.ndarray) -> bool:
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
+
+
+def not_finite(where: str) -> str:
+    """Returns the message for a teacher output that is NaN or infinite."""
+    return (
+        f"the teacher's outputs for {where} are not all finite (NaN or infinity); check "
+        "its inputs and weights. The student was not trained on them."
+    )
+
+
+def finite(outputs: Any, where: str) -> None:
+    """Refuses outputs with NaN or infinity."""
+    for _, output in by_output(outputs):
+        if not np.isfinite(ops.convert_to_numpy(ops.cast(output, "float32"))).all():
+            raise ValueError(not_finite(where))
+
+
+def keras_term_splits_by_example(term: Any) -> None:
+    """Refuses weights and masks for a loss that says only one number for a batch."""
+    splits = (
+        keras.distillation.LogitsDistillation,
+        keras.distillation.FeatureDistillation,
+    )
+    if not isinstance(term, splits):
+        raise ValueError(
+            f"{type(term).__name__} says one number for a whole batch, so sample weights "
+            "and masks cannot act on it; subclass keras_distill.Objective and write "
+            "loss_per_example."
+        )
+
+
+def weights_by_output(sample_weight: Any, y_pred: Any) -> Any:
+    """Gives each output its sample weights, with trailing axes to broadcast.
+
+    Keras multiplies `(batch,)` weights with `(batch, time)` losses as they stand, which
+    fails, or is wrong where batch equals time.
+    """
+    if sample_weight is None:
+        return None
+    if not isinstance(y_pred, (dict, list, tuple)):
+        weight = keras.tree.flatten(sample_weight)[0]
+        return weight_for(weight, len(y_pred.shape) - 1)
+    nested = isinstance(sample_weight, (dict, list, tuple))
+    weights = {
+        key: weight_for(
+            sample_weight[key] if nested else sample_weight, len(output.shape) - 1
+        )
+        for key, output in by_output(y_pred)
+    }
+    return weights if isinstance(y_pred, dict) else list(weights.values())
+
+
+def weight_for(weight: Any, rank: int) -> Any:
+    """Returns the weight with axes of size 1 added at the end, up to `rank`."""
+    if weight is None:
+        return None
+    weight = ops.convert_to_tensor(weight)
+    missing = rank - len(weight.shape)
+    return ops.reshape(weight, (*ops.shape(weight), *[1] * missing)) if missing > 0 else (
+        weight
+    )
+
+
+def first_batch(arguments: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Takes a look at the first batch of what `fit` was given.
+
+    Args:
+        arguments: of `keras.Model.fit`, by name.
+
+    Returns:
+        `(x, y, sample_weight)` of the first batch, with all labels where they are arrays,
+        and the arguments, with a generator that starts again at that batch.
+
+    Raises:
+        ValueError: if there is no example.
+    """
+    x = arguments.get("x")
+    unpack = keras.utils.unpack_x_y_sample_weight
+    if isinstance(x, types.GeneratorType):
+        first = next(x, None)
+        if first is not None:
+            rest = itertools.chain([first], x)
+            arguments = {**arguments, "x": (batch for batch in rest)}
+    elif isinstance(x, tf.data.Dataset):
+        first = next(iter(x.take(1)), None)
+    elif isinstance(x, keras.utils.PyDataset):
+        first = x[0] if len(x) else None
+    elif isinstance(x, tf.distribute.DistributedDataset) or type(x).__module__.startswith(
+        "torch."
+    ):
+        first = next(iter(x), None)
+    else:
+        return _first_of_arrays(arguments), arguments
+    if first is None or _length(first) == 0:
+        raise ValueError(EMPTY)
+    return unpack(first), arguments
+
+
+EMPTY = "the training data is empty; check the filters and the split that made it."
+
+
+def _first_of_arrays(arguments: dict[str, Any]) -> tuple:
+    size = arguments.get("batch_size") or 32
+    x, y = arguments.get("x"), arguments.get("y")
+    if x is None or _length(x) == 0:
+        raise ValueError(EMPTY)
+    head = keras.tree.map_structure(lambda a: np.asarray(a[:size]), x)
+    return head, y, arguments.get("sample_weight")
+
+
+def _length(structure: Any) -> int:
+    return len(next(iter(keras.tree.flatten(structure))))
+
+
+def spread_class_weight(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Turns `class_weight` into sample weights of the shape of the labels.
+
+    Keras takes the last axis of `(batch, time)` labels for one-hot classes.
+    """
+    arguments = dict(arguments)
+    class_weight = arguments.pop("class_weight")
+    if arguments.get("sample_weight") is not None:
+        raise ValueError("give class_weight or sample_weight, not both.")
+    table = np.ones(max(class_weight) + 1, "float32")
+    table[list(class_weight)] = list(class_weight.values())
+
+    def weights(y: Any) -> Any:
+        y = tf.convert_to_tensor(y)
+        if y.dtype.is_floating:
+            y = tf.argmax(y, -1) if y.shape.rank and y.shape.rank > 2 else tf.round(y)
+        y = tf.cast(y, "int32")
+        inside = tf.minimum(y, len(table) - 1)
+        return tf.where(y < len(table), tf.gather(table, inside), 1.0)
+
+    x = arguments.get("x")
+    if isinstance(x, tf.data.Dataset):
+        arguments["x"] = x.map(lambda x, y: (x, y, weights(y)))
+    elif arguments.get("y") is not None:
+        arguments["sample_weight"] = weights(arguments["y"]).numpy()
+    else:
+        raise ValueError(
+            "class_weight for sequence outputs needs arrays or a tf.data.Dataset; give "
+            "sample_weight in the batches instead."
+        )
+    return arguments
+
+
+def is_finite_number(value: Any) -> bool:
+    """Tells whether a value is a finite int or float."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,135 @@
+"""Logits or probabilities: telling which a model gives, and getting logits from both.
+
+Treating a softmax's output as logits is the commonest silent error of distillation:
+every model of `keras.applications` ends in one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill.objectives import by_output, pre_softmax
+
+# Layers that pass on what they are given, so that the one before them decides.
+_PASSES_ON = (
+    keras.layers.Dropout,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+    keras.layers.Flatten,
+    keras.layers.TimeDistributed,
+)
+
+
+def gives_logits(model: Any) -> bool | None:
+    """Tells from a model's last layers whether its outputs are logits.
+
+    Returns:
+        `True` for logits, `False` for probabilities, `None` where the layers do not
+        say (a subclassed model, a Lambda layer). A model with several outputs is
+        answered for all of them: `None` if they differ.
+
+    Raises:
+        ValueError: if an output ends in a sigmoid, whose classes do not exclude each
+            other, so that there is no softmax to distil.
+    """
+    if not getattr(model, "outputs", None):
+        return None
+    answers = {_is_logits(output, model.name) for output in model.outputs}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def _is_logits(tensor: Any, model_name: str) -> bool | None:
+    operation, node_index, tensor_index = tensor._keras_history
+    if isinstance(operation, keras.layers.InputLayer):
+        return None
+    if type(operation).__name__ == "Softmax":  # the layer, or the operation of keras.ops
+        return False
+    if isinstance(operation, (keras.Sequential, keras.Model)):
+        if not getattr(operation, "outputs", None):
+            return None
+        return _is_logits(operation.outputs[tensor_index], model_name)
+    if isinstance(operation, keras.layers.TimeDistributed):
+        return _activation_answer(operation.layer, model_name)
+    if isinstance(operation, _PASSES_ON) or (
+        isinstance(operation, keras.layers.Activation)
+        and operation.activation is keras.activations.linear
+    ):
+        before = operation._inbound_nodes[node_index].input_tensors[0]
+        return _is_logits(before, model_name)
+    return _activation_answer(operation, model_name)
+
+
+def _activation_answer(layer: Any, model_name: str) -> bool | None:
+    activation = getattr(layer, "activation", None)
+    if activation is None or isinstance(layer, keras.layers.RNN):
+        return None
+    if activation in (keras.activations.softmax, keras.ops.softmax):
+        return False
+    if activation is keras.activations.sigmoid:
+        raise ValueError(
+            f"the last layer {layer.name!r} of {model_name!r} is a sigmoid: its classes "
+            "do not exclude each other, so there is no softmax to distil. Give a model "
+            "that ends in logits or softmax, or say from_logits yourself."
+        )
+    return True
+
+
+def to_logits(outputs: Any, from_logits: bool) -> Any:
+    """Returns logits for outputs that are logits or probabilities.
+
+    Probabilities made by a Keras softmax in the same trace give back the logits they
+    were made from, exactly. Others give their logarithm, which is the logits up to a
+    constant that a softmax removes; below 1e-38 it is cut off, as float32 is.
+
+    Args:
+        outputs: `(batch, ..., classes)`, or a dict or list of such.
+        from_logits: whether they are logits already.
+
+    Returns:
+        The same structure.
+    """
+    if from_logits:
+        return outputs
+    return keras.tree.map_structure(_log_probabilities, outputs)
+
+
+def _log_probabilities(probabilities: Any) -> Any:
+    logits = pre_softmax(probabilities)
+    if logits is not probabilities:
+        return logits
+    tiny = float(np.finfo("float32").tiny)
+    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), tiny))
+
+
+def values_are_logits(outputs: Any, who: str, argument: str) -> bool:
+    """Tells from values whether outputs are logits, and says so in a warning.
+
+    Args:
+        outputs: concrete `(batch, ..., classes)`, or a dict or list of such.
+        who: "teacher" or "student", for the message.
+        argument: the argument by which the user can say it, for the message.
+
+    Returns:
+        `False` if every row is >= 0 and sums to 1, within 1e-3; else `True`.
+    """
+    arrays = [
+        ops.convert_to_numpy(ops.cast(o, "float32")) for _, o in by_output(outputs)
+    ]
+    are_probabilities = all(
+        a.min() >= 0.0 and np.allclose(a.sum(-1), 1.0, atol=1e-3) for a in arrays
+    )
+    kind = "probabilities" if are_probabilities else "logits"
+    reason = "are >= 0 and sum to 1" if are_probabilities else "do not sum to 1"
+    warnings.warn(
+        f"the {who}'s layers do not say whether it gives logits or probabilities; its "
+        f"outputs on the first batch {reason}, so they are taken as {kind}. Pass "
+        f"{argument}={not are_probabilities} to settle it.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return not are_probabilities

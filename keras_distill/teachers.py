@@ -1,0 +1,280 @@
+"""What may teach: a model, several, a path, a callable.
+
+A teacher is a plain object, not a layer: whatever holds it does not track its
+variables, and nothing of it is saved, trained or changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from keras_distill.objectives import by_output, hidden_layer
+
+
+class Teacher:
+    """A callable from a batch to logits, run for inference only.
+
+    Args:
+        function: from a batch of inputs to outputs.
+        from_logits: bool, whether the outputs are logits; `None` if not known, to be
+            settled by `look_at` on the first batch.
+        model: the `keras.Model` behind the function, if there is one.
+        description: str, for messages.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        from_logits: bool | None,
+        model: keras.Model | None = None,
+        description: str = "teacher",
+    ) -> None:
+        self.function = function
+        self.from_logits = from_logits
+        self.model = model
+        self.description = description
+        self._extractor: keras.Model | None = None
+        self._layer_names: tuple[str, ...] = ()
+
+    def match_layers(self, layer_names: Sequence[str]) -> None:
+        """Has `__call__` return these layers' outputs too.
+
+        Raises:
+            ValueError: if there is no single model, or it has no such layer.
+        """
+        self._layer_names = tuple(layer_names)
+        self._extractor = None
+        if self._layer_names:
+            if self.model is None:
+                raise ValueError(
+                    f"hidden layers {', '.join(layer_names)} of the teacher are to be "
+                    f"matched, but it is a {self.description}; give one keras.Model."
+                )
+            self._extractor = layer_extractor(self.model, layer_names, "teacher")
+
+    def __call__(self, x: Any, temperature: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs the teacher once, for inference.
+
+        Args:
+            x: a batch of inputs.
+            temperature: float scalar > 0; only a mean of tempered probabilities
+                depends on it.
+
+        Returns:
+            The logits, of the structure of the teacher's outputs, and a dict of the
+            matched layers' outputs by name.
+        """
+        if self._extractor is not None:
+            found = self._extractor(x, training=False)
+            outputs, layers = found["outputs"], found["layers"]
+        else:
+            outputs, layers = self.function(x), {}
+        if self.from_logits is None:
+            raise ValueError(
+                f"the {self.description} does not say whether it gives logits or "
+                "probabilities; pass teacher_from_logits=True or False."
+            )
+        return to_logits(outputs, self.from_logits), layers
+
+    def look_at(self, x: Any) -> None:
+        """Settles logits or probabilities on a first batch, where nothing else did."""
+        if self.from_logits is None:
+            self.from_logits = values_are_logits(
+                self.function(x), "teacher", "teacher_from_logits"
+            )
+
+    @property
+    def classes(self) -> dict[Any, int | None]:
+        """Number of classes by output; empty where it cannot be seen."""
+        return {} if self.model is None else classes_of(self.model)
+
+
+class _Ensemble(Teacher):
+    """Several teachers as one: the mean of their tempered probabilities or logits."""
+
+    def __init__(self, members: list[Teacher], average: str) -> None:
+        super().__init__(self._no_function, True, None, f"list of {len(members)}")
+        self.members = members
+        self.average = average
+
+    @staticmethod
+    def _no_function(x: Any) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, x: Any, temperature: Any) -> tuple[Any, dict[str, Any]]:
+        answers = [member(x, temperature)[0] for member in self.members]
+        return keras.tree.map_structure(
+            lambda *logits: self._mean(ops.stack(logits), temperature), *answers
+        ), {}
+
+    def _mean(self, logits: Any, temperature: Any) -> Any:
+        logits = ops.cast(logits, "float32")
+        if self.average == "logits":
+            return ops.mean(logits, 0)
+        # T * log of the mean tempered probability: softmax(that / T) is the mean.
+        log_p = ops.log_softmax(logits / temperature, axis=-1)
+        return temperature * (ops.logsumexp(log_p, 0) - ops.log(len(self.members)))
+
+    def look_at(self, x: Any) -> None:
+        for member in self.members:
+            member.look_at(x)
+
+    @property
+    def classes(self) -> dict[Any, int | None]:
+        return self.members[0].classes
+
+
+def as_teacher(
+    teacher: Any, from_logits: bool | None = None, average: str = "probabilities"
+) -> Teacher:
+    """Makes a `Teacher` of anything that may teach.
+
+    Args:
+        teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
+            `.keras` file or a SavedModel directory; or a callable from a batch to
+            outputs.
+        from_logits: bool, whether the outputs are logits (`True`) or probabilities
+            (`False`); `None` (default) finds out from the model's last layer.
+        average: for a list, "probabilities" (default) takes the mean of the members'
+            probabilities at the distiller's temperature, "logits" the mean of logits.
+
+    Returns:
+        The `Teacher`.
+
+    Raises:
+        TypeError: if it is none of these.
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the list is empty, its members differ in their number of classes,
+            or `average` is unknown.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> as_teacher(model).from_logits
+    True
+    """
+    if average not in ("probabilities", "logits"):
+        raise ValueError(
+            f'teacher_average must be "probabilities" or "logits", got {average!r}.'
+        )
+    if isinstance(teacher, Teacher):
+        return teacher
+    if isinstance(teacher, keras.Model):
+        return _model_teacher(teacher, from_logits)
+    if isinstance(teacher, (list, tuple)):
+        return _ensemble(teacher, from_logits, average)
+    if isinstance(teacher, (str, os.PathLike)):
+        return _teacher_from_path(os.fspath(teacher), from_logits)
+    if callable(teacher):
+        return Teacher(teacher, from_logits, None, f"callable {teacher!r}")
+    raise TypeError(
+        "teacher must be a keras.Model, a list of teachers, a path to a .keras file or "
+        f"a SavedModel, or a callable from a batch to logits; got {teacher!r}."
+    )
+
+
+def _model_teacher(model: keras.Model, from_logits: bool | None) -> Teacher:
+    if from_logits is None:
+        from_logits = gives_logits(model)
+    return Teacher(
+        lambda x: model(x, training=False),
+        from_logits,
+        model,
+        f"{type(model).__name__} {model.name!r}",
+    )
+
+
+def _ensemble(teachers: Sequence, from_logits: bool | None, average: str) -> Teacher:
+    if not teachers:
+        raise ValueError("teacher is an empty list; give at least one model.")
+    members = [as_teacher(member, from_logits) for member in teachers]
+    known = [member.classes for member in members if member.classes]
+    if any(classes != known[0] for classes in known):
+        counts = ", ".join(str(list(classes.values())) for classes in known)
+        raise ValueError(
+            f"the teachers have different numbers of classes: {counts}. Members of one "
+            "list must share their classes."
+        )
+    return _Ensemble(members, average)
+
+
+def _teacher_from_path(path: str, from_logits: bool | None) -> Teacher:
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(
+            f"teacher path {path!r} does not exist; give a .keras file or a SavedModel "
+            "directory."
+        )
+    if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
+        return _saved_model_teacher(path, from_logits)
+    if path.endswith(".keras"):
+        return _model_teacher(keras.saving.load_model(path), from_logits)
+    raise ValueError(
+        f"teacher path {path!r} is neither a .keras file nor a directory with a "
+        "saved_model.pb. An export directory holds numbered versions: give one of "
+        "those, as in 'savedmodels/mnist/1'."
+    )
+
+
+def _saved_model_teacher(path: str, from_logits: bool | None) -> Teacher:
+    loaded = tf.saved_model.load(path)
+    signature = loaded.signatures.get("serving_default")
+    if signature is None:
+        raise ValueError(
+            f"the SavedModel {path!r} has no signature 'serving_default'; give a "
+            "callable that calls the one you mean."
+        )
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
+    # Our own exports answer with logits, probabilities and label: logits teach.
+    has_logits = {"logits", "probabilities"} <= set(outputs)
+    if has_logits:
+        from_logits = True
+
+    def function(x: Any) -> Any:
+        by_name = x if isinstance(x, dict) else dict.fromkeys(inputs, x)
+        if set(by_name) != set(inputs) or (len(inputs) > 1 and by_name is not x):
+            raise ValueError(
+                f"the SavedModel {path!r} takes the inputs {', '.join(inputs)}; give a "
+                "dict of them."
+            )
+        answer = signature(
+            **{name: tf.cast(by_name[name], inputs[name].dtype) for name in inputs}
+        )
+        if has_logits:
+            return answer["logits"]
+        return next(iter(answer.values())) if len(answer) == 1 else answer
+
+    function.keep_alive = loaded  # type: ignore[attr-defined]
+    return Teacher(function, from_logits, None, f"SavedModel {path!r}")
+
+
+def classes_of(model: keras.Model) -> dict[Any, int | None]:
+    """Returns the size of the last axis of each output, by its key; {} if unknown."""
+    if not getattr(model, "outputs", None):
+        return {}
+    return {key: output.shape[-1] for key, output in by_output(outputs_of(model))}
+
+
+def outputs_of(model: keras.Model) -> Any:
+    """Returns the symbolic outputs of a built model in the structure of its `call`."""
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+
+
+def layer_extractor(
+    model: keras.Model, layer_names: Sequence[str], role: str
+) -> keras.Model:
+    """Returns a model that shares the layers and gives outputs and hidden layers.
+
+    Raises:
+        ValueError: if a layer cannot be found by its name.
+    """
+    layers = {name: hidden_layer(model, name, role) for name in layer_names}
+    inputs = model.inputs if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, {"outputs": outputs_of(model), "layers": layers})
