@@ -1,0 +1,290 @@
+"""Data by name: any TFDS classification dataset, and scikit-learn's digits.
+
+Every dataset comes as `Data`: batched train, validation and test splits, with the
+validation split taken from the training examples, never from test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# No host that can be reached takes longer to answer its first byte.
+_PROBE_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A classification dataset, ready for `fit`.
+
+    Attributes:
+        name: str.
+        train: `tf.data.Dataset` of `(x, y)` batches, shuffled anew each epoch; x float32
+            `(batch, *input_shape)`, y int64 `(batch,)`.
+        validation: likewise, in a fixed order; taken from the training examples.
+        test: likewise, in a fixed order.
+        class_names: one str per class.
+        input_shape: of one example, without the batch axis.
+        sizes: number of examples by split name.
+    """
+
+    name: str
+    train: tf.data.Dataset
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    class_names: list[str]
+    input_shape: tuple[int, ...]
+    sizes: dict[str, int]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    batch_size: int = 128,
+    validation_fraction: float = 0.1,
+    image_size: tuple[int, int] | None = None,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Data:
+    """Loads a classification dataset by its name.
+
+    Args:
+        name: "digits" (1797 images of 8x8, shipped with scikit-learn, no network), or a
+            TFDS name such as "mnist" or "cifar100:3.0.2".
+        data_dir: where TFDS keeps prepared data; `None` (default) is TFDS's own default,
+            which `TFDS_DATA_DIR` sets.
+        batch_size: int, default 128.
+        validation_fraction: part of the training examples kept for validation, between
+            0 and 1, default 0.1.
+        image_size: `(height, width)` in pixels to resize images to, for datasets whose
+            images differ in size.
+        normalize: whether integer images become float32 in [0, 1]. Default `True`.
+        seed: of the shuffling, and for digits of the splits.
+
+    Returns:
+        `Data`.
+
+    Raises:
+        ValueError: if the name is unknown, the dataset has no class labels, or an
+            argument is out of range.
+        ConnectionError: if the data is not prepared yet and its source does not answer.
+
+    Example:
+
+    >>> data = load("digits", batch_size=32)
+    >>> data.input_shape, data.classes, sum(data.sizes.values())
+    ((8, 8, 1), 10, 1797)
+    """
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(
+            "validation_fraction must be between 0 and 1, got "
+            f"{validation_fraction}; 0.1 keeps a tenth of the training examples."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if name == "digits":
+        return _digits(batch_size, validation_fraction, seed)
+    return _tfds(
+        name, data_dir, batch_size, validation_fraction, image_size, normalize, seed
+    )
+
+
+def _digits(batch_size: int, validation_fraction: float, seed: int) -> Data:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1)
+    y = y.astype("int64")
+    x, x_test, y, y_test = train_test_split(
+        x, y, test_size=0.3, stratify=y, random_state=seed
+    )
+    x, x_val, y, y_val = train_test_split(
+        x, y, test_size=validation_fraction, stratify=y, random_state=seed
+    )
+    datasets = {
+        split: tf.data.Dataset.from_tensor_slices(arrays)
+        for split, arrays in {
+            "train": (x, y),
+            "validation": (x_val, y_val),
+            "test": (x_test, y_test),
+        }.items()
+    }
+    return _batched(
+        "digits", datasets, [str(digit) for digit in range(10)], (8, 8, 1), batch_size,
+        seed, None,
+    )  # fmt: skip
+
+
+def _tfds(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    batch_size: int,
+    validation_fraction: float,
+    image_size: tuple[int, int] | None,
+    normalize: bool,
+    seed: int,
+) -> Data:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise ValueError(
+            f'there is no dataset {name!r}; give "digits" or a name of '
+            "tensorflow_datasets.list_builders()."
+        ) from error
+    if builder.info.supervised_keys is None:
+        raise ValueError(
+            f"{name!r} names no input and label (its supervised_keys are None); build a "
+            "tf.data.Dataset of (x, y) with tensorflow_datasets and use that."
+        )
+    input_key, label_key = builder.info.supervised_keys[:2]
+    label = builder.info.features[label_key]
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(
+            f"{name!r} is not a classification dataset: its {label_key!r} is a "
+            f"{type(label).__name__}, not a ClassLabel."
+        )
+    _prepare(builder)
+    splits = _split_names(list(builder.info.splits), validation_fraction)
+    datasets = dict(
+        zip(
+            splits,
+            builder.as_dataset(
+                split=list(splits.values()), as_supervised=True, shuffle_files=False
+            ),
+            strict=True,
+        )
+    )
+    shape, prepare = _preparation(
+        name, builder.info.features[input_key], image_size, normalize
+    )
+    class_names = [label.int2str(i) for i in range(label.num_classes)]
+    return _batched(name, datasets, class_names, shape, batch_size, seed, prepare)
+
+
+def _split_names(available: list[str], validation_fraction: float) -> dict[str, str]:
+    """Returns TFDS split expressions; validation comes out of train alone."""
+    if "train" not in available:
+        raise ValueError(f"the dataset has no train split, only {available}.")
+    percent = round(100 * validation_fraction) or 1
+    held_out = next((s for s in ("test", "validation") if s in available), None)
+    end = 100 if held_out else 80
+    boundary = end - max(1, round(percent * end / 100))
+    return {
+        "train": f"train[:{boundary}%]",
+        "validation": f"train[{boundary}%:{end}%]",
+        "test": held_out or f"train[{end}%:]",
+    }
+
+
+def _preparation(
+    name: str, feature: Any, image_size: tuple[int, int] | None, normalize: bool
+) -> tuple[tuple[int, ...], Callable]:
+    """Returns the shape of an example and the function that prepares one."""
+    shape = feature.shape
+    is_image = len(shape) == 3 and feature.np_dtype == np.uint8
+    if is_image and image_size is not None:
+        shape = (*image_size, shape[-1])
+    if None in shape:
+        raise ValueError(
+            f"the inputs of {name!r} have shape {shape}, so they do not batch; pass "
+            "image_size=(height, width)."
+        )
+
+    def prepare(x: Any, y: Any) -> tuple[Any, Any]:
+        if is_image and image_size is not None:
+            x = tf.image.resize(x, image_size)
+        if x.dtype != tf.string:
+            x = tf.cast(x, tf.float32)
+            if is_image and normalize:
+                x = x / 255.0
+        return x, y
+
+    return tuple(shape), prepare
+
+
+def _prepare(builder: Any) -> None:
+    """Downloads and prepares a dataset, after making sure that its source answers."""
+    if builder.is_prepared():
+        return
+    where = f"data_dir={builder._data_dir_root!s}"
+    advice = (
+        f"Prepare it where there is a network, with tensorflow_datasets.load("
+        f"{builder.name!r}, data_dir=...), copy that folder here and pass it as data_dir "
+        "or set TFDS_DATA_DIR; or use the dataset 'digits', which needs no network."
+    )
+    urls = [url for url in builder.url_infos if url.startswith("http")]
+    for url in urls[:2]:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+                break
+        except urllib.error.HTTPError:
+            break  # the source answered; what it says of HEAD does not matter
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+    else:
+        if urls:
+            raise ConnectionError(
+                f"{builder.info.full_name!r} is not prepared in {where}, and its source "
+                f"{urls[0]} does not answer ({reason}). {advice}"
+            )
+    builder.download_and_prepare()
+
+
+def _batched(
+    name: str,
+    datasets: dict[str, tf.data.Dataset],
+    class_names: list[str],
+    input_shape: tuple[int, ...],
+    batch_size: int,
+    seed: int,
+    prepare: Callable | None,
+) -> Data:
+    sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
+    batched = {}
+    for split, dataset in datasets.items():
+        dataset = dataset.cache()
+        if split == "train":
+            dataset = dataset.shuffle(min(sizes[split], 100_000), seed=seed)
+        if prepare is not None:
+            dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        batched[split] = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return Data(
+        name=name,
+        class_names=class_names,
+        input_shape=input_shape,
+        sizes=sizes,
+        **batched,
+    )
+
+
+def to_arrays(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all of a dataset of `(x, y)` batches as two arrays, in its order.
+
+    Args:
+        dataset: finite, of batches that fit into memory together.
+
+    Returns:
+        `(x, y)`, each with the examples on the first axis.
+    """
+    batches = list(dataset.as_numpy_iterator())
+    return (
+        np.concatenate([x for x, _ in batches]),
+        np.concatenate([y for _, y in batches]),
+    )
