@@ -2,7 +2,14 @@
 
 from importlib.metadata import version as _version
 
-from keras_distill.distiller import Distiller, DistillationInputs, TeacherAgreement
+# Before anything that imports TensorFlow.
+from keras_distill import _quiet  # noqa: F401
+
+# isort: split
+from keras_distill import datasets, models
+from keras_distill.distiller import DistillationInputs, Distiller, TeacherAgreement
+from keras_distill.evaluation import Comparison, Evaluation, compare, evaluate
+from keras_distill.export import export_savedmodel
 from keras_distill.objectives import (
     HiddenLayerLoss,
     LogitMatchingLoss,
@@ -15,8 +22,10 @@ from keras_distill.teachers import as_teacher
 __version__ = _version("keras-distill")
 
 __all__ = [
+    "Comparison",
     "DistillationInputs",
     "Distiller",
+    "Evaluation",
     "HiddenLayerLoss",
     "LogitMatchingLoss",
     "Objective",
@@ -24,4 +33,9 @@ __all__ = [
     "TeacherAgreement",
     "WeightedSum",
     "as_teacher",
+    "compare",
+    "datasets",
+    "evaluate",
+    "export_savedmodel",
+    "models",
 ]

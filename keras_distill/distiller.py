@@ -334,7 +334,7 @@ class Distiller(keras.Model):
         self._untracked.reduce = _Reduce(*reductions[:1])
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the student, as `keras.Model.fit` does, after looking at the first batch.
+        """Trains the student as `keras.Model.fit` does, after a look at the first batch.
 
         Args:
             x: as for `keras.Model.fit`.
@@ -363,6 +363,9 @@ class Distiller(keras.Model):
             else:
                 callbacks = [*keras.tree.flatten(callbacks or []), watch]
             arguments["callbacks"] = callbacks
+            if isinstance(arguments.get("x"), tf.data.Dataset):
+                # Keras warns that its own default, True, has no effect on these.
+                arguments.setdefault("shuffle", False)
         return super().fit(**arguments)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

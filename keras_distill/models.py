@@ -37,7 +37,7 @@ def mlp(
     """
     constraint = None if max_norm is None else keras.constraints.MaxNorm(max_norm)
     layers: list[keras.layers.Layer] = [
-        keras.Input(tuple(input_shape)),
+        keras.Input(tuple(input_shape), name="image"),
         keras.layers.Flatten(),
     ]
     if input_dropout:
@@ -84,13 +84,16 @@ def cnn(
     >>> cnn((8, 8, 1), 10, (16, 32)).output_shape
     (None, 10)
     """
-    layers: list[keras.layers.Layer] = [keras.Input(tuple(input_shape))]
+    layers: list[keras.layers.Layer] = [
+        keras.Input(tuple(input_shape), name="image")
+    ]
     for index, count in enumerate(filters):
         layers += [
             keras.layers.Conv2D(
                 count, 3, padding="same", use_bias=False, name=f"conv_{index + 1}"
             ),
-            keras.layers.BatchNormalization(name=f"norm_{index + 1}"),
+            # Keras's 0.99 needs more steps than a small dataset has.
+            keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{index + 1}"),
             keras.layers.ReLU(name=f"relu_{index + 1}"),
             keras.layers.MaxPooling2D(2, name=f"pool_{index + 1}"),
         ]

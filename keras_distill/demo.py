@@ -1,0 +1,219 @@
+"""The story of the package in one run: `keras-distill demo`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import keras
+import numpy as np
+from scipy.special import softmax
+from tqdm.auto import tqdm
+
+from keras_distill import checks, datasets, evaluation, export, models, plots
+from keras_distill.distiller import Distiller
+
+_EXAMPLES_SHOWN = 8
+
+
+def run(
+    dataset: str = "digits",
+    *,
+    data_dir: str | None = None,
+    output: str = "keras-distill-demo-digits",
+    temperature: float = 2.0,
+    alpha: float = 0.1,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> evaluation.Comparison:
+    """Trains, judges, draws, exports and asks; prints what it does.
+
+    Args:
+        dataset: "digits", or the name of a TFDS image dataset.
+        data_dir: where TFDS keeps prepared datasets.
+        output: folder for the results, made if it does not exist.
+        temperature: T > 0 of the distillation.
+        alpha: weight of the hard loss, from 0 to 1.
+        epochs: of each training; `None` (default) fits the size of the dataset.
+        seed: of all initial weights and shuffles.
+
+    Returns:
+        The comparison of the three models on test data.
+
+    Raises:
+        ValueError: if an argument is out of range or the dataset has no images.
+        NotADirectoryError: if `output` is a file.
+    """
+    start = time.monotonic()
+    checks.knob("temperature", temperature)
+    checks.knob("alpha", alpha)
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
+    data = datasets.load(
+        dataset, data_dir=data_dir, batch_size=32 if dataset == "digits" else 128, seed=seed
+    )
+    if len(data.input_shape) != 3:
+        raise ValueError(
+            f"the demo shows images, but an example of {dataset!r} has shape "
+            f"{data.input_shape}; see examples/ for other data."
+        )
+    os.makedirs(output, exist_ok=True)
+    epochs = epochs or int(np.clip(70_000 / data.sizes["train"], 5, 60))
+    _heading("Data")
+    sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
+    print(f"{data.name}: {data.classes} classes of {data.input_shape}; {sizes}")
+
+    _heading("Training")
+    keras.utils.set_random_seed(seed)
+    teacher = models.cnn(
+        data.input_shape, data.classes, (32, 64), dropout=0.3, name="teacher"
+    )
+    histories = {"teacher": _train(teacher, data, epochs, "teacher")}
+    students = {}
+    for name in ("hard labels", "distilled"):
+        # The same initial weights and the same order of batches for both.
+        keras.utils.set_random_seed(seed + 1)
+        data = datasets.load(
+            dataset,
+            data_dir=data_dir,
+            batch_size=32 if dataset == "digits" else 128,
+            seed=seed,
+        )
+        student = models.mlp(data.input_shape, data.classes, (64,), name="student")
+        model: Any = student
+        if name == "distilled":
+            model = Distiller(student, teacher, temperature=temperature, alpha=alpha)
+        histories[name] = _train(model, data, epochs, name)
+        students[name] = student
+
+    _heading("Test data, each model judged once")
+    comparison = evaluation.compare(
+        {
+            "teacher": teacher,
+            "student, hard labels": students["hard labels"],
+            "student, distilled": students["distilled"],
+        },
+        data.test,
+        teacher=teacher,
+    )
+    print(comparison)
+    comparison.save(os.path.join(output, "comparison.json"))
+    comparison.save(os.path.join(output, "comparison.md"))
+
+    _heading("Pictures")
+    for name, figure in _pictures(
+        data, teacher, students["distilled"], comparison, histories
+    ).items():
+        path = os.path.join(output, f"{name}.png")
+        figure.savefig(path)
+        print(path)
+
+    _heading("Export of the student that is better on validation data")
+    best = _better_on_validation(students, data)
+    path = export.export_savedmodel(
+        students[best],
+        os.path.join(output, "savedmodel"),
+        class_names=data.class_names,
+    )
+    print(f"the {best} student is in {path}, as TensorFlow Serving takes it")
+    _ask_fresh_process(path, data)
+
+    _heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
+    print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
+    print(f"- serve it:         tensorflow_model_server --model_base_path={os.path.abspath(os.path.dirname(path))}")  # fmt: skip  # noqa: E501
+    print(f"- look at results:  {os.path.abspath(output)}")
+    return comparison
+
+
+def _heading(text: str) -> None:
+    print(f"\n{text}\n{'=' * len(text)}", flush=True)
+
+
+class _Bar(keras.callbacks.Callback):
+    """One progress bar for a whole training."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        super().__init__()
+        self.bar = tqdm(total=epochs, desc=f"{name:<12}", unit="epoch", ncols=90)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.bar.set_postfix_str(f"val accuracy {logs['val_accuracy']:.2%}", False)
+        self.bar.update(1)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.bar.close()
+
+
+def _train(
+    model: keras.Model, data: datasets.Data, epochs: int, name: str
+) -> dict[str, list[float]]:
+    steps = epochs * int(data.train.cardinality())
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model.fit(
+        data.train,
+        validation_data=data.validation,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[_Bar(name, epochs)],
+    ).history
+
+
+def _pictures(
+    data: datasets.Data,
+    teacher: keras.Model,
+    student: keras.Model,
+    comparison: evaluation.Comparison,
+    histories: dict[str, dict],
+) -> dict[str, Any]:
+    x, y = datasets.to_arrays(data.test.take(8))
+    logits = teacher.predict(x, verbose=0)
+    # The example with the most to say: the least sure of the teacher's right answers.
+    p = softmax(logits, -1)
+    sureness = np.where(logits.argmax(-1) == y, p.max(-1), np.inf)
+    example = int(sureness.argmin())
+    x_all, y_all = datasets.to_arrays(data.test)
+    p_student = softmax(student.predict(x_all, verbose=0), -1)
+    return {
+        "temperature_curves": plots.temperature_curves(),
+        "soft_targets": plots.soft_targets(
+            logits[example],
+            class_names=data.class_names,
+            image=x[example],
+            label=int(y[example]),
+        ),
+        "training_curves": plots.training_curves(histories),
+        "reliability": plots.reliability_diagram(
+            *evaluation.reliability(p_student, y_all), name="the distilled student"
+        ),
+        "size_against_accuracy": plots.size_against_accuracy(comparison.evaluations),
+    }
+
+
+def _better_on_validation(students: dict[str, keras.Model], data: datasets.Data) -> str:
+    judged = evaluation.compare(students, data.validation, timing=False, verbose=False)
+    best = max(judged.evaluations, key=lambda e: (e.accuracy, -e.nll))
+    return best.name
+
+
+def _ask_fresh_process(path: str, data: datasets.Data) -> None:
+    x, y = next(iter(data.test))
+    x, y = x[:_EXAMPLES_SHOWN], y[:_EXAMPLES_SHOWN].numpy()
+    answer = export.ask_fresh_process(path, {"image": x})
+    print("\na fresh process that imports only TensorFlow answers:")
+    rows = [
+        ["test example", *map(str, range(len(y)))],
+        ["label", *(data.class_names[i] for i in y)],
+        ["answer", *(value.decode() for value in answer["label"])],
+        ["probability", *(f"{p.max():.2f}" for p in answer["probabilities"])],
+    ]
+    width = max(len(cell) for row in rows for cell in row[1:])
+    for row in rows:
+        print(f"  {row[0]:<13}" + "  ".join(cell.rjust(width) for cell in row[1:]))

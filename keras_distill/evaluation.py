@@ -1,0 +1,375 @@
+"""An honest evaluation: what a model knows, how sure it is, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from keras_distill.distiller import Distiller
+from keras_distill.teachers import Teacher, as_teacher
+
+# Column name, unit and format of each figure, in the order of a printed table.
+_COLUMNS = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "file_bytes": ("file, MB", "{:.2f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+    "top5_accuracy": ("top-5", "{:.2%}"),
+    "nll": ("NLL, nats", "{:.4f}"),
+    "calibration_error": ("ECE", "{:.2%}"),
+    "teacher_agreement": ("agreement", "{:.2%}"),
+    "latency_p50_ms": ("p50, ms", "{:.2f}"),
+    "latency_p99_ms": ("p99, ms", "{:.2f}"),
+    "throughput": ("examples/s", "{:,.0f}"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of one model on one dataset; `None` where one does not apply.
+
+    Attributes:
+        name: str.
+        examples: number of labels judged; with more than one axis, every position.
+        parameters: number of weights of the Keras model.
+        file_bytes: size of its weights as saved, without optimizer state.
+        accuracy: from 0 to 1.
+        top5_accuracy: from 0 to 1, where there are more than 10 classes.
+        nll: mean negative log-likelihood of the labels at T = 1, in nats.
+        calibration_error: expected calibration error, from 0 to 1.
+        teacher_agreement: how often the teacher chooses the same class, from 0 to 1.
+        latency_p50_ms: median time of one example, in milliseconds.
+        latency_p99_ms: 99th percentile of the same.
+        throughput: examples per second at a batch size of 64.
+    """
+
+    name: str
+    examples: int
+    parameters: int | None
+    file_bytes: int | None
+    accuracy: float
+    top5_accuracy: float | None
+    nll: float
+    calibration_error: float
+    teacher_agreement: float | None
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    throughput: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Several evaluations side by side; prints as a table.
+
+    Attributes:
+        evaluations: one per model, in the order given.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+
+    def __getitem__(self, name: str) -> Evaluation:
+        """Returns the evaluation of a model by its name."""
+        for evaluation in self.evaluations:
+            if evaluation.name == name:
+                return evaluation
+        names = ", ".join(e.name for e in self.evaluations)
+        raise KeyError(f"no model {name!r}; there are {names}")
+
+    def _rows(self) -> list[list[str]]:
+        shown = [
+            field
+            for field in _COLUMNS
+            if any(getattr(e, field) is not None for e in self.evaluations)
+        ]
+        rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
+        for evaluation in self.evaluations:
+            row = [evaluation.name]
+            for field in shown:
+                value = getattr(evaluation, field)
+                if field == "file_bytes" and value is not None:
+                    value = value / 1e6
+                row.append("-" if value is None else _COLUMNS[field][1].format(value))
+            rows.append(row)
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Returns the table in Markdown."""
+        rows = self._rows()
+        rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+    def to_json(self) -> str:
+        """Returns the figures as a JSON list of objects, unrounded."""
+        return json.dumps([dataclasses.asdict(e) for e in self.evaluations], indent=2)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the figures to a `.json` file or the table to a `.md` file.
+
+        Raises:
+            ValueError: if the path ends in neither.
+        """
+        path = os.fspath(path)
+        writers = {".json": self.to_json, ".md": self.to_markdown}
+        ending = os.path.splitext(path)[1]
+        if ending not in writers:
+            raise ValueError(f"the path must end in .json or .md, got {path!r}.")
+        unfinished = f"{path}.unfinished"
+        with open(unfinished, "w") as file:
+            file.write(writers[ending]() + "\n")
+        os.replace(unfinished, path)
+
+
+def evaluate(
+    model: Any,
+    dataset: Any,
+    *,
+    name: str | None = None,
+    teacher: Any = None,
+    from_logits: bool | None = None,
+    timing: bool = True,
+) -> Evaluation:
+    """Judges one model on one dataset.
+
+    Args:
+        model: a `keras.Model`, a `Distiller` (its student is judged), or anything else
+            that may teach: a path, a list, a callable.
+        dataset: finite `tf.data.Dataset` of `(x, y)` batches; y integers `(batch, ...)`
+            or one-hot.
+        name: str; by default the model's.
+        teacher: anything that may teach, to count the agreement with; or `None`.
+        from_logits: bool, whether the model gives logits; `None` (default) finds out.
+        timing: whether to measure latency and throughput, about two seconds.
+
+    Returns:
+        `Evaluation`.
+
+    Raises:
+        ValueError: if the dataset is empty or brings no labels.
+
+    Example:
+
+    >>> from keras_distill import datasets, models
+    >>> data = datasets.load("digits")
+    >>> model = models.mlp(data.input_shape, data.classes, (16,))
+    >>> evaluate(model, data.test, timing=False).examples
+    540
+    """
+    judged, judge = _judge(model, from_logits), None
+    if teacher is not None:
+        judge = _judge(teacher, None)
+    first = next(iter(dataset.take(1)), None)
+    if first is None:
+        raise ValueError("the evaluation dataset is empty; check how it was split.")
+    if not isinstance(first, tuple) or len(first) < 2:
+        raise ValueError("the evaluation dataset brings no labels; it must yield (x, y).")
+    if judge is not None:
+        judge.look_at(first[0])
+    judged.look_at(first[0])
+    answer = _compiled(judged, first[0])
+    teach = None if judge is None else _compiled(judge, first[0])
+    logits, labels, agreed = [], [], []
+    for x, y, *_ in dataset:
+        z = answer(x).numpy()
+        logits.append(z.reshape(-1, z.shape[-1]))
+        y = y.numpy()
+        is_one_hot = y.ndim == z.ndim and y.shape[-1] == z.shape[-1]
+        labels.append((y.argmax(-1) if is_one_hot else y).reshape(-1))
+        if teach is not None:
+            agreed.append((teach(x).numpy().argmax(-1) == z.argmax(-1)).reshape(-1))
+    z, y = np.concatenate(logits), np.concatenate(labels).astype("int64")
+    log_p = z - np.logaddexp.reduce(z.astype("float64"), axis=-1, keepdims=True)
+    times = _timings(answer, first[0]) if timing else (None, None, None)
+    keras_model = judged.model
+    return Evaluation(
+        name=name or (keras_model.name if keras_model is not None else "model"),
+        examples=len(y),
+        parameters=None if keras_model is None else keras_model.count_params(),
+        file_bytes=None if keras_model is None else _file_bytes(keras_model),
+        accuracy=float(np.mean(z.argmax(-1) == y)),
+        top5_accuracy=_top5(z, y) if z.shape[-1] > 10 else None,
+        nll=float(-np.mean(log_p[np.arange(len(y)), y])),
+        calibration_error=calibration_error(np.exp(log_p), y),
+        teacher_agreement=float(np.concatenate(agreed).mean()) if agreed else None,
+        latency_p50_ms=times[0],
+        latency_p99_ms=times[1],
+        throughput=times[2],
+    )
+
+
+def compare(
+    models: Mapping[str, Any],
+    dataset: Any,
+    *,
+    teacher: Any = None,
+    timing: bool = True,
+    verbose: bool = True,
+) -> Comparison:
+    """Judges several models on one dataset, side by side.
+
+    Args:
+        models: what `evaluate` takes, by the name to print.
+        dataset: as for `evaluate`.
+        teacher: as for `evaluate`.
+        timing: as for `evaluate`.
+        verbose: whether to show a progress bar.
+
+    Returns:
+        `Comparison`, which prints as a table and saves as JSON or Markdown.
+
+    Raises:
+        ValueError: if there are no models.
+    """
+    if not models:
+        raise ValueError("there are no models to compare; give a dict of at least one.")
+    return Comparison(
+        tuple(
+            evaluate(model, dataset, name=name, teacher=teacher, timing=timing)
+            for name, model in tqdm(
+                models.items(),
+                desc="judging",
+                unit="model",
+                ncols=90,
+                disable=not verbose,
+            )
+        )
+    )
+
+
+def calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> float:
+    """Returns the expected calibration error.
+
+        sum_b  n_b / n * | accuracy_b - confidence_b |
+
+    over bins of equal width of the confidence, that is the largest probability.
+
+    Args:
+        probabilities: float `(examples, classes)`.
+        labels: int `(examples,)`.
+        bins: number of bins, default 15.
+
+    Returns:
+        From 0 to 1.
+
+    Example:
+
+    >>> round(calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 3)
+    0.4
+
+    Reference: Guo et al., arXiv:1706.04599.
+    """
+    _, accuracy, confidence, weight = reliability(probabilities, labels, bins)
+    return float(np.sum(weight * np.abs(accuracy - confidence)))
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns accuracy and confidence by bins of the confidence.
+
+    Args:
+        probabilities: float `(examples, classes)`.
+        labels: int `(examples,)`.
+        bins: number of bins of equal width.
+
+    Returns:
+        For each bin: its upper edge, the accuracy, the mean confidence and the share of
+        the examples; zeros for an empty bin.
+    """
+    confidence = probabilities.max(-1)
+    correct = probabilities.argmax(-1) == labels
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    index = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    size = np.maximum(count, 1)
+    return (
+        edges[1:],
+        np.bincount(index, weights=correct, minlength=bins) / size,
+        np.bincount(index, weights=confidence, minlength=bins) / size,
+        count / max(len(labels), 1),
+    )
+
+
+def _judge(model: Any, from_logits: bool | None) -> Teacher:
+    return as_teacher(
+        model.student if isinstance(model, Distiller) else model, from_logits
+    )
+
+
+def _compiled(teacher: Teacher, x: Any) -> Callable[[Any], Any]:
+    # One trace for every batch size.
+    spec = keras.tree.map_structure(
+        lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), x
+    )
+
+    @tf.function(input_signature=[spec])
+    def logits(x: Any) -> Any:
+        answer, _ = teacher(x, 1.0)
+        if isinstance(answer, (dict, list, tuple)):
+            raise ValueError(
+                "evaluate judges one output; give a callable that picks it, as in "
+                "lambda x: model(x)['name']."
+            )
+        return tf.cast(answer, tf.float32)
+
+    return logits
+
+
+def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
+    best = np.argpartition(logits, -5, axis=-1)[:, -5:]
+    return float(np.mean((best == labels[:, None]).any(-1)))
+
+
+def _file_bytes(model: keras.Model) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.weights.h5")
+        model.save_weights(path)  # without the optimizer's state, which is not served
+        return os.path.getsize(path)
+
+
+def _timings(
+    answer: Callable[[Any], Any], x: Any, seconds: float = 1.0
+) -> tuple[float, float, float]:
+    """Returns p50 and p99 at batch 1, in ms, and examples per second at batch 64."""
+    one = keras.tree.map_structure(lambda a: a[:1], x)
+    many = keras.tree.map_structure(
+        lambda a: tf.repeat(a, -(-64 // int(a.shape[0])), axis=0)[:64], x
+    )
+    single = np.array(_times(answer, one, seconds)) * 1e3
+    batch = np.median(_times(answer, many, seconds))
+    return float(np.percentile(single, 50)), float(np.percentile(single, 99)), 64 / batch
+
+
+def _times(answer: Callable[[Any], Any], x: Any, seconds: float) -> list[float]:
+    for _ in range(5):
+        answer(x)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end and len(times) < 1000:
+        start = time.perf_counter()
+        answer(x).numpy()
+        times.append(time.perf_counter() - start)
+    return times
