@@ -276,5 +276,5 @@ def layer_extractor(
         ValueError: if a layer cannot be found by its name.
     """
     layers = {name: hidden_layer(model, name, role) for name in layer_names}
-    inputs = model.inputs if isinstance(model, keras.Sequential) else model.input
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.Model(inputs, {"outputs": outputs_of(model), "layers": layers})

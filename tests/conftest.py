@@ -1,0 +1,71 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Two logical CPU devices, for MirroredStrategy; must come before any tensor is made.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+FEATURES, CLASSES = 8, 5
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, FEATURES)).astype("float32")
+    return x, rng.integers(CLASSES, size=64)
+
+
+def mlp(width=6, classes=CLASSES, activation=None, features=FEATURES, **kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dense(width, activation="relu", name="hidden"),
+            keras.layers.Dense(classes, activation=activation, name="out"),
+        ],
+        **kwargs,
+    )
+
+
+def tagger(width=4, classes=CLASSES, vocabulary=20):
+    """A sequence model with a Keras mask: token 0 is padding."""
+    return keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(vocabulary, width, mask_zero=True),
+            keras.layers.Dense(classes),
+        ]
+    )
+
+
+def copy_of(model):
+    """A model with weights of its own that start at the same values."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def largest_difference(a, b):
+    return max(
+        float(np.max(np.abs(np.asarray(x, "float64") - np.asarray(y, "float64"))))
+        for x, y in zip(a, b, strict=True)
+    )

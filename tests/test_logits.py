@@ -1,0 +1,84 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from tests.conftest import mlp
+
+
+def chain(*layers):
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: chain(keras.layers.Dense(3)), True),
+        (lambda: chain(keras.layers.Dense(3, activation="softmax")), False),
+        (lambda: chain(keras.layers.Dense(3), keras.layers.Softmax()), False),
+        (lambda: chain(keras.layers.Dense(3), keras.layers.Activation("softmax")), False),
+        (
+            lambda: chain(
+                keras.layers.Dense(3, activation="softmax"), keras.layers.Dropout(0.5)
+            ),
+            False,
+        ),
+        (
+            lambda: chain(
+                keras.layers.Dense(6, activation="softmax"), keras.layers.Reshape((2, 3))
+            ),
+            False,
+        ),
+        (lambda: chain(chain(keras.layers.Dense(3, activation="softmax"))), False),
+        (lambda: chain(chain(keras.layers.Dense(3))), True),
+        (
+            lambda: chain(keras.layers.Dense(3), keras.layers.Activation("linear")),
+            True,
+        ),
+        (lambda: chain(keras.layers.Lambda(lambda x: x)), None),
+    ],
+)
+def test_last_layer_tells(model, expected):
+    assert gives_logits(model()) is expected
+
+
+def test_softmax_operation_tells():
+    inputs = keras.Input((4,))
+    outputs = keras.ops.softmax(keras.layers.Dense(3)(inputs))
+    assert gives_logits(keras.Model(inputs, outputs)) is False
+
+
+def test_keras_applications_end_in_softmax_and_can_be_told_not_to():
+    make = keras.applications.MobileNetV3Small
+    kwargs = {"input_shape": (32, 32, 3), "weights": None, "classes": 7}
+    assert gives_logits(make(**kwargs)) is False
+    assert gives_logits(make(classifier_activation=None, **kwargs)) is True
+
+
+def test_sigmoid_is_refused():
+    with pytest.raises(ValueError, match="'out' of 'multi' is a sigmoid"):
+        gives_logits(mlp(activation="sigmoid", name="multi"))
+
+
+def test_exact_logits_come_back_from_a_softmax():
+    model = chain(keras.layers.Dense(3), keras.layers.Softmax())
+    x = 1000.0 * np.ones((2, 4), "float32")  # probabilities underflow to 0 here
+    probabilities = model(x)
+    expected = model.layers[0](x)
+    assert float(keras.ops.min(probabilities)) == 0.0
+    np.testing.assert_array_equal(to_logits(probabilities, False), expected)
+
+
+def test_bare_probabilities_give_finite_log_probabilities():
+    logits = to_logits(np.array([[1.0, 0.0], [0.25, 0.75]], "float32"), False)
+    np.testing.assert_allclose(logits[1], np.log([0.25, 0.75]), rtol=1e-6)
+    assert np.isfinite(np.asarray(logits)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([[0.2, 0.8], [0.5, 0.5]], False), ([[0.2, 1.8]], True), ([[-0.5, 1.5]], True)],
+)
+def test_values_tell_and_it_is_said(values, expected):
+    with pytest.warns(UserWarning, match=rf"Pass teacher_from_logits={expected} to"):
+        assert values_are_logits(values, "teacher", "teacher_from_logits") is expected
