@@ -17,6 +17,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import checks
 from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from keras_distill.multi_worker import MultiWorkerFit
 from keras_distill.objectives import (
     PACKAGE,
     HiddenLayerLoss,
@@ -78,7 +79,7 @@ def _same_class(teacher_outputs: Any, student_outputs: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Distiller(keras.Model):
+class Distiller(MultiWorkerFit, keras.Model):
     """Trains a student to match a teacher and the labels, by `compile` and `fit`.
 
         loss = alpha * hard(y, z_s) + (1 - alpha) * soft(z_t, z_s) + regularisation
@@ -412,7 +413,8 @@ class Distiller(keras.Model):
         ):
             tracker.update_state(value * replicas, sample_weight=_batch_size(x))
         self._update_teacher_metrics(targets, y_pred)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return self._logs(logs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""
@@ -421,7 +423,7 @@ class Distiller(keras.Model):
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
                 targets, _ = self._ask_teacher(x)
                 self._update_teacher_metrics(targets, self(x, training=False))
-            return super().test_step(data)
+            return self._logs(super().test_step(data))
 
     def compute_loss(
         self,

@@ -1,0 +1,676 @@
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill import DistillationInputs, Distiller, SoftTargetLoss, TeacherAgreement
+from tests.conftest import (
+    CLASSES,
+    FEATURES,
+    SPARSE,
+    copy_of,
+    largest_difference,
+    mlp,
+    tagger,
+)
+
+
+def compiled(student=None, teacher=None, *, loss=SPARSE, optimizer=None, **kwargs):
+    compile_arguments = {
+        key: kwargs.pop(key)
+        for key in ("metrics", "jit_compile", "run_eagerly", "steps_per_execution")
+        if key in kwargs
+    }
+    distiller = Distiller(student or mlp(6), teacher or mlp(32), **kwargs)
+    optimizer = optimizer or keras.optimizers.SGD(0.1)
+    distiller.compile(optimizer, loss, **compile_arguments)
+    return distiller
+
+
+# What a batch may be ----------------------------------------------------------------
+
+
+def test_one_hot_labels_train_like_integers(data):
+    x, y = data
+    student, teacher = mlp(6), mlp(32)
+    same = copy_of(student)
+    compiled(student, teacher).fit(x, y, shuffle=False, verbose=0)
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
+    compiled(same, teacher, loss=one_hot).fit(
+        x, np.eye(CLASSES)[y], shuffle=False, verbose=0
+    )
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
+def test_weight_zero_equals_leaving_the_example_out(data, reduction):
+    x, y = data
+    x, y = x[:8], y[:8]
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
+    student, teacher = mlp(6), mlp(32)
+    same = copy_of(student)
+    weight = np.ones(8, "float32")
+    weight[3] = 0.0
+    compiled(student, teacher, loss=loss).train_on_batch(x, y, weight)
+    compiled(same, teacher, loss=loss).train_on_batch(
+        np.delete(x, 3, 0), np.delete(y, 3), np.ones(7, "float32")
+    )
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+def test_weight_zero_under_kerass_default_reduction(data):
+    """Keras divides by the batch size, zero weights counted: so does the soft term."""
+    x, y = data
+    x, y = x[:8], y[:8]
+    teacher = mlp(32)
+    distiller = compiled(mlp(6), teacher, optimizer=keras.optimizers.SGD(0.0))
+    weight = np.ones(8, "float32")
+    weight[3] = 0.0
+    with_zero = distiller.train_on_batch(x, y, weight, return_dict=True)
+    distiller.reset_metrics()
+    without = distiller.train_on_batch(
+        np.delete(x, 3, 0), np.delete(y, 3), return_dict=True
+    )
+    for name in ("loss", "hard_loss", "soft_loss"):
+        assert 8 * with_zero[name] == pytest.approx(7 * without[name], rel=1e-5)
+
+
+def test_class_weight_acts_on_both_terms(data):
+    x, y = data
+    class_weight = {0: 0.0, 1: 3.0}
+    weight = np.select([y == 0, y == 1], [0.0, 3.0], 1.0).astype("float32")
+    student, teacher = mlp(6), mlp(32)
+    same, unweighted = copy_of(student), copy_of(student)
+    compiled(student, teacher, alpha=0.5).fit(
+        x, y, class_weight=class_weight, shuffle=False, verbose=0
+    )
+    compiled(same, teacher, alpha=0.5).fit(
+        x, y, sample_weight=weight, shuffle=False, verbose=0
+    )
+    compiled(unweighted, teacher, alpha=0.5).fit(x, y, shuffle=False, verbose=0)
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+    assert largest_difference(student.get_weights(), unweighted.get_weights()) > 1e-3
+
+
+def test_sample_weight_acts_on_the_soft_term_alone_too(data):
+    x, y = data
+    teacher = mlp(32)
+    distiller = compiled(mlp(6), teacher, alpha=0.0, optimizer=keras.optimizers.SGD(0.0))
+    half = np.repeat([1.0, 0.0], 32).astype("float32")
+    weighted = distiller.train_on_batch(x, y, half, return_dict=True)["soft_loss"]
+    distiller.reset_metrics()
+    first = distiller.train_on_batch(x[:32], y[:32], return_dict=True)["soft_loss"]
+    assert weighted == pytest.approx(first / 2, rel=1e-5)
+
+
+def test_unlabelled_batches_train_on_the_soft_loss_and_say_so_once(data):
+    x, _ = data
+    teacher = mlp(32)
+    distiller = compiled(mlp(6), teacher, alpha=0.25, metrics=["accuracy"])
+    with pytest.warns(UserWarning, match="no labels, so alpha=0.25 has no hard loss"):
+        history = distiller.fit(x, epochs=2, verbose=0).history
+    assert history["loss"][0] == pytest.approx(0.75 * history["soft_loss"][0], rel=1e-5)
+    assert history["hard_loss"] == [0.0, 0.0]
+    assert history["loss"][1] < history["loss"][0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        distiller.fit(x, verbose=0)
+
+
+def test_unlabelled_batches_without_a_loss_and_labelled_validation(data):
+    distiller = Distiller(mlp(6), mlp(32), alpha=0.0)
+    distiller.compile("sgd", metrics=["accuracy"])
+    dataset = tf.data.Dataset.from_tensor_slices(data[0]).batch(16)
+    history = distiller.fit(dataset, validation_data=data, epochs=2, verbose=0).history
+    assert set(history) == {"loss", "hard_loss", "soft_loss", "val_accuracy", "val_loss"}
+
+
+def test_generator_is_not_robbed_of_its_first_batch(data):
+    """Looking at the first batch leaves it in: the run is that of plain Keras."""
+    x, y = data
+    student = mlp(6)
+    plain = copy_of(student)
+    distiller = compiled(student, mlp(32), alpha=1.0)
+    plain.compile(keras.optimizers.SGD(0.1), SPARSE)
+    for model in (distiller, plain):
+        halves = (pair for pair in [(x[:32], y[:32]), (x[32:], y[32:])])
+        model.fit(halves, verbose=0, shuffle=False)
+    assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
+
+
+def test_py_dataset(data):
+    x, y = data
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            part = slice(32 * index, 32 * index + 32)
+            return x[part], y[part]
+
+    distiller = compiled()
+    distiller.fit(Batches(), verbose=0)
+    assert int(distiller.optimizer.iterations) == 2
+
+
+# More than two axes ------------------------------------------------------------------
+
+
+def test_masked_step_equals_a_shorter_sequence():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 20, (4, 3)), rng.integers(CLASSES, size=(4, 3))
+    student, teacher = tagger(4), tagger(16)
+    same = copy_of(student)
+    compiled(student, teacher, alpha=0.5).train_on_batch(x, y)
+    padded = np.pad(x, [(0, 0), (0, 5)]), np.pad(y, [(0, 0), (0, 5)])
+    compiled(same, teacher, alpha=0.5).train_on_batch(*padded)
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+def test_one_weight_per_example_spreads_over_the_sequence():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 20, (4, 3)), rng.integers(CLASSES, size=(4, 3))
+    weight = rng.uniform(0, 2, 4).astype("float32")
+    student, teacher = tagger(4), tagger(16)
+    same = copy_of(student)
+    compiled(student, teacher).train_on_batch(x, y, weight)
+    compiled(same, teacher).train_on_batch(x, y, np.repeat(weight[:, None], 3, 1))
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_class_weight_of_a_sequence_is_by_position(as_dataset):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 20, (4, 3)), rng.integers(CLASSES, size=(4, 3))
+    student, teacher = tagger(4), tagger(16)
+    same = copy_of(student)
+    data = (x, y)
+    if as_dataset:
+        data = (tf.data.Dataset.from_tensor_slices((x, y)).batch(4),)
+    compiled(student, teacher).fit(*data, class_weight={0: 5.0, 2: 0.0}, verbose=0)
+    weight = np.select([y == 0, y == 2], [5.0, 0.0], 1.0).astype("float32")
+    compiled(same, teacher).train_on_batch(x, y, weight)
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+def test_segmentation_shapes():
+    def model(width):
+        return keras.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                keras.layers.Conv2D(width, 3, padding="same", activation="relu"),
+                keras.layers.Conv2D(3, 1),
+            ]
+        )
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 6, 6, 1)).astype("float32")
+    y = rng.integers(3, size=(8, 6, 6))
+    distiller = compiled(model(2), model(8))
+    history = distiller.fit(x, y, epochs=5, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+# Several outputs ---------------------------------------------------------------------
+
+
+def two_heads(width, as_list=False):
+    inputs = keras.Input((FEATURES,))
+    hidden = keras.layers.Dense(width, activation="relu")(inputs)
+    first = keras.layers.Dense(CLASSES, name="first")(hidden)
+    second = keras.layers.Dense(3, name="second")(hidden)
+    outputs = [first, second] if as_list else {"first": first, "second": second}
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_several_outputs_add_up(data, as_list):
+    x, y = data
+    y2 = y % 3
+    teacher, student = two_heads(32, as_list), two_heads(6, as_list)
+    labels = [y, y2] if as_list else {"first": y, "second": y2}
+    loss = [SPARSE, SPARSE] if as_list else {"first": SPARSE, "second": SPARSE}
+
+    def soft_loss(objective):
+        distiller = compiled(
+            student, teacher, loss=loss, objective=objective,
+            optimizer=keras.optimizers.SGD(0.0),
+        )  # fmt: skip
+        logs = distiller.fit(x, labels, batch_size=64, verbose=0).history
+        return logs["soft_loss"][0]
+
+    both = soft_loss(None)
+    if as_list:
+        first = soft_loss([SoftTargetLoss(), None])
+        second = soft_loss([None, SoftTargetLoss()])
+    else:
+        first = soft_loss({"first": SoftTargetLoss()})
+        second = soft_loss({"second": SoftTargetLoss()})
+    assert both == pytest.approx(first + second, rel=1e-5)
+    assert first > 0
+    assert second > 0
+
+
+def test_metrics_by_output_name(data):
+    x, y = data
+    distiller = Distiller(two_heads(6), two_heads(32))
+    distiller.compile(
+        "sgd",
+        {"first": SPARSE, "second": SPARSE},
+        metrics={"first": ["accuracy"]},
+    )
+    history = distiller.fit(x, {"first": y, "second": y % 3}, verbose=0).history
+    assert "first_accuracy" in history
+
+
+# What the step is --------------------------------------------------------------------
+
+
+def test_alpha_one_is_plain_training(data):
+    x, y = data
+    student = mlp(6)
+    plain = copy_of(student)
+    distiller = Distiller(student, alpha=1.0)
+    distiller.compile(keras.optimizers.Adam(0.01), SPARSE)
+    distiller.fit(x, y, epochs=2, shuffle=False, verbose=0)
+    plain.compile(keras.optimizers.Adam(0.01), SPARSE)
+    plain.fit(x, y, epochs=2, shuffle=False, verbose=0)
+    assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
+
+
+def test_regularisation_of_the_student_counts_whole(data):
+    x, y = data
+    student = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(
+                6, kernel_regularizer=keras.regularizers.L2(0.1), name="hidden"
+            ),
+            keras.layers.Dense(CLASSES, activity_regularizer=keras.regularizers.L1(0.01)),
+        ]
+    )
+    penalty = float(sum(np.sum(loss) for loss in [0.1 * student.weights[0].numpy() ** 2]))
+    penalty += 0.01 * float(np.abs(student.predict(x, verbose=0)).sum()) / len(x)
+    distiller = compiled(student, optimizer=keras.optimizers.SGD(0.0), alpha=0.3)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    expected = 0.3 * logs["hard_loss"] + 0.7 * logs["soft_loss"] + penalty
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+    # with matched layers the student runs through another model: same penalty
+    hint = SoftTargetLoss() + 0.0 * kd.HiddenLayerLoss("hidden", "hidden")
+    matched = compiled(
+        student, mlp(6), optimizer=keras.optimizers.SGD(0.0), objective=hint, alpha=1.0
+    )
+    logs = matched.train_on_batch(x, y, return_dict=True)
+    assert logs["loss"] == pytest.approx(logs["hard_loss"] + penalty, rel=1e-5)
+
+
+def test_evaluate_and_predict_never_run_the_teacher(data):
+    x, y = data
+    teacher = mlp(32)
+    calls = []
+
+    def counted(inputs):
+        calls.append(1)
+        return teacher(inputs, training=False)
+
+    student = mlp(6)
+    distiller = Distiller(student, counted, teacher_from_logits=True)
+    distiller.compile("sgd", SPARSE, metrics=["accuracy"], run_eagerly=True)
+    distiller.fit(x, y, batch_size=32, verbose=0)
+    assert len(calls) == 3  # a look at the first batch, and two steps
+    calls.clear()
+    logs = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(
+        distiller.predict(x, verbose=0), student.predict(x, verbose=0), rtol=1e-6
+    )
+    assert calls == []
+    student.compile("sgd", SPARSE, metrics=["accuracy"])
+    expected = student.evaluate(x, y, verbose=0, return_dict=True)
+    assert logs == pytest.approx(expected, rel=1e-5)
+
+
+def test_teacher_agreement(data):
+    x, y = data
+    student, teacher = mlp(6), mlp(32)
+    distiller = compiled(
+        student, teacher, metrics=["accuracy", TeacherAgreement()],
+        optimizer=keras.optimizers.SGD(0.0),
+    )  # fmt: skip
+    expected = np.mean(
+        student.predict(x, verbose=0).argmax(-1)
+        == teacher.predict(x, verbose=0).argmax(-1)
+    )
+    history = distiller.fit(x, y, validation_data=(x, y), verbose=0).history
+    assert history["teacher_agreement"][0] == pytest.approx(expected)
+    assert history["val_teacher_agreement"][0] == pytest.approx(expected)
+
+
+def test_evaluate_with_kept_soft_targets_in_the_batches(data):
+    x, y = data
+    teacher, student = mlp(32), mlp(6)
+    kept = DistillationInputs(x, teacher.predict(x, verbose=0))
+    distiller = Distiller(student)
+    distiller.compile("sgd", SPARSE, metrics=[TeacherAgreement()])
+    distiller.fit(kept, y, verbose=0)
+    logs = distiller.evaluate(kept, y, verbose=0, return_dict=True)
+    assert set(logs) == {"loss", "teacher_agreement"}
+
+
+# Temperature and alpha ---------------------------------------------------------------
+
+
+def test_changing_temperature_and_alpha_changes_the_loss_without_retracing(data):
+    x, y = data
+    teacher = mlp(32)
+    traces = []
+
+    def counted(inputs):
+        traces.append(1)
+        return teacher(inputs, training=False)
+
+    distiller = Distiller(mlp(6), counted, teacher_from_logits=True)
+    distiller.compile(keras.optimizers.SGD(0.0), SPARSE)
+    first = distiller.train_on_batch(x, y, return_dict=True)
+    count = len(traces)
+    distiller.temperature, distiller.alpha = 1.0, 0.9
+    distiller.reset_metrics()
+    second = distiller.train_on_batch(x, y, return_dict=True)
+    assert len(traces) == count
+    assert first["soft_loss"] != pytest.approx(second["soft_loss"], rel=1e-3)
+    expected = 0.9 * second["hard_loss"] + 0.1 * second["soft_loss"]
+    assert second["loss"] == pytest.approx(expected, rel=1e-5)
+    assert (distiller.temperature, distiller.alpha) == (1.0, 0.9)
+
+
+def test_schedules_follow_the_optimizers_step(data):
+    x, y = data
+    alpha = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.0])
+    temperature = keras.optimizers.schedules.PiecewiseConstantDecay([0], [2.0, 8.0])
+    distiller = compiled(
+        mlp(6), mlp(32), temperature=temperature, alpha=alpha,
+        optimizer=keras.optimizers.SGD(0.0),
+    )  # fmt: skip
+    soft = []
+    for expected_key in ("hard_loss", "soft_loss"):  # step 0: alpha 1; step 1: alpha 0
+        distiller.reset_metrics()
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+        assert logs["loss"] == pytest.approx(logs[expected_key], rel=1e-5)
+        soft.append(logs["soft_loss"])
+    fixed = compiled(distiller.student, distiller.teacher, temperature=8.0)
+    logs = fixed.train_on_batch(x, y, return_dict=True)
+    assert soft[1] == pytest.approx(logs["soft_loss"], rel=1e-5)
+    assert soft[0] != pytest.approx(soft[1], rel=1e-3)
+
+
+def test_number_can_become_a_schedule(data):
+    distiller = compiled(optimizer=keras.optimizers.SGD(0.0))
+    distiller.train_on_batch(*data)
+    distiller.alpha = keras.optimizers.schedules.ExponentialDecay(1.0, 100, 0.9)
+    distiller.reset_metrics()
+    logs = distiller.train_on_batch(*data, return_dict=True)
+    assert logs["loss"] == pytest.approx(
+        0.9 ** (1 / 100) * logs["hard_loss"]
+        + (1 - 0.9 ** (1 / 100)) * logs["soft_loss"],
+        rel=1e-5,
+    )
+
+
+# Ways to run -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ways", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 8}]
+)
+def test_jit_eager_and_many_steps_agree_with_graph(data, ways):
+    x, y = data
+    hint = SoftTargetLoss() + 0.1 * kd.HiddenLayerLoss("hidden", "hidden")
+    student, teacher = mlp(6), mlp(6)
+    same = copy_of(student)
+    adam = keras.optimizers.Adam
+    compiled(student, teacher, optimizer=adam(0.01), objective=hint).fit(
+        x, y, batch_size=4, epochs=2, shuffle=False, verbose=0
+    )
+    other = compiled(same, teacher, optimizer=adam(0.01), objective=hint, **ways)
+    other.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    assert int(other.optimizer.iterations) == 32
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("student_policy", "teacher_policy"),
+    [
+        ("mixed_float16", "float32"),
+        ("float32", "mixed_float16"),
+        ("mixed_bfloat16", "float32"),
+        ("mixed_bfloat16", "mixed_bfloat16"),
+    ],
+)
+def test_mixed_precision_trains(data, student_policy, teacher_policy):
+    x, y = data
+    keras.config.set_dtype_policy(teacher_policy)
+    teacher = mlp(32)
+    keras.config.set_dtype_policy(student_policy)
+    student = mlp(6)
+    keras.config.set_dtype_policy("float32")
+    distiller = compiled(student, teacher)
+    is_scaled = isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (student_policy == "mixed_float16")
+    history = distiller.fit(x, y, epochs=10, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < history["loss"][0]
+    assert teacher.dtype_policy.name == teacher_policy
+
+
+def test_mixed_float16_is_close_to_float32(data):
+    x, y = data
+    teacher, student = mlp(32), mlp(6)
+    keras.config.set_dtype_policy("mixed_float16")
+    half = mlp(6)
+    half.set_weights(student.get_weights())
+    keras.config.set_dtype_policy("float32")
+    for model in (student, half):
+        compiled(model, teacher).fit(x, y, epochs=2, shuffle=False, verbose=0)
+    assert largest_difference(student.get_weights(), half.get_weights()) < 5e-3
+
+
+def test_gradient_accumulation_by_the_optimizer(data):
+    x, y = data
+    student, teacher = mlp(6), mlp(32)
+    same = copy_of(student)
+    accumulating = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    compiled(student, teacher, optimizer=accumulating).fit(
+        x, y, batch_size=16, shuffle=False, verbose=0
+    )
+    compiled(same, teacher).fit(x, y, batch_size=64, shuffle=False, verbose=0)
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+# Bad input ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), None])
+def test_wrong_temperature(temperature):
+    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got"):
+        Distiller(mlp(), mlp(), temperature=temperature)
+    distiller = Distiller(mlp(), mlp())
+    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got"):
+        distiller.temperature = temperature
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "half"])
+def test_wrong_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha must be a number from 0 to 1, got"):
+        Distiller(mlp(), mlp(), alpha=alpha)
+
+
+def test_different_numbers_of_classes():
+    with pytest.raises(ValueError, match="student has 5 classes and the teacher 7; buil"):
+        Distiller(mlp(), mlp(classes=7))
+
+
+def test_different_numbers_of_classes_seen_on_the_first_batch(data):
+    teacher = mlp(classes=7)
+    distiller = compiled(mlp(), lambda x: teacher(x), teacher_from_logits=True)
+    with pytest.raises(ValueError, match="student has 5 classes and the teacher 7"):
+        distiller.fit(*data, verbose=0)
+    assert int(distiller.optimizer.iterations) == 0
+
+
+def test_student_is_the_teacher():
+    model = mlp()
+    with pytest.raises(ValueError, match="student and teacher are the same object"):
+        Distiller(model, model)
+    distiller = Distiller(model)
+    with pytest.raises(ValueError, match="student and teacher are the same object"):
+        distiller.teacher = model
+
+
+def test_student_is_no_model():
+    with pytest.raises(TypeError, match="student must be a keras.Model, got"):
+        Distiller(lambda x: x, mlp())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda y: np.where(y == 0, CLASSES, y), "labels must be from 0 to 4, .* got 5"),
+        (lambda y: np.where(y == 0, -1, y), "labels must be from 0 to 4, .* got -1"),
+        (lambda y: y + 0.5, "labels must be whole numbers from 0 to 4"),
+        (lambda y: np.eye(CLASSES)[y], "labels are one-hot but the loss is sparse"),
+        (lambda y: np.array(list("abcde"))[y], "labels must be numbers, got dtype"),
+    ],
+)
+def test_wrong_labels(data, labels, message):
+    x, y = data
+    distiller = compiled()
+    with pytest.raises(ValueError, match=message):
+        distiller.fit(x, labels(y), verbose=0)
+    assert int(distiller.optimizer.iterations) == 0
+
+
+def test_integer_labels_for_a_one_hot_loss(data):
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="takes one-hot labels with 5 columns"):
+        compiled(loss=loss).fit(*data, verbose=0)
+
+
+def test_wrong_labels_in_a_dataset(data):
+    x, y = data
+    dataset = tf.data.Dataset.from_tensor_slices((x, y + CLASSES)).batch(8)
+    with pytest.raises(ValueError, match="labels must be from 0 to 4"):
+        compiled().fit(dataset, verbose=0)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_not_finite_teacher_stops_the_run_and_names_the_batch(data, jit_compile):
+    x, y = data
+    teacher = mlp(32)
+    x = x.copy()
+    x[40, 0] = np.nan  # batch 5 of eight
+
+    def answers_nan(inputs):
+        return teacher(inputs, training=False) + 0.0 * inputs[:, :1]
+
+    student = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Lambda(lambda v: tf.where(tf.math.is_nan(v), 0.0, v)),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    distiller = compiled(
+        student, answers_nan, teacher_from_logits=True, jit_compile=jit_compile
+    )
+    with pytest.raises(ValueError, match="outputs for batch 5 of epoch 1 are not all fin"):
+        distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    assert all(np.isfinite(w).all() for w in student.get_weights())
+
+
+def test_not_finite_teacher_on_the_first_batch(data):
+    x, y = data
+    teacher = mlp(32)
+    teacher.set_weights([np.full_like(w, np.inf) for w in teacher.get_weights()])
+    distiller = compiled(mlp(), teacher)
+    with pytest.raises(ValueError, match="outputs for batch 0 are not all finite"):
+        distiller.fit(x, y, verbose=0)
+    assert int(distiller.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        lambda x, y: (x[:0], y[:0]),
+        lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y)).take(0).batch(8),),
+        lambda x, y: ((pair for pair in ()),),
+    ],
+)
+def test_empty_data(data, empty):
+    with pytest.raises(ValueError, match="the training data is empty"):
+        compiled().fit(*empty(*data), verbose=0)
+
+
+def test_nothing_teaches(data):
+    distiller = Distiller(mlp())
+    distiller.compile("sgd", SPARSE)
+    with pytest.raises(ValueError, match="nothing teaches: the distiller has no teacher"):
+        distiller.fit(*data, verbose=0)
+    with pytest.raises(ValueError, match="nothing teaches"):
+        distiller.train_on_batch(*data)
+
+
+def test_unlabelled_and_alpha_one(data):
+    with pytest.raises(ValueError, match="no labels and alpha is 1.0, so there is nothi"):
+        compiled(alpha=1.0).fit(data[0], verbose=0)
+
+
+def test_labels_without_a_loss(data):
+    distiller = Distiller(mlp(), mlp(32), alpha=0.5)
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match="alpha is 0.5 but compile.. was given no loss"):
+        distiller.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss", "message"),
+    [
+        (None, "sparse_categorical_crossentropy", "expects probabilities .* ends in logi"),
+        (None, keras.losses.CategoricalCrossentropy(), "expects probabilities .* ends in"),
+        ("softmax", SPARSE, "has from_logits=True but the student ends in a softmax"),
+    ],
+)
+def test_loss_disagrees_with_the_students_last_layer(activation, loss, message):
+    distiller = Distiller(mlp(activation=activation), mlp(32))
+    with pytest.raises(ValueError, match=message):
+        distiller.compile("sgd", loss)
+
+
+def test_no_trainable_weights(data):
+    student = mlp()
+    student.trainable = False
+    with pytest.raises(ValueError, match="the student has no trainable weights"):
+        compiled(student).fit(*data, verbose=0)
+
+
+def test_objective_is_no_loss():
+    with pytest.raises(TypeError, match="objective must be a distillation loss"):
+        Distiller(mlp(), mlp(), objective="kl")
+
+
+def test_kept_targets_do_not_hold_hidden_layers(data):
+    x, y = data
+    distiller = Distiller(mlp(6), objective=kd.HiddenLayerLoss("hidden", "hidden"))
+    distiller.compile("sgd", SPARSE)
+    kept = DistillationInputs(x, np.zeros((64, CLASSES), "float32"))
+    with pytest.raises(ValueError, match="matches hidden layers, which kept soft targets"):
+        distiller.train_on_batch(kept, y)
+
+
+def test_missing_output_of_the_teacher():
+    with pytest.raises(ValueError, match="output 'first' has no counterpart"):
+        Distiller(two_heads(6), mlp(32))

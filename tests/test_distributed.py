@@ -1,0 +1,164 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill import Distiller, HiddenLayerLoss, SoftTargetLoss, TeacherAgreement
+from tests.conftest import SPARSE, largest_difference, mlp
+
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    """One strategy for all: TensorFlow numbers collectives once per process."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    return strategy
+
+
+def train(strategy, data, objective=None, make_teacher=None, **fit_arguments):
+    """Weights and history of two epochs of one student under a strategy."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        student = mlp(6)
+        teacher = mlp(32) if make_teacher is None else make_teacher()
+        distiller = Distiller(student, teacher, alpha=0.3, objective=objective)
+        distiller.compile(
+            keras.optimizers.Adam(0.01), SPARSE, metrics=["accuracy", TeacherAgreement()]
+        )
+    assert len(distiller.weights) == len(student.weights) + 2 * bool(objective)
+    x, y = data
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(y)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(16)
+    history = distiller.fit(
+        dataset, validation_data=dataset, epochs=2, verbose=0, **fit_arguments
+    ).history
+    return distiller.get_weights(), history
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_two_replicas_equal_one(data, matched, mirrored):
+    def objective():
+        hint = HiddenLayerLoss("hidden", "hidden", projection=True)
+        return SoftTargetLoss() + 0.1 * hint if matched else None
+
+    one, logs_one = train(tf.distribute.get_strategy(), data, objective())
+    two, logs_two = train(mirrored, data, objective())
+    assert largest_difference(one, two) < 1e-5
+    assert set(logs_one) == set(logs_two)
+    for name, values in logs_one.items():
+        assert values == pytest.approx(logs_two[name], rel=1e-5), name
+
+
+def test_two_replicas_with_a_keras_objective(data, mirrored):
+    make = keras.distillation.LogitsDistillation
+    keras.utils.set_random_seed(0)
+    results = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            student = mlp(6)
+            distiller = Distiller(student, mlp(32), objective=make())
+            distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
+        dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
+        history = distiller.fit(dataset, epochs=2, verbose=0).history
+        results.append((student.get_weights(), history))
+    assert largest_difference(results[0][0], results[1][0]) < 1e-5
+    assert results[0][1]["soft_loss"] == pytest.approx(results[1][1]["soft_loss"])
+
+
+def test_teacher_made_outside_the_strategy(data, mirrored):
+    keras.utils.set_random_seed(5)
+    teacher = mlp(32)
+    one, _ = train(tf.distribute.get_strategy(), data, make_teacher=lambda: teacher)
+    two, _ = train(mirrored, data, make_teacher=lambda: teacher)
+    assert largest_difference(one, two) < 1e-5
+
+
+def test_kept_soft_targets_under_two_replicas(data, mirrored):
+    x, y = data
+    keras.utils.set_random_seed(5)
+    kept = kd.DistillationInputs(x, mlp(32).predict(x, verbose=0))
+    dataset = tf.data.Dataset.from_tensor_slices((kept, y)).batch(16)
+    weights = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            distiller = Distiller(mlp(6))
+            distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
+        distiller.fit(dataset, epochs=2, verbose=0)
+        weights.append(distiller.get_weights())
+    assert largest_difference(*weights) < 1e-5
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def run_workers(folder, ports, what):
+    """Runs one process per port (one without a cluster if there are none)."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, "-m", "tests.multi_worker", str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(index), ",".join(map(str, ports)), what],
+            cwd=root,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(max(1, len(ports)))
+    ]
+    try:
+        errors = [process.communicate(timeout=180)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+def result(folder, index):
+    with np.load(folder / f"weights{index}.npz") as weights:
+        arrays = [weights[name] for name in weights.files]
+    history = json.loads((folder / f"history{index}.json").read_text())
+    return arrays, history
+
+
+@pytest.mark.slow
+def test_two_worker_processes_equal_one_process(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    codes, errors = run_workers(alone, [], "ours")
+    assert codes == [0], errors
+    codes, errors = run_workers(together, free_ports(2), "ours")
+    assert codes == [0, 0], errors
+    one, logs_one = result(alone, 0)
+    assert (logs_one.pop("replicas")) == 1
+    for worker in (0, 1):
+        two, logs_two = result(together, worker)
+        assert logs_two.pop("replicas") == 2
+        assert largest_difference(one, two) < 1e-5
+        assert set(logs_one) == set(logs_two)
+        for name, values in logs_one.items():
+            assert values == pytest.approx(logs_two[name], rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
+    """When this fails, Keras can, and keras_distill.multi_worker can go."""
+    codes, errors = run_workers(tmp_path, free_ports(2), "plain")
+    assert 0 not in codes
+    assert "PerReplica" in errors[0]
