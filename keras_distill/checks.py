@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import types
 from typing import Any
 
@@ -190,6 +189,18 @@ def keras_term_splits_by_example(term: Any) -> None:
         )
 
 
+def divides_by_replicas(term: Any) -> bool:
+    """Tells whether one of Keras's objectives divides by the number of replicas."""
+    losses = [part for part in keras.tree.flatten(getattr(term, "loss", None)) if part]
+    kinds = {isinstance(part, keras.losses.Loss) for part in losses}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{type(term).__name__} mixes loss objects with names or functions, which "
+            "scale differently under tf.distribute; give loss objects only."
+        )
+    return kinds == {True}
+
+
 def weights_by_output(sample_weight: Any, y_pred: Any) -> Any:
     """Gives each output its sample weights, with trailing axes to broadcast.
 
@@ -304,8 +315,3 @@ def spread_class_weight(arguments: dict[str, Any]) -> dict[str, Any]:
             "sample_weight in the batches instead."
         )
     return arguments
-
-
-def is_finite_number(value: Any) -> bool:
-    """Tells whether a value is a finite int or float."""
-    return isinstance(value, (int, float)) and math.isfinite(value)

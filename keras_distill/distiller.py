@@ -195,6 +195,10 @@ class Distiller(MultiWorkerFit, keras.Model):
         else:
             super().__setattr__(name, value)
 
+    def __dir__(self) -> list[str]:
+        # Keras saves every model that it finds by dir(); the teacher is not to be saved.
+        return [name for name in super().__dir__() if name != "teacher"]
+
     @property
     def temperature(self) -> float | LearningRateSchedule:
         """T, a float > 0 or a schedule of the step. Setting it does not retrace."""
@@ -610,10 +614,13 @@ class Distiller(MultiWorkerFit, keras.Model):
             values = term.loss_per_example(target, prediction, temperature)
             weight = checks.weight_for(sample_weight, len(values.shape))
             return self._untracked.reduce(values, masked, weight)
+        # One of Keras's own: loss objects in it divide by the replicas, functions do not.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        divided = checks.divides_by_replicas(term) if replicas > 1 else True
         term.validate_outputs(target, prediction)
         if sample_weight is None and _mask_of(masked) is None:
             value = term.compute_loss(target, prediction)
-            return value / tf.distribute.get_strategy().num_replicas_in_sync
+            return value if divided else value / replicas
         checks.keras_term_splits_by_example(term)
         values = ops.vectorized_map(
             lambda pair: term.compute_loss(
@@ -621,6 +628,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             ),
             (target, prediction),
         )
+        if divided:
+            values = values * replicas
         return self._untracked.reduce(values, masked, sample_weight)
 
     def _regularization(self) -> Any:

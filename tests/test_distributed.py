@@ -57,21 +57,26 @@ def test_two_replicas_equal_one(data, matched, mirrored):
         assert values == pytest.approx(logs_two[name], rel=1e-5), name
 
 
-def test_two_replicas_with_a_keras_objective(data, mirrored):
-    make = keras.distillation.LogitsDistillation
-    keras.utils.set_random_seed(0)
+@pytest.mark.parametrize("loss", ["mse", keras.losses.KLDivergence()])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_replicas_with_a_keras_objective(data, mirrored, loss, weighted):
+    if weighted:
+        data = (*data, np.linspace(0.5, 2.0, 64).astype("float32"))
     results = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             student = mlp(6)
-            distiller = Distiller(student, mlp(32), objective=make())
+            objective = keras.distillation.LogitsDistillation(loss=loss)
+            distiller = Distiller(student, mlp(32), objective=objective)
             distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
         dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
         history = distiller.fit(dataset, epochs=2, verbose=0).history
         results.append((student.get_weights(), history))
     assert largest_difference(results[0][0], results[1][0]) < 1e-5
-    assert results[0][1]["soft_loss"] == pytest.approx(results[1][1]["soft_loss"])
+    assert results[0][1]["soft_loss"] == pytest.approx(
+        results[1][1]["soft_loss"], rel=1e-5
+    )
 
 
 def test_teacher_made_outside_the_strategy(data, mirrored):

@@ -235,7 +235,9 @@ def test_matched_layers_run_each_model_once(data):
 @pytest.mark.parametrize(
     "make_loss",
     [
-        lambda: keras.distillation.LogitsDistillation(temperature=3.0),
+        lambda: keras.distillation.LogitsDistillation(
+            temperature=3.0, loss=keras.losses.KLDivergence()
+        ),
         lambda: keras.distillation.FeatureDistillation(
             teacher_layer_name="hidden", student_layer_name="hidden"
         ),
