@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output", default=None, help="folder for results; keras-distill-demo-DATASET"
     )
-    demo.add_argument("--temperature", type=float, default=2.0, help="T, > 0")
+    demo.add_argument("--temperature", type=float, default=4.0, help="T, > 0")
     demo.add_argument(
         "--alpha", type=float, default=0.1, help="weight of the hard loss, 0 to 1"
     )

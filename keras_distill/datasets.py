@@ -43,6 +43,10 @@ class Data:
     input_shape: tuple[int, ...]
     sizes: dict[str, int]
 
+    def replace(self, **changes: Any) -> Data:
+        """Returns the same data with some attributes replaced."""
+        return dataclasses.replace(self, **changes)
+
     @property
     def classes(self) -> int:
         """Number of classes."""

@@ -22,7 +22,7 @@ def run(
     *,
     data_dir: str | None = None,
     output: str = "keras-distill-demo-digits",
-    temperature: float = 2.0,
+    temperature: float = 4.0,
     alpha: float = 0.1,
     epochs: int | None = None,
     seed: int = 0,
@@ -82,7 +82,9 @@ def run(
             batch_size=32 if dataset == "digits" else 128,
             seed=seed,
         )
-        student = models.mlp(data.input_shape, data.classes, (64,), name="student")
+        student = models.cnn(
+            data.input_shape, data.classes, (8, 16), dense=16, name="student"
+        )
         model: Any = student
         if name == "distilled":
             model = Distiller(student, teacher, temperature=temperature, alpha=alpha)

@@ -41,7 +41,7 @@ class Evaluation:
         name: str.
         examples: number of labels judged; with more than one axis, every position.
         parameters: number of weights of the Keras model.
-        file_bytes: size of its weights as saved, without optimizer state.
+        file_bytes: size of a file of its weights, without optimizer state.
         accuracy: from 0 to 1.
         top5_accuracy: from 0 to 1, where there are more than 10 classes.
         nll: mean negative log-likelihood of the labels at T = 1, in nats.
@@ -345,8 +345,9 @@ def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _file_bytes(model: keras.Model) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.weights.h5")
-        model.save_weights(path)  # without the optimizer's state, which is not served
+        # Keras's own files hold the optimizer's state too, which is not served.
+        path = os.path.join(folder, "weights.npz")
+        np.savez(path, *model.get_weights())
         return os.path.getsize(path)
 
 
