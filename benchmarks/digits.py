@@ -87,7 +87,9 @@ def main():
 
     experiment = Experiment(args)
     chosen, trials = choose(experiment, grid, args.search_seeds)
-    print(f"chosen on validation data: T = {chosen[0]}, alpha = {chosen[1]}", flush=True)
+    print(
+        f"chosen on validation data: T = {chosen[0]}, alpha = {chosen[1]}", flush=True
+    )
     experiment.use_all_training_images()
     rows = []
     for seed in range(args.seeds):
@@ -123,7 +125,9 @@ def report(rows, chosen, trials, args):
     """Prints the table and the paired interval; writes the JSON."""
     gain = rows[:, 2] - rows[:, 1]
     print("\n| digits, test accuracy % | mean | standard deviation |\n|---|---|---|")
-    for name, column in zip(("teacher", "hard labels", "distilled"), rows.T, strict=True):
+    for name, column in zip(
+        ("teacher", "hard labels", "distilled"), rows.T, strict=True
+    ):
         print(f"| {name} | {column.mean():.2f} | {column.std(ddof=1):.2f} |")
     test = stats.ttest_rel(rows[:, 2], rows[:, 1])
     low, high = test.confidence_interval(0.95)

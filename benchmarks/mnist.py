@@ -155,10 +155,13 @@ def main():
     print("\n| test errors of 10 000 | teacher | hard labels | distilled |")
     print("|---|---|---|---|")
     for row in rows:
-        figures = " | ".join(str(row[k]) for k in ("teacher", "hard labels", "distilled"))
+        figures = " | ".join(
+            str(row[k]) for k in ("teacher", "hard labels", "distilled")
+        )
         print(f"| seed {row['seed']} | {figures} |")
     means = [
-        np.mean([row[k] for row in rows]) for k in ("teacher", "hard labels", "distilled")
+        np.mean([row[k] for row in rows])
+        for k in ("teacher", "hard labels", "distilled")
     ]
     print(f"| mean | {' | '.join(f'{mean:.1f}' for mean in means)} |")
 

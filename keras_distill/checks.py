@@ -228,12 +228,19 @@ def weight_for(weight: Any, rank: int) -> Any:
         return None
     weight = ops.convert_to_tensor(weight)
     missing = rank - len(weight.shape)
-    return ops.reshape(weight, (*ops.shape(weight), *[1] * missing)) if missing > 0 else (
-        weight
+    return (
+        ops.reshape(weight, (*ops.shape(weight), *[1] * missing))
+        if missing > 0
+        else (weight)
     )
 
 
-def first_batch(arguments: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+EMPTY = "the training data is empty; check the filters and the split that made it."
+
+
+def first_batch(
+    arguments: dict[str, Any],
+) -> tuple[tuple | None, dict[str, Any]]:
     """Takes a look at the first batch of what `fit` was given.
 
     Args:
@@ -241,7 +248,8 @@ def first_batch(arguments: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
 
     Returns:
         `(x, y, sample_weight)` of the first batch, with all labels where they are arrays,
-        and the arguments, with a generator that starts again at that batch.
+        or `None` for a distributed dataset; and the arguments, with a generator that
+        starts again at that batch.
 
     Raises:
         ValueError: if there is no example.
@@ -257,18 +265,15 @@ def first_batch(arguments: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         first = next(iter(x.take(1)), None)
     elif isinstance(x, keras.utils.PyDataset):
         first = x[0] if len(x) else None
-    elif isinstance(x, tf.distribute.DistributedDataset) or type(x).__module__.startswith(
-        "torch."
-    ):
-        first = next(iter(x), None)
+    elif isinstance(x, tf.distribute.DistributedDataset):
+        return None, arguments  # its values lie on several devices
+    elif type(x).__module__.startswith("torch."):
+        first = next(iter(x), None)  # type: ignore[arg-type]
     else:
         return _first_of_arrays(arguments), arguments
     if first is None or _length(first) == 0:
         raise ValueError(EMPTY)
     return unpack(first), arguments
-
-
-EMPTY = "the training data is empty; check the filters and the split that made it."
 
 
 def _first_of_arrays(arguments: dict[str, Any]) -> tuple:

@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument(
-        "--dataset", default="digits", help='"digits", or a TFDS image dataset: mnist, ...'
+        "--dataset",
+        default="digits",
+        help='"digits", or a TFDS image dataset: mnist, ...',
     )
     demo.add_argument(
         "--data-dir", default=None, help="where TFDS keeps prepared datasets"

@@ -87,7 +87,6 @@ def load(
         ConnectionError: if the data is not prepared yet and its source does not answer.
 
     Example:
-
     >>> data = load("digits", batch_size=32)
     >>> data.input_shape, data.classes, sum(data.sizes.values())
     ((8, 8, 1), 10, 1797)

@@ -53,7 +53,10 @@ def run(
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
     data = datasets.load(
-        dataset, data_dir=data_dir, batch_size=32 if dataset == "digits" else 128, seed=seed
+        dataset,
+        data_dir=data_dir,
+        batch_size=32 if dataset == "digits" else 128,
+        seed=seed,
     )
     if len(data.input_shape) != 3:
         raise ValueError(
@@ -125,7 +128,7 @@ def run(
 
     _heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
     print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
-    print(f"- serve it:         tensorflow_model_server --model_base_path={os.path.abspath(os.path.dirname(path))}")  # fmt: skip  # noqa: E501
+    print(f"- serve it:         tensorflow_model_server --model_base_path={os.path.abspath(os.path.dirname(path))}")  # fmt: skip
     print(f"- look at results:  {os.path.abspath(output)}")
     return comparison
 

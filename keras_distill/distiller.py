@@ -58,7 +58,6 @@ class TeacherAgreement(keras.metrics.MeanMetricWrapper):
         dtype: dtype of the result.
 
     Example:
-
     >>> agreement = TeacherAgreement()
     >>> agreement.update_state([[0.0, 2.0], [1.0, 0.0]], [[0.0, 9.0], [0.0, 1.0]])
     >>> print(float(agreement.result()))
@@ -126,7 +125,6 @@ class Distiller(MultiWorkerFit, keras.Model):
             object or differ in their classes, or a named layer does not exist.
 
     Example:
-
     >>> import numpy as np
     >>> def model(width):
     ...     return keras.Sequential([keras.Input((8,)),
@@ -183,15 +181,16 @@ class Distiller(MultiWorkerFit, keras.Model):
             non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
         )
         self._match_student_layers()
-        self.teacher = teacher
+        self._set_teacher(teacher)
         if student.built:
             self.built = True
 
     # Settings ------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "teacher":  # past Keras, which tracks a model before a property sees it
-            type(self).teacher.fset(self, value)
+        if name == "teacher":
+            # Past Keras, which tracks a model before a property could see it.
+            self._set_teacher(value)
         else:
             super().__setattr__(name, value)
 
@@ -225,8 +224,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         """The teacher as it was given; set it again after loading a distiller."""
         return self._untracked.user_teacher
 
-    @teacher.setter
-    def teacher(self, teacher: Any) -> None:
+    def _set_teacher(self, teacher: Any) -> None:
         checks.student_and_teacher(self.student, teacher)
         self._untracked.user_teacher = teacher
         bound: Teacher | None = None
@@ -359,7 +357,8 @@ class Distiller(MultiWorkerFit, keras.Model):
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if self.compiled:
             batch, arguments = checks.first_batch(arguments)
-            self._check_first_batch(*batch)
+            if batch is not None:
+                self._check_first_batch(*batch)
             arguments = self._spread_class_weight(arguments)
             callbacks = arguments.pop("callbacks", None)
             watch = _TeacherWatch(self._untracked)
@@ -675,7 +674,10 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     def _student_outputs_if_unknown(self, inputs: Any) -> Any:
         """Returns outputs, symbolic where the student has them, else on this batch."""
-        if getattr(self.student, "outputs", None) and self.student_from_logits is not None:
+        if (
+            getattr(self.student, "outputs", None)
+            and self.student_from_logits is not None
+        ):
             return (
                 self.student.outputs[0]
                 if isinstance(self.student, keras.Sequential)
@@ -731,8 +733,10 @@ class Distiller(MultiWorkerFit, keras.Model):
         if arguments.get("class_weight") is None:
             return arguments
         ranks = {len(o.shape) for o in getattr(self.student, "outputs", None) or []}
-        return checks.spread_class_weight(arguments) if max(ranks, default=2) > 2 else (
-            arguments
+        return (
+            checks.spread_class_weight(arguments)
+            if max(ranks, default=2) > 2
+            else (arguments)
         )
 
 

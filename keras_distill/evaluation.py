@@ -118,7 +118,9 @@ class Comparison:
         """Returns the table in Markdown."""
         rows = self._rows()
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-        return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+        return "\n".join(
+            "| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]
+        )
 
     def to_json(self) -> str:
         """Returns the figures as a JSON list of objects, unrounded."""
@@ -169,7 +171,6 @@ def evaluate(
         ValueError: if the dataset is empty or brings no labels.
 
     Example:
-
     >>> from keras_distill import datasets, models
     >>> data = datasets.load("digits")
     >>> model = models.mlp(data.input_shape, data.classes, (16,))
@@ -183,7 +184,9 @@ def evaluate(
     if first is None:
         raise ValueError("the evaluation dataset is empty; check how it was split.")
     if not isinstance(first, tuple) or len(first) < 2:
-        raise ValueError("the evaluation dataset brings no labels; it must yield (x, y).")
+        raise ValueError(
+            "the evaluation dataset brings no labels; it must yield (x, y)."
+        )
     if judge is not None:
         judge.look_at(first[0])
     judged.look_at(first[0])
@@ -275,7 +278,6 @@ def calibration_error(
         From 0 to 1.
 
     Example:
-
     >>> round(calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 3)
     0.4
 
@@ -361,7 +363,11 @@ def _timings(
     )
     single = np.array(_times(answer, one, seconds)) * 1e3
     batch = np.median(_times(answer, many, seconds))
-    return float(np.percentile(single, 50)), float(np.percentile(single, 99)), 64 / batch
+    return (
+        float(np.percentile(single, 50)),
+        float(np.percentile(single, 99)),
+        64 / batch,
+    )
 
 
 def _times(answer: Callable[[Any], Any], x: Any, seconds: float) -> list[float]:

@@ -91,7 +91,6 @@ def export_savedmodel(
         RuntimeError: if the fresh process fails or gives other outputs.
 
     Example:
-
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = export_savedmodel(model, folder, verbose=False)
@@ -119,8 +118,11 @@ def export_savedmodel(
             "from_logits",
         )
     serve = _serving_function(model, preprocess, class_names, from_logits, specs)
-    expected = {name: value.numpy() for name, value in serve(**batch).items()}
-    _check_class_names(class_names, expected)
+    expected, again = (
+        {name: value.numpy() for name, value in serve(**batch).items()}
+        for _ in range(2)
+    )
+    _compare(expected, again, "when asked twice")
 
     progress = tqdm(total=3, desc="export", unit="stage", ncols=90, disable=not verbose)
     # TensorFlow Serving ignores names that are not numbers.
@@ -134,7 +136,7 @@ def export_savedmodel(
         tf.io.gfile.makedirs(directory)
         archive.write_out(hidden, verbose=False)
         progress.update()
-        _compare(expected, ask_fresh_process(hidden, batch))
+        _compare(expected, ask_fresh_process(hidden, batch), "in a fresh process")
         progress.update()
         path = _publish(hidden, directory)
         progress.update()
@@ -148,7 +150,9 @@ def export_savedmodel(
 def next_version(directory: str) -> int:
     """Returns the number after the highest version in a directory, from 1."""
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    return 1 + max((int(n.rstrip("/")) for n in names if n.rstrip("/").isdigit()), default=0)
+    return 1 + max(
+        (int(n.rstrip("/")) for n in names if n.rstrip("/").isdigit()), default=0
+    )
 
 
 def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]:
@@ -178,8 +182,13 @@ def _example(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, Any]:
     if example is not None:
         if isinstance(example, dict):
             given = example
+        elif len(specs) == 1:
+            given = {next(iter(specs)): example}
         else:
-            given = dict(zip(specs, keras.tree.flatten(example), strict=True))
+            raise ValueError(
+                f"the model takes several inputs, {', '.join(specs)}; give the example as "
+                "a dict by these names."
+            )
         return {
             name: tf.convert_to_tensor(given[name], spec.dtype)
             for name, spec in specs.items()
@@ -193,11 +202,10 @@ def _example(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, Any]:
                 "example=, a batch of raw inputs, for the check."
             )
         shape = [4 if i == 0 else size or 8 for i, size in enumerate(spec.shape)]
-        if spec.dtype.is_floating:
-            values = rng.uniform(0.0, 1.0, shape)
-        else:
-            values = rng.integers(0, 2, shape)
-        batch[name] = tf.cast(values, spec.dtype)
+        values = rng.uniform(0.0, 1.0, shape)
+        batch[name] = tf.cast(
+            values if spec.dtype.is_floating else np.round(values), spec.dtype
+        )
     return batch
 
 
@@ -227,26 +235,22 @@ def _serving_function(
         for key, logits in by_output(outputs):
             prefix = "" if key is None else f"{key}_"
             logits = tf.cast(logits, tf.float32)
+            if names is not None and len(names) != logits.shape[-1]:
+                raise ValueError(
+                    f"class_names has {len(names)} names, but the model has "
+                    f"{logits.shape[-1]} classes; give one name per class."
+                )
             label = tf.argmax(logits, -1)
             answer[f"{prefix}logits"] = logits
             answer[f"{prefix}probabilities"] = tf.nn.softmax(logits)
-            answer[f"{prefix}label"] = label if names is None else tf.gather(names, label)
+            answer[f"{prefix}label"] = (
+                label if names is None else tf.gather(names, label)
+            )
         return answer
 
     function = tf.function(serve)
     function.get_concrete_function(**specs)
     return function
-
-
-def _check_class_names(class_names: Sequence[str] | None, outputs: dict) -> None:
-    if class_names is None:
-        return
-    sizes = {v.shape[-1] for name, v in outputs.items() if name.endswith("logits")}
-    if sizes != {len(class_names)}:
-        raise ValueError(
-            f"class_names has {len(class_names)} names, but the model has "
-            f"{', '.join(map(str, sorted(sizes)))} classes; give one name per class."
-        )
 
 
 def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -289,7 +293,7 @@ def _encode(tensor: tf.Tensor) -> str:
     return base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode()
 
 
-def _compare(expected: dict[str, Any], answer: dict[str, Any]) -> None:
+def _compare(expected: dict[str, Any], answer: dict[str, Any], when: str) -> None:
     for name, value in expected.items():
         got = answer[name]
         if name.endswith("label"):
@@ -302,9 +306,9 @@ def _compare(expected: dict[str, Any], answer: dict[str, Any]) -> None:
             difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
         if not same:
             raise RuntimeError(
-                f"the exported SavedModel gives other {name} in a fresh process "
-                f"({difference}), so nothing was exported. A layer that is random, or "
-                "keeps state, at inference cannot be served."
+                f"the model gives other {name} {when} ({difference}), so nothing was "
+                "exported. A layer that is random, or keeps state, at inference cannot "
+                "be served."
             )
 
 
@@ -314,6 +318,8 @@ def _publish(hidden: str, directory: str) -> str:
         path = os.path.join(directory, str(next_version(directory)))
         try:
             tf.io.gfile.rename(hidden, path)
-        except tf.errors.AlreadyExistsError:
-            continue
-        return path
+        except (tf.errors.AlreadyExistsError, tf.errors.FailedPreconditionError):
+            if not tf.io.gfile.exists(path):
+                raise
+        else:
+            return path

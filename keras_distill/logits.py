@@ -47,7 +47,9 @@ def _is_logits(tensor: Any, model_name: str) -> bool | None:
     operation, node_index, tensor_index = tensor._keras_history
     if isinstance(operation, keras.layers.InputLayer):
         return None
-    if type(operation).__name__ == "Softmax":  # the layer, or the operation of keras.ops
+    if (
+        type(operation).__name__ == "Softmax"
+    ):  # the layer, or the operation of keras.ops
         return False
     if isinstance(operation, (keras.Sequential, keras.Model)):
         if not getattr(operation, "outputs", None):

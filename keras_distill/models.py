@@ -29,7 +29,6 @@ def mlp(
         name: str.
 
     Example:
-
     >>> mlp((28, 28, 1), 10, (1200, 1200), dropout=0.5).count_params()
     2395210
 
@@ -80,13 +79,10 @@ def cnn(
         name: str.
 
     Example:
-
     >>> cnn((8, 8, 1), 10, (16, 32)).output_shape
     (None, 10)
     """
-    layers: list[keras.layers.Layer] = [
-        keras.Input(tuple(input_shape), name="image")
-    ]
+    layers: list[keras.layers.Layer] = [keras.Input(tuple(input_shape), name="image")]
     for index, count in enumerate(filters):
         layers += [
             keras.layers.Conv2D(

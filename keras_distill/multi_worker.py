@@ -24,7 +24,9 @@ class MultiWorkerFit:
             and strategy.extended._in_multi_worker_mode()
         )
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+    def _maybe_symbolic_build(
+        self, iterator: Any = None, data_batch: Any = None
+    ) -> None:
         if iterator is not None and self._has_several_workers():
             strategy = self.distribute_strategy  # type: ignore[attr-defined]
             _, _, batches = next(iter(iterator))

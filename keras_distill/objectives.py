@@ -125,7 +125,6 @@ class SoftTargetLoss(Objective):
         ValueError: if the temperature is not > 0.
 
     Example:
-
     >>> loss = SoftTargetLoss(temperature=1.0)
     >>> teacher, student = [[40.0, 0.0, -5.0]], [[-60.0, 0.0, 0.0]]
     >>> print(f"{float(loss.compute_loss(teacher, student)):.2f}")
@@ -233,7 +232,6 @@ class LogitMatchingLoss(Objective):
     `SoftTargetLoss` as T grows, and has no temperature.
 
     Example:
-
     >>> loss = LogitMatchingLoss()
     >>> print(float(loss.compute_loss([[1.0, -1.0]], [[7.0, 7.0]])))
     0.5
@@ -275,7 +273,6 @@ class HiddenLayerLoss(Objective):
             the teacher's; an int says the teacher's width where it cannot be seen.
 
     Example:
-
     >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="s"),
     ...                             keras.layers.Dense(2)])
     >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="t"),
@@ -394,7 +391,6 @@ class WeightedSum(Objective):
         ValueError: if a weight is negative or not finite.
 
     Example:
-
     >>> total = SoftTargetLoss() + 0.1 * LogitMatchingLoss()
     >>> [weight for weight, _ in total.terms]
     [1.0, 0.1]

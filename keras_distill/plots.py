@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 from scipy.special import softmax
 
 # Okabe and Ito: told apart by colour-blind readers too.
@@ -90,7 +92,9 @@ def temperature_curves(
         title=f"Softmax of {classes} random logits flattens as T grows",
         xlabel="logit z",
         ylabel="probability softmax(z / T)",
-        **({"yscale": "log", "ylim": (1e-6, 1.5)} if log_scale else {"ylim": (0, None)}),
+        **(
+            {"yscale": "log", "ylim": (1e-6, 1.5)} if log_scale else {"ylim": (0, None)}
+        ),
     )
     axes.legend(frameon=False)
     return figure
@@ -180,16 +184,16 @@ def training_curves(
         raise KeyError(f"no history has {metric!r}; there are {', '.join(known)}")
     readable = metric.replace("val_", "validation ").replace("_", " ")
     axes.set(title=f"{readable} during training", xlabel="epoch", ylabel=readable)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
 
 def reliability_diagram(
-    edges: Sequence[float],
-    accuracy: Sequence[float],
-    confidence: Sequence[float],
-    weight: Sequence[float],
+    edges: ArrayLike,
+    accuracy: ArrayLike,
+    confidence: ArrayLike,
+    weight: ArrayLike,
     *,
     name: str = "model",
 ) -> Figure:
@@ -205,9 +209,11 @@ def reliability_diagram(
     Returns:
         The figure.
     """
-    accuracy, confidence, weight = map(np.asarray, (accuracy, confidence, weight))
+    edges, accuracy, confidence, weight = map(
+        np.asarray, (edges, accuracy, confidence, weight)
+    )
     width = 1.0 / len(edges)
-    centers = np.asarray(edges) - width / 2
+    centers = edges - width / 2
     error = float(np.sum(weight * np.abs(accuracy - confidence)))
     figure = Figure(figsize=(5.2, 5.6), dpi=120, layout="constrained")
     top, bottom = figure.subplots(

@@ -155,7 +155,6 @@ def as_teacher(
             or `average` is unknown.
 
     Example:
-
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> as_teacher(model).from_logits
     True

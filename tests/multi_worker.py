@@ -1,6 +1,6 @@
 """One worker of test_distributed: trains and writes its weights and history.
 
-    python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|plain
+python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|plain
 """
 
 import json
@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 strategy = (
-    tf.distribute.MultiWorkerMirroredStrategy() if ports else tf.distribute.get_strategy()
+    tf.distribute.MultiWorkerMirroredStrategy()
+    if ports
+    else tf.distribute.get_strategy()
 )
 
 import keras_distill as kd  # after the strategy, which must come before any operation

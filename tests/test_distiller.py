@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill import DistillationInputs, Distiller, SoftTargetLoss, TeacherAgreement
+from keras_distill import (
+    DistillationInputs,
+    Distiller,
+    SoftTargetLoss,
+    TeacherAgreement,
+)
 from tests.conftest import (
     CLASSES,
     FEATURES,
@@ -100,7 +105,9 @@ def test_class_weight_acts_on_both_terms(data):
 def test_sample_weight_acts_on_the_soft_term_alone_too(data):
     x, y = data
     teacher = mlp(32)
-    distiller = compiled(mlp(6), teacher, alpha=0.0, optimizer=keras.optimizers.SGD(0.0))
+    distiller = compiled(
+        mlp(6), teacher, alpha=0.0, optimizer=keras.optimizers.SGD(0.0)
+    )
     half = np.repeat([1.0, 0.0], 32).astype("float32")
     weighted = distiller.train_on_batch(x, y, half, return_dict=True)["soft_loss"]
     distiller.reset_metrics()
@@ -127,7 +134,13 @@ def test_unlabelled_batches_without_a_loss_and_labelled_validation(data):
     distiller.compile("sgd", metrics=["accuracy"])
     dataset = tf.data.Dataset.from_tensor_slices(data[0]).batch(16)
     history = distiller.fit(dataset, validation_data=data, epochs=2, verbose=0).history
-    assert set(history) == {"loss", "hard_loss", "soft_loss", "val_accuracy", "val_loss"}
+    assert set(history) == {
+        "loss",
+        "hard_loss",
+        "soft_loss",
+        "val_accuracy",
+        "val_loss",
+    }
 
 
 def test_generator_is_not_robbed_of_its_first_batch(data):
@@ -292,10 +305,14 @@ def test_regularisation_of_the_student_counts_whole(data):
             keras.layers.Dense(
                 6, kernel_regularizer=keras.regularizers.L2(0.1), name="hidden"
             ),
-            keras.layers.Dense(CLASSES, activity_regularizer=keras.regularizers.L1(0.01)),
+            keras.layers.Dense(
+                CLASSES, activity_regularizer=keras.regularizers.L1(0.01)
+            ),
         ]
     )
-    penalty = float(sum(np.sum(loss) for loss in [0.1 * student.weights[0].numpy() ** 2]))
+    penalty = float(
+        sum(np.sum(loss) for loss in [0.1 * student.weights[0].numpy() ** 2])
+    )
     penalty += 0.01 * float(np.abs(student.predict(x, verbose=0)).sum()) / len(x)
     distiller = compiled(student, optimizer=keras.optimizers.SGD(0.0), alpha=0.3)
     logs = distiller.train_on_batch(x, y, return_dict=True)
@@ -496,10 +513,14 @@ def test_gradient_accumulation_by_the_optimizer(data):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), None])
 def test_wrong_temperature(temperature):
-    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got"):
+    with pytest.raises(
+        ValueError, match="temperature must be a finite number > 0, got"
+    ):
         Distiller(mlp(), mlp(), temperature=temperature)
     distiller = Distiller(mlp(), mlp())
-    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got"):
+    with pytest.raises(
+        ValueError, match="temperature must be a finite number > 0, got"
+    ):
         distiller.temperature = temperature
 
 
@@ -510,7 +531,9 @@ def test_wrong_alpha(alpha):
 
 
 def test_different_numbers_of_classes():
-    with pytest.raises(ValueError, match="student has 5 classes and the teacher 7; buil"):
+    with pytest.raises(
+        ValueError, match="student has 5 classes and the teacher 7; buil"
+    ):
         Distiller(mlp(), mlp(classes=7))
 
 
@@ -539,7 +562,10 @@ def test_student_is_no_model():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (lambda y: np.where(y == 0, CLASSES, y), "labels must be from 0 to 4, .* got 5"),
+        (
+            lambda y: np.where(y == 0, CLASSES, y),
+            "labels must be from 0 to 4, .* got 5",
+        ),
         (lambda y: np.where(y == 0, -1, y), "labels must be from 0 to 4, .* got -1"),
         (lambda y: y + 0.5, "labels must be whole numbers from 0 to 4"),
         (lambda y: np.eye(CLASSES)[y], "labels are one-hot but the loss is sparse"),
@@ -587,7 +613,9 @@ def test_not_finite_teacher_stops_the_run_and_names_the_batch(data, jit_compile)
     distiller = compiled(
         student, answers_nan, teacher_from_logits=True, jit_compile=jit_compile
     )
-    with pytest.raises(ValueError, match="outputs for batch 5 of epoch 1 are not all fin"):
+    with pytest.raises(
+        ValueError, match="outputs for batch 5 of epoch 1 are not all fin"
+    ):
         distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     assert all(np.isfinite(w).all() for w in student.get_weights())
 
@@ -618,29 +646,43 @@ def test_empty_data(data, empty):
 def test_nothing_teaches(data):
     distiller = Distiller(mlp())
     distiller.compile("sgd", SPARSE)
-    with pytest.raises(ValueError, match="nothing teaches: the distiller has no teacher"):
+    with pytest.raises(
+        ValueError, match="nothing teaches: the distiller has no teacher"
+    ):
         distiller.fit(*data, verbose=0)
     with pytest.raises(ValueError, match="nothing teaches"):
         distiller.train_on_batch(*data)
 
 
 def test_unlabelled_and_alpha_one(data):
-    with pytest.raises(ValueError, match="no labels and alpha is 1.0, so there is nothi"):
+    with pytest.raises(
+        ValueError, match="no labels and alpha is 1.0, so there is nothi"
+    ):
         compiled(alpha=1.0).fit(data[0], verbose=0)
 
 
 def test_labels_without_a_loss(data):
     distiller = Distiller(mlp(), mlp(32), alpha=0.5)
     distiller.compile("sgd")
-    with pytest.raises(ValueError, match="alpha is 0.5 but compile.. was given no loss"):
+    with pytest.raises(
+        ValueError, match="alpha is 0.5 but compile.. was given no loss"
+    ):
         distiller.fit(*data, verbose=0)
 
 
 @pytest.mark.parametrize(
     ("activation", "loss", "message"),
     [
-        (None, "sparse_categorical_crossentropy", "expects probabilities .* ends in logi"),
-        (None, keras.losses.CategoricalCrossentropy(), "expects probabilities .* ends in"),
+        (
+            None,
+            "sparse_categorical_crossentropy",
+            "expects probabilities .* ends in logi",
+        ),
+        (
+            None,
+            keras.losses.CategoricalCrossentropy(),
+            "expects probabilities .* ends in",
+        ),
         ("softmax", SPARSE, "has from_logits=True but the student ends in a softmax"),
     ],
 )
@@ -667,7 +709,9 @@ def test_kept_targets_do_not_hold_hidden_layers(data):
     distiller = Distiller(mlp(6), objective=kd.HiddenLayerLoss("hidden", "hidden"))
     distiller.compile("sgd", SPARSE)
     kept = DistillationInputs(x, np.zeros((64, CLASSES), "float32"))
-    with pytest.raises(ValueError, match="matches hidden layers, which kept soft targets"):
+    with pytest.raises(
+        ValueError, match="matches hidden layers, which kept soft targets"
+    ):
         distiller.train_on_batch(kept, y)
 
 

@@ -14,7 +14,6 @@ from keras_distill import Distiller, HiddenLayerLoss, SoftTargetLoss, TeacherAgr
 from tests.conftest import SPARSE, largest_difference, mlp
 
 
-
 @pytest.fixture(scope="module")
 def mirrored():
     """One strategy for all: TensorFlow numbers collectives once per process."""
@@ -31,7 +30,9 @@ def train(strategy, data, objective=None, make_teacher=None, **fit_arguments):
         teacher = mlp(32) if make_teacher is None else make_teacher()
         distiller = Distiller(student, teacher, alpha=0.3, objective=objective)
         distiller.compile(
-            keras.optimizers.Adam(0.01), SPARSE, metrics=["accuracy", TeacherAgreement()]
+            keras.optimizers.Adam(0.01),
+            SPARSE,
+            metrics=["accuracy", TeacherAgreement()],
         )
     assert len(distiller.weights) == len(student.weights) + 2 * bool(objective)
     x, y = data

@@ -16,7 +16,10 @@ def chain(*layers):
         (lambda: chain(keras.layers.Dense(3)), True),
         (lambda: chain(keras.layers.Dense(3, activation="softmax")), False),
         (lambda: chain(keras.layers.Dense(3), keras.layers.Softmax()), False),
-        (lambda: chain(keras.layers.Dense(3), keras.layers.Activation("softmax")), False),
+        (
+            lambda: chain(keras.layers.Dense(3), keras.layers.Activation("softmax")),
+            False,
+        ),
         (
             lambda: chain(
                 keras.layers.Dense(3, activation="softmax"), keras.layers.Dropout(0.5)
@@ -25,7 +28,8 @@ def chain(*layers):
         ),
         (
             lambda: chain(
-                keras.layers.Dense(6, activation="softmax"), keras.layers.Reshape((2, 3))
+                keras.layers.Dense(6, activation="softmax"),
+                keras.layers.Reshape((2, 3)),
             ),
             False,
         ),

@@ -63,9 +63,7 @@ def test_softmax_reference_table(temperature, expected):
 def test_soft_loss_equals_numpy_float64(temperature, scale):
     teacher, student = logits(scale=scale)
     ours = ops.convert_to_numpy(tempered_kl(teacher, student, temperature))
-    np.testing.assert_allclose(
-        ours, numpy_kl(teacher, student, temperature), rtol=1e-6
-    )
+    np.testing.assert_allclose(ours, numpy_kl(teacher, student, temperature), rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -118,13 +116,16 @@ def test_gradient_at_high_temperature_is_logit_matching():
     with tf.GradientTape() as tape:
         tape.watch(student)
         loss = LogitMatchingLoss().compute_loss(teacher, student)
-    np.testing.assert_allclose(tape.gradient(loss, student), limit, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(
+        tape.gradient(loss, student), limit, rtol=1e-4, atol=1e-8
+    )
 
 
 def test_size_of_soft_gradient_does_not_depend_on_temperature():
     teacher, student = logits((512, 10), seed=4)
     sizes = [
-        np.linalg.norm(soft_gradient(teacher, student, t)) for t in np.linspace(2, 50, 25)
+        np.linalg.norm(soft_gradient(teacher, student, t))
+        for t in np.linspace(2, 50, 25)
     ]
     assert max(sizes) / min(sizes) < 1.10
 
@@ -156,7 +157,9 @@ def test_soft_plus_hard_over_t_squared_is_parallel(temperature):
 def test_confidently_wrong_student_gets_its_gradient():
     teacher = np.array([[40.0, 0.0, -5.0]], "float32")
     student = np.array([[-60.0, 0.0, 0.0]], "float32")
-    assert float(tempered_kl(teacher, student, 1.0)[0]) == pytest.approx(60.69, abs=5e-3)
+    assert float(tempered_kl(teacher, student, 1.0)[0]) == pytest.approx(
+        60.69, abs=5e-3
+    )
     assert soft_gradient(teacher, student, 1.0)[0, 0] == pytest.approx(-1.0, abs=1e-6)
 
 
@@ -310,9 +313,18 @@ def test_keras_distiller_is_told_what_it_cannot_do():
 @pytest.mark.parametrize(
     ("hint", "message"),
     [
-        (HiddenLayerLoss("hiden", "hidden"), r"student has no layer 'hiden'; its layers"),
-        (HiddenLayerLoss("hidden", "x"), "teacher has no layer 'x'; its layers are hidd"),
-        (HiddenLayerLoss("hidden", "hidden"), "6 and 32 features; pass projection=True"),
+        (
+            HiddenLayerLoss("hiden", "hidden"),
+            r"student has no layer 'hiden'; its layers",
+        ),
+        (
+            HiddenLayerLoss("hidden", "x"),
+            "teacher has no layer 'x'; its layers are hidd",
+        ),
+        (
+            HiddenLayerLoss("hidden", "hidden"),
+            "6 and 32 features; pass projection=True",
+        ),
     ],
 )
 def test_wrong_layers_are_refused(hint, message):
@@ -364,7 +376,9 @@ def test_weighted_sums_add_up():
     expected = 2 * np.mean(numpy_kl(teacher, student, 4.0)) + 3 * float(
         LogitMatchingLoss().compute_loss(teacher, student)
     )
-    np.testing.assert_allclose(total.compute_loss(teacher, student), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        total.compute_loss(teacher, student), expected, rtol=1e-5
+    )
     restored = WeightedSum.from_config(total.get_config())
     np.testing.assert_allclose(
         restored.compute_loss(teacher, student), expected, rtol=1e-5

@@ -92,7 +92,9 @@ def test_every_way_to_hand_over_one_teacher_trains_the_same(teacher, data, tmp_p
         flag = True if name == "callable" else None
         weights = trained_by(way, data, teacher_from_logits=flag)
         assert largest_difference(expected, weights) < 1e-5, name
-    with pytest.warns(UserWarning, match="do not sum to 1, so they are taken as logits"):
+    with pytest.warns(
+        UserWarning, match="do not sum to 1, so they are taken as logits"
+    ):
         weights = trained_by(tmp_path / "exported", data)
     assert largest_difference(expected, weights) < 1e-5
 

@@ -1,0 +1,130 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keras_distill import cli
+
+COMMAND = [sys.executable, "-m", "keras_distill"]
+
+
+def run(arguments, folder):
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True,
+        env=environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run(["demo", "--epochs", "2", "--seed", "3"], folder)
+
+
+@pytest.mark.slow
+def test_demo_tells_the_whole_story(demo):
+    folder, done = demo
+    assert done.returncode == 0, done.stderr
+    results = folder / "keras-distill-demo-digits"
+    assert {path.name for path in results.iterdir()} == {
+        "comparison.json", "comparison.md", "savedmodel", "temperature_curves.png",
+        "soft_targets.png", "training_curves.png", "reliability.png",
+        "size_against_accuracy.png",
+    }  # fmt: skip
+    assert (results / "savedmodel" / "1" / "saved_model.pb").exists()
+    for words in (
+        "digits: 10 classes of (8, 8, 1)",
+        "student, hard labels",
+        "student, distilled",
+        "a fresh process that imports only TensorFlow answers:",
+        "What to do next",
+    ):
+        assert words in done.stdout
+    next_steps = done.stdout.split("What to do next")[1].splitlines()
+    assert len([line for line in next_steps if line.startswith("- ")]) == 3
+
+
+@pytest.mark.slow
+def test_demo_is_quiet(demo):
+    _, done = demo
+    for noise in ("oneDNN", "WARNING", "Warning", "cuda", "retracing"):
+        assert noise not in done.stderr
+        assert noise not in done.stdout
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_figures(demo, tmp_path):
+    folder, _ = demo
+    done = run(["demo", "--epochs", "2", "--seed", "3", "--output", "again"], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    def figures(path):
+        keys = ("accuracy", "nll", "calibration_error", "teacher_agreement")
+        return [[row[key] for key in keys] for row in json.loads(path.read_text())]
+
+    first = figures(folder / "keras-distill-demo-digits" / "comparison.json")
+    for one, other in zip(
+        first, figures(tmp_path / "again" / "comparison.json"), strict=True
+    ):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_control_c_stops_calmly(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--epochs", "500"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("Training"):
+            break
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "keras-distill: stopped." in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
+        (["--alpha", "2"], "alpha must be a number from 0 to 1, got 2.0"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--dataset", "no_such"], "there is no dataset 'no_such'"),
+        (["--output", "taken"], "the output 'taken' is a file"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("taken").write_text("")
+    assert cli.main(["demo", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("keras-distill: error: ")
+    assert message in captured.err
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_help_is_useful(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--help"])
+    text = capsys.readouterr().out
+    for option in ("--dataset", "--data-dir", "--output", "--temperature", "--alpha",
+                   "--epochs", "--seed"):  # fmt: skip
+        assert option in text
+    assert "weight of the hard loss" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("keras-distill ")

@@ -1,0 +1,121 @@
+import os
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from keras_distill import datasets
+
+PREPARED = os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist", "3.0.1")
+needs_mnist = pytest.mark.skipif(
+    not os.path.isdir(PREPARED),
+    reason="TFDS_DATA_DIR does not lead to a prepared mnist:3.0.1",
+)
+
+
+def test_digits_splits_are_disjoint_whole_and_the_same_for_every_seed():
+    one, other = datasets.load("digits"), datasets.load("digits", seed=5)
+    rows = []
+    for split in ("train", "validation", "test"):
+        x, y = datasets.to_arrays(getattr(one, split))
+        assert len(x) == one.sizes[split]
+        assert set(y) == set(range(10))
+        rows.append(
+            {(image.tobytes(), label) for image, label in zip(x, y, strict=True)}
+        )
+        x_other, _ = datasets.to_arrays(getattr(other, split))
+        assert {i.tobytes() for i in x} == {i.tobytes() for i in x_other}
+    train, validation, test = rows
+    for one_split, other_split in (
+        (train, test),
+        (train, validation),
+        (validation, test),
+    ):
+        assert not one_split & other_split
+    assert sum(one.sizes.values()) == 1797
+    x, _ = datasets.to_arrays(one.train)
+    assert (x.dtype, x.min(), x.max()) == (np.float32, 0.0, 1.0)
+
+
+def test_train_is_shuffled_anew_and_test_is_not():
+    data = datasets.load("digits", batch_size=2000)
+    first, second = (datasets.to_arrays(data.train)[1] for _ in range(2))
+    assert (first != second).any()
+    first, second = (datasets.to_arrays(data.test)[1] for _ in range(2))
+    assert (first == second).all()
+
+
+@needs_mnist
+def test_mnist_by_name():
+    data = datasets.load("mnist", batch_size=500, validation_fraction=0.1)
+    assert data.sizes == {"train": 54_000, "validation": 6_000, "test": 10_000}
+    assert data.input_shape == (28, 28, 1)
+    assert data.class_names == [str(i) for i in range(10)]
+    x, _ = next(iter(data.test))
+    assert x.shape == (500, 28, 28, 1)
+    assert float(np.max(x)) == 1.0
+    train, validation = (
+        {image.tobytes() for image in datasets.to_arrays(split)[0]}
+        for split in (data.train.take(20), data.validation)
+    )
+    assert not train & validation
+
+
+@needs_mnist
+def test_images_are_resized_and_left_unnormalised_on_request():
+    data = datasets.load("mnist", batch_size=8, image_size=(14, 14), normalize=False)
+    x, _ = next(iter(data.test))
+    assert x.shape == (8, 14, 14, 1)
+    assert float(np.max(x)) > 100
+
+
+def test_unreachable_source_is_said_at_once(tmp_path, monkeypatch):
+    def no_network(request, timeout):
+        raise urllib.request.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    start = time.monotonic()
+    with pytest.raises(
+        ConnectionError, match="no route to host.*copy that folder here"
+    ):
+        datasets.load("mnist", data_dir=tmp_path)
+    assert time.monotonic() - start < 15
+
+
+def test_silent_source_is_given_up_in_under_15_seconds(tmp_path, monkeypatch):
+    def hangs(request, timeout):
+        time.sleep(60)
+
+    monkeypatch.setattr(urllib.request, "urlopen", hangs)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="no answer within 10 s"):
+        datasets.load("mnist", data_dir=tmp_path)
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "no_such_dataset"}, "there is no dataset 'no_such_dataset'; give"),
+        ({"name": "coco"}, "names no input and label"),
+        ({"name": "digits", "validation_fraction": 0.0}, "must be between 0 and 1"),
+        ({"name": "digits", "batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        datasets.load(**arguments, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [
+        (["train", "test"], ("train[:90%]", "train[90%:100%]", "test")),
+        (["train", "validation"], ("train[:90%]", "train[90%:100%]", "validation")),
+        (["train"], ("train[:72%]", "train[72%:80%]", "train[80%:]")),
+    ],
+)
+def test_validation_comes_out_of_train(available, expected):
+    splits = datasets._split_names(available, 0.1)
+    assert tuple(splits.values()) == expected

@@ -1,0 +1,121 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
+from keras_distill import Distiller, compare, evaluate
+from keras_distill.evaluation import calibration_error, reliability
+from tests.conftest import FEATURES, SPARSE, mlp
+
+
+def dataset(x, y, batch=16):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+
+
+def test_figures_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, FEATURES)).astype("float32")
+    y = rng.integers(20, size=200)
+    model, teacher = mlp(16, classes=20), mlp(32, classes=20)
+    result = evaluate(model, dataset(x, y), teacher=teacher, timing=False)
+    z = model.predict(x, verbose=0)
+    p = softmax(z.astype("float64"), -1)
+    assert result.examples == 200
+    assert result.parameters == model.count_params()
+    assert result.accuracy == pytest.approx(accuracy_score(y, z.argmax(-1)))
+    top5 = top_k_accuracy_score(y, p, k=5, labels=range(20))
+    assert result.top5_accuracy == pytest.approx(top5)
+    assert result.nll == pytest.approx(log_loss(y, p, labels=range(20)), rel=1e-5)
+    agreement = np.mean(teacher.predict(x, verbose=0).argmax(-1) == z.argmax(-1))
+    assert result.teacher_agreement == pytest.approx(agreement)
+    nbytes = sum(w.nbytes for w in model.get_weights())
+    assert nbytes < result.file_bytes < nbytes + 4000
+    assert result.latency_p50_ms is None
+
+
+def test_ten_classes_have_no_top5_and_probabilities_judge_like_logits(data):
+    logits = mlp(6)
+    probabilities = mlp(6, activation="softmax")
+    probabilities.set_weights(logits.get_weights())
+    one = evaluate(logits, dataset(*data), timing=False)
+    other = evaluate(probabilities, dataset(*data), timing=False)
+    assert one.top5_accuracy is None
+    assert one.nll == pytest.approx(other.nll, rel=1e-5)
+    assert one.accuracy == other.accuracy
+
+
+def test_one_hot_labels_and_sequences(data):
+    x, y = data
+    model = mlp(6)
+    integers = evaluate(model, dataset(x, y), timing=False)
+    one_hot = evaluate(model, dataset(x, np.eye(5)[y]), timing=False)
+    assert one_hot.accuracy == integers.accuracy
+    inputs = keras.Input((4, FEATURES))
+    sequence = keras.Model(inputs, keras.layers.Dense(5)(inputs))
+    x, y = x.reshape(16, 4, FEATURES), y.reshape(16, 4)
+    assert evaluate(sequence, dataset(x, y), timing=False).examples == 64
+
+
+def test_calibration_error_by_hand():
+    # Two bins: confidence 0.9, right half of the time; confidence 0.6, always right.
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    y = np.array([0, 1, 0, 1])
+    assert calibration_error(p, y) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+    edges, accuracy, confidence, weight = reliability(p, y, bins=10)
+    assert edges[-1] == 1.0
+    np.testing.assert_allclose(accuracy[[5, 8]], [1.0, 0.5])
+    np.testing.assert_allclose(confidence[[5, 8]], [0.6, 0.9])
+    np.testing.assert_allclose(weight[[5, 8]], [0.5, 0.5])
+
+
+def test_comparison_prints_and_saves(data, tmp_path):
+    teacher, student = mlp(32), mlp(6)
+    distiller = Distiller(student, teacher)
+    distiller.compile("adam", SPARSE)
+    result = compare(
+        {"teacher": teacher, "student": distiller},
+        dataset(*data),
+        teacher=teacher,
+        verbose=False,
+    )
+    assert result["teacher"].teacher_agreement == 1.0
+    assert result["student"].parameters == student.count_params()
+    assert 0 < result["student"].latency_p50_ms <= result["student"].latency_p99_ms
+    assert result["student"].throughput > 100
+    lines = str(result).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("model")
+    assert len({len(line) for line in lines}) == 1  # aligned
+    result.save(tmp_path / "c.json")
+    result.save(tmp_path / "c.md")
+    saved = json.loads((tmp_path / "c.json").read_text())
+    assert saved[0]["accuracy"] == result["teacher"].accuracy
+    assert (tmp_path / "c.md").read_text().startswith("| model | parameters |")
+    with pytest.raises(ValueError, match="must end in .json or .md"):
+        result.save(tmp_path / "c.txt")
+    with pytest.raises(KeyError, match="there are teacher, student"):
+        result["nobody"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x, y: dataset(x, y).take(0), "evaluation dataset is empty"),
+        (
+            lambda x, y: tf.data.Dataset.from_tensor_slices(x).batch(8),
+            "brings no labels",
+        ),
+    ],
+)
+def test_wrong_data(data, make, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(mlp(), make(*data), timing=False)
+
+
+def test_no_models(data):
+    with pytest.raises(ValueError, match="no models to compare"):
+        compare({}, dataset(*data))

@@ -1,0 +1,56 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PREPARED = os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist", "3.0.1")
+needs_mnist = pytest.mark.skipif(
+    not os.path.isdir(PREPARED),
+    reason="TFDS_DATA_DIR does not lead to a prepared mnist:3.0.1",
+)
+
+
+def run(script, *arguments, folder):
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *arguments], cwd=folder, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_temperature_curves(tmp_path):
+    run("examples/temperature_curves.py", "--epochs", "1", folder=tmp_path)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        "temperature_curves.png", "temperature_curves_log.png", "soft_targets.png",
+    }  # fmt: skip
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_mnist_distillation(tmp_path):
+    output = run("examples/mnist_distillation.py", "--quick", folder=tmp_path)
+    assert "exported to savedmodels/mnist/1" in output
+
+
+@pytest.mark.slow
+def test_digits_benchmark(tmp_path):
+    output = run("benchmarks/digits.py", "--quick", "--json", "d.json", folder=tmp_path)
+    assert "paired over 2 seeds" in output
+    assert (tmp_path / "d.json").exists()
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_mnist_benchmark(tmp_path):
+    output = run("benchmarks/mnist.py", "--quick", folder=tmp_path)
+    assert "| mean |" in output
+
+
+def test_examples_are_short():
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 100

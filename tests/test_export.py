@@ -1,0 +1,250 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import softmax
+
+from keras_distill import Distiller, export, export_savedmodel
+from tests.conftest import CLASSES, FEATURES, mlp
+
+
+def serve(path, **inputs):
+    signature = tf.saved_model.load(path).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(**inputs).items()}
+
+
+def named(width=6, activation=None):
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,), name="features"),
+            keras.layers.Dense(width, activation="relu"),
+            keras.layers.Dense(CLASSES, activation=activation),
+        ]
+    )
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_signature_answers_at_temperature_one(data, tmp_path, activation):
+    x, _ = data
+    model = named(activation=activation)
+    distiller = Distiller(model, mlp(32), temperature=20.0)
+    path = export_savedmodel(distiller, tmp_path / "m", verbose=False)
+    answer = serve(path, features=tf.constant(x))
+    assert set(answer) == {"logits", "probabilities", "label"}
+    outputs = model.predict(x, verbose=0)
+    expected = outputs if activation else softmax(outputs, -1)
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+    np.testing.assert_allclose(softmax(answer["logits"], -1), expected, atol=1e-5)
+    np.testing.assert_array_equal(answer["label"], outputs.argmax(-1))
+    assert answer["label"].dtype == np.int64
+
+
+def test_class_names_and_preprocessing_are_in_the_graph(tmp_path):
+    model = named()
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    path = export_savedmodel(
+        model,
+        tmp_path,
+        class_names=names,
+        preprocess=lambda raw: tf.cast(raw, tf.float32) / 255.0,
+        input_signature=tf.TensorSpec([None, FEATURES], tf.uint8, name="raw"),
+        verbose=False,
+    )
+    raw = np.arange(2 * FEATURES, dtype="uint8").reshape(2, FEATURES)
+    answer = serve(path, raw=tf.constant(raw))
+    expected = model.predict(raw.astype("float32") / 255.0, verbose=0)
+    np.testing.assert_allclose(answer["logits"], expected, atol=1e-5)
+    assert [label.decode() for label in answer["label"]] == [
+        names[i] for i in expected.argmax(-1)
+    ]
+
+
+def test_preprocessing_layer_with_text_input(tmp_path):
+    vectorize = keras.layers.TextVectorization(output_sequence_length=4)
+    vectorize.adapt(["a good film", "a bad film"])
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int64"),
+            keras.layers.Embedding(20, 3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+        ]
+    )
+    signature = tf.TensorSpec([None], tf.string, name="text")
+    with pytest.raises(
+        ValueError, match="no random example can be made for input 'text'"
+    ):
+        export_savedmodel(
+            model, tmp_path, preprocess=vectorize, input_signature=signature
+        )
+    path = export_savedmodel(
+        model,
+        tmp_path,
+        preprocess=vectorize,
+        input_signature=signature,
+        example=["a good film", "bad"],
+        verbose=False,
+    )
+    answer = serve(path, text=tf.constant(["a bad film"]))
+    expected = model.predict(vectorize(["a bad film"]), verbose=0)
+    np.testing.assert_allclose(answer["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_several_inputs_and_outputs(tmp_path, as_dict):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    joined = keras.layers.Concatenate()([a, b])
+    outputs = {"u": keras.layers.Dense(3)(joined), "v": keras.layers.Dense(4)(joined)}
+    model = keras.Model({"a": a, "b": b} if as_dict else [a, b], outputs)
+    path = export_savedmodel(model, tmp_path, verbose=False)
+    xa, xb = np.ones((2, 3), "float32"), 2 * np.ones((2, 2), "float32")
+    answer = serve(path, a=tf.constant(xa), b=tf.constant(xb))
+    assert {"u_logits", "u_probabilities", "u_label", "v_logits"} <= set(answer)
+    given = {"a": xa, "b": xb} if as_dict else [xa, xb]
+    expected = model.predict(given, verbose=0)
+    np.testing.assert_allclose(answer["v_logits"], expected["v"], atol=1e-5)
+
+
+def test_versions_count_up_past_gaps_and_strangers(tmp_path):
+    for name in ("3", "notes", ".writing-old"):
+        (tmp_path / name).mkdir()
+    path = export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.path.basename(path) == "4"
+
+
+def test_two_exports_at_once_get_two_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ask_fresh_process", _answer_here)
+    models, paths = [named(), named(), named()], []
+    threads = [
+        threading.Thread(
+            target=lambda m=m: paths.append(
+                export_savedmodel(m, tmp_path, verbose=False)
+            )
+        )
+        for m in models
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(os.path.basename, paths)) == ["1", "2", "3"]
+    assert sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
+
+
+def _answer_here(path, batch):
+    signature = tf.saved_model.load(path).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(**batch).items()}
+
+
+def test_wrong_answer_in_the_fresh_process_leaves_nothing(tmp_path, monkeypatch):
+    def lies(path, batch):
+        answer = _answer_here(path, batch)
+        answer["logits"] = answer["logits"] + 1e-3
+        return answer
+
+    monkeypatch.setattr(export, "ask_fresh_process", lies)
+    with pytest.raises(RuntimeError, match="gives other logits in a fresh process"):
+        export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_random_layer_is_found_out(tmp_path):
+    class Noise(keras.layers.Layer):
+        def call(self, x):
+            return x + tf.random.normal(tf.shape(x))
+
+    model = keras.Sequential([keras.Input((4,)), Noise(), keras.layers.Dense(3)])
+    with pytest.raises(
+        RuntimeError, match="other logits when asked twice .* cannot be served"
+    ):
+        export_savedmodel(model, tmp_path, from_logits=True, verbose=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_fresh_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_FRESH_PROCESS", "raise SystemExit('no disk')")
+    with pytest.raises(RuntimeError, match="does not run in a fresh process:\nno disk"):
+        export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_half_written_version_is_never_visible(tmp_path, monkeypatch):
+    seen = []
+
+    def look(path, batch):
+        seen.extend(name for name in os.listdir(tmp_path) if name.isdigit())
+        return _answer_here(path, batch)
+
+    monkeypatch.setattr(export, "ask_fresh_process", look)
+    export_savedmodel(named(), tmp_path, verbose=False)
+    assert seen == []
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_saved_model_cli_runs_it(data, tmp_path):
+    x, _ = data
+    model = named()
+    path = export_savedmodel(model, tmp_path / "m", verbose=False)
+    np.save(tmp_path / "x.npy", x[:3])
+    command = shutil.which("saved_model_cli", path=os.path.dirname(sys.executable))
+    subprocess.run(
+        [
+            command, "run", "--dir", path, "--tag_set", "serve",
+            "--signature_def", "serving_default",
+            "--inputs", f"features={tmp_path / 'x.npy'}",
+            "--outdir", tmp_path / "out",
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out" / "logits.npy"),
+        model.predict(x[:3], verbose=0),
+        atol=1e-5,
+    )
+
+
+def test_subclassed_model_needs_a_signature(tmp_path):
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Mine()
+    with pytest.raises(ValueError, match="pass input_signature=tf.TensorSpec"):
+        export_savedmodel(model, tmp_path)
+    model(np.ones((1, 4), "float32"))
+    spec = tf.TensorSpec([None, 4], tf.float32, name="x")
+    path = export_savedmodel(
+        model, tmp_path, input_signature=spec, from_logits=True, verbose=False
+    )
+    assert serve(path, x=tf.ones((2, 4)))["logits"].shape == (2, 3)
+
+
+def test_wrong_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file; give a directory"):
+        export_savedmodel(named(), tmp_path / "file")
+    with pytest.raises(
+        ValueError, match="class_names has 2 names, but the model has 5"
+    ):
+        export_savedmodel(named(), tmp_path / "m", class_names=["a", "b"])
+    with pytest.raises(TypeError, match="model must be a keras.Model"):
+        export_savedmodel("model.keras", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_example_is_json_serialisable_for_the_fresh_process():
+    batch = {"x": tf.constant([b"\xff\x00", b"b"])}
+    json.dumps({name: export._encode(value) for name, value in batch.items()})

@@ -1,0 +1,48 @@
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_python_example_runs_as_printed(tmp_path):
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 16
+    (tmp_path / "example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "student" in done.stdout
+    assert (tmp_path / "savedmodels" / "digits" / "1" / "saved_model.pb").exists()
+
+
+def test_pictures_and_linked_files_exist():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert any(link.endswith(".png") for link in links)
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_both_commands_are_single_lines_with_a_virtual_environment_of_their_own():
+    commands = blocks("sh")[:2]
+    for command in commands:
+        assert len(command.strip().splitlines()) == 1
+        assert command.startswith("python3 -m venv ")
+    assert "keras-distill demo" in commands[0]
+    assert "pytest" in commands[1]
+
+
+def test_top_level_folders_are_explained():
+    for folder in ("keras_distill", "examples", "benchmarks", "tests", "savedmodels"):
+        assert f"`{folder}/`" in README
