@@ -7,9 +7,10 @@ from keras_distill import _quiet  # noqa: F401
 
 # isort: split
 from keras_distill import datasets, models
-from keras_distill.distiller import DistillationInputs, Distiller, TeacherAgreement
+from keras_distill.distiller import Distiller
 from keras_distill.evaluation import Comparison, Evaluation, compare, evaluate
 from keras_distill.export import export_savedmodel
+from keras_distill.metrics import TeacherAgreement
 from keras_distill.objectives import (
     HiddenLayerLoss,
     LogitMatchingLoss,
@@ -17,6 +18,7 @@ from keras_distill.objectives import (
     SoftTargetLoss,
     WeightedSum,
 )
+from keras_distill.step_parts import DistillationInputs
 from keras_distill.teachers import as_teacher
 
 __version__ = _version("keras-distill")

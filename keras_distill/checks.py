@@ -20,6 +20,11 @@ NOTHING_TEACHES = (
     "join kept soft targets to the data."
 )
 
+KEPT_WITHOUT_LAYERS = (
+    "the objective matches hidden layers, which kept soft targets do not hold: give the "
+    "distiller its teacher too."
+)
+
 
 def student_and_teacher(student: Any, teacher: Any) -> None:
     """Refuses a student that is no model, and a teacher that is the student."""
@@ -92,18 +97,30 @@ def _loss_name(loss: Any) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
 
-def loss_takes_what_student_gives(loss: Any, student_from_logits: bool) -> None:
-    """Refuses a cross-entropy whose `from_logits` disagrees with the student."""
-    for one in keras.tree.flatten(loss):
-        if one is None or "crossentropy" not in _loss_name(one).lower():
+def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
+    """Refuses a cross-entropy whose `from_logits` disagrees with the student.
+
+    Args:
+        loss: as given to `compile`.
+        student_from_logits: bool or `None`, or a dict of them by output.
+    """
+    for key, one in by_output(loss):
+        gives = student_from_logits
+        if isinstance(gives, dict):
+            gives = gives.get(key)
+        if (
+            one is None
+            or gives is None
+            or "crossentropy" not in _loss_name(one).lower()
+        ):
             continue
-        loss_from_logits = bool(getattr(one, "from_logits", False))
-        if loss_from_logits and not student_from_logits:
+        takes = bool(getattr(one, "from_logits", False))
+        if takes and not gives:
             raise ValueError(
                 f"loss {_loss_name(one)} has from_logits=True but the student ends in a "
                 "softmax; use from_logits=False, or take the softmax off."
             )
-        if student_from_logits and not loss_from_logits:
+        if gives and not takes:
             raise ValueError(
                 f"loss {_loss_name(one)} expects probabilities (from_logits=False) but "
                 "the student ends in logits; use "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import types
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,65 +15,19 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import checks
-from keras_distill.logits import gives_logits, to_logits, values_are_logits
-from keras_distill.multi_worker import MultiWorkerFit
-from keras_distill.objectives import (
-    PACKAGE,
-    HiddenLayerLoss,
-    Objective,
-    SoftTargetLoss,
-    by_output,
-    weighted_terms,
+from keras_distill.logits import (
+    gives_logits,
+    is_settled,
+    settle,
+    symbolic_outputs,
+    to_logits,
 )
-from keras_distill.teachers import Teacher, as_teacher, classes_of, layer_extractor
-
-
-class DistillationInputs(NamedTuple):
-    """Model inputs joined with the teacher's kept answer for them.
-
-    A dataset that yields `(DistillationInputs(x, soft_targets), y)` trains a `Distiller`
-    that has no teacher in memory. `evaluate` and `predict` use `inputs` alone.
-
-    Attributes:
-        inputs: what the student takes, batch first.
-        soft_targets: the teacher's logits, float `(batch, ..., classes)`, in the
-            structure of the student's outputs.
-    """
-
-    inputs: Any
-    soft_targets: Any
-
-
-@keras.saving.register_keras_serializable(PACKAGE)
-class TeacherAgreement(keras.metrics.MeanMetricWrapper):
-    """How often student and teacher choose the same class, from 0 to 1.
-
-    In `Distiller.compile(metrics=[..., TeacherAgreement()])` it is given the teacher's
-    outputs in place of labels, so the teacher runs in `evaluate` too. Outside, call
-    `update_state(teacher_outputs, student_outputs)`.
-
-    Args:
-        name: str.
-        dtype: dtype of the result.
-
-    Example:
-    >>> agreement = TeacherAgreement()
-    >>> agreement.update_state([[0.0, 2.0], [1.0, 0.0]], [[0.0, 9.0], [0.0, 1.0]])
-    >>> print(float(agreement.result()))
-    0.5
-    """
-
-    def __init__(self, name: str = "teacher_agreement", dtype: Any = None) -> None:
-        super().__init__(_same_class, name=name, dtype=dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {"name": self.name, "dtype": self.dtype}
-
-
-def _same_class(teacher_outputs: Any, student_outputs: Any) -> Any:
-    same = ops.equal(ops.argmax(teacher_outputs, -1), ops.argmax(student_outputs, -1))
-    return ops.cast(same, "float32")
+from keras_distill.matching import Answer, Matching, Reduce, at
+from keras_distill.metrics import TeacherAgreement
+from keras_distill.multi_worker import MultiWorkerFit
+from keras_distill.objectives import PACKAGE, SoftTargetLoss, by_output
+from keras_distill.step_parts import DistillationInputs, Knob, TeacherWatch
+from keras_distill.teachers import as_teacher, classes_of, layer_extractor
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -160,7 +113,6 @@ class Distiller(MultiWorkerFit, keras.Model):
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, **kwargs)
         self.student = student
-        self.objective = checks.objective(objective or SoftTargetLoss())
         self.teacher_from_logits = teacher_from_logits
         self.teacher_average = teacher_average
         if student_from_logits is None:
@@ -168,19 +120,25 @@ class Distiller(MultiWorkerFit, keras.Model):
         self.student_from_logits = student_from_logits
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
-        self._teacher_metrics: list[TeacherAgreement] = []
         self._judging = False
         self._said_unlabelled = False
         # Keras tracks what is set on a model, but not what a plain object holds.
         self._untracked = types.SimpleNamespace(
             user_teacher=None,
             teacher=None,
+            matching=Matching(objective or SoftTargetLoss()),
             student_extractor=None,
-            temperature=_Knob("temperature", temperature),
-            alpha=_Knob("alpha", alpha),
+            teacher_metrics=[],
+            user_metrics=None,
+            temperature=Knob("temperature", temperature),
+            alpha=Knob("alpha", alpha),
             non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
         )
-        self._match_student_layers()
+        names = self._untracked.matching.layer_names("student")
+        if names:
+            self._untracked.student_extractor = layer_extractor(
+                student, names, "student"
+            )
         self._set_teacher(teacher)
         if student.built:
             self.built = True
@@ -226,67 +184,28 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     def _set_teacher(self, teacher: Any) -> None:
         checks.student_and_teacher(self.student, teacher)
-        self._untracked.user_teacher = teacher
-        bound: Teacher | None = None
+        bound, matching = None, self._untracked.matching
         if teacher is not None:
             bound = as_teacher(teacher, self.teacher_from_logits, self.teacher_average)
             checks.same_classes(
-                classes_of(self.student), bound.classes, self._distilled_outputs()
+                classes_of(self.student), bound.classes, matching.outputs_with_classes
             )
-            bound.match_layers(self._layer_names("teacher_layer_name"))
-        self._untracked.teacher = bound
-        model = None if bound is None else bound.model
-        for _, term in self._all_terms():
-            if isinstance(term, HiddenLayerLoss):
-                term.bind(self.student, model)
-            elif not isinstance(term, Objective) and model is not None:
-                term.validate_model_compatibility(model, self.student)
-        self.objective_layers = [
-            layer
-            for _, term in self._all_terms()
-            if isinstance(term, Objective)
-            for layer in term.trainable_layers
-        ]
+            bound.match_layers(matching.layer_names("teacher"))
+        matching.bind(self.student, None if bound is None else bound.model)
+        self._untracked.user_teacher, self._untracked.teacher = teacher, bound
+        # Kept as an attribute so that Keras trains and saves them.
+        self.objective_layers = matching.trainable_layers
         self.train_function = self.test_function = None
+
+    @property
+    def objective(self) -> Any:
+        """The objective, or the objectives by output."""
+        return self._untracked.matching.objective
 
     @property
     def output_names(self) -> list[str]:
         """The student's, so that losses and metrics can be given by output name."""
         return self.student.output_names
-
-    def _all_terms(self) -> list[tuple[float, Any]]:
-        return [
-            pair
-            for _, objective in by_output(self.objective)
-            if objective is not None
-            for pair in weighted_terms(objective)
-        ]
-
-    def _layer_names(self, attribute: str) -> list[str]:
-        names = [getattr(term, attribute, None) for _, term in self._all_terms()]
-        return list(dict.fromkeys(name for name in names if name is not None))
-
-    def _distilled_outputs(self) -> set | None:
-        """Keys of outputs whose classes must be the teacher's; `None` for all."""
-        if not isinstance(self.objective, (dict, list, tuple)):
-            return None if any(self._reads_outputs(self.objective)) else set()
-        return {
-            key
-            for key, objective in by_output(self.objective)
-            if objective is not None and any(self._reads_outputs(objective))
-        }
-
-    @staticmethod
-    def _reads_outputs(objective: Any) -> Iterator[bool]:
-        for _, term in weighted_terms(objective):
-            yield not isinstance(term, HiddenLayerLoss)
-
-    def _match_student_layers(self) -> None:
-        names = self._layer_names("student_layer_name")
-        if names:
-            self._untracked.student_extractor = layer_extractor(
-                self.student, names, "student"
-            )
 
     # Keras's interface ---------------------------------------------------------------
 
@@ -315,15 +234,13 @@ class Distiller(MultiWorkerFit, keras.Model):
             ValueError: if `from_logits` of the loss disagrees with the student's last
                 layer.
         """
-        if self.student_from_logits is not None:
-            checks.loss_takes_what_student_gives(loss, self.student_from_logits)
-        self._user_metrics = metrics
-        self._teacher_metrics = []
+        checks.loss_takes_what_student_gives(loss, self.student_from_logits)
+        teacher_metrics = []
+        self._untracked.user_metrics = metrics
         if isinstance(metrics, (list, tuple)):
-            self._teacher_metrics = [
-                m for m in metrics if isinstance(m, TeacherAgreement)
-            ]
+            teacher_metrics = [m for m in metrics if isinstance(m, TeacherAgreement)]
             metrics = [m for m in metrics if not isinstance(m, TeacherAgreement)]
+        self._untracked.teacher_metrics = teacher_metrics
         super().compile(
             optimizer, loss, loss_weights, metrics=metrics or None, **kwargs
         )
@@ -334,7 +251,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             for term in keras.tree.flatten(loss)
             if isinstance(term, keras.losses.Loss) and term.reduction
         ]
-        self._untracked.reduce = _Reduce(*reductions[:1])
+        self._untracked.matching.reduce = Reduce(*reductions[:1])
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the student as `keras.Model.fit` does, after a look at the first batch.
@@ -361,7 +278,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 self._check_first_batch(*batch)
             arguments = self._spread_class_weight(arguments)
             callbacks = arguments.pop("callbacks", None)
-            watch = _TeacherWatch(self._untracked)
+            watch = TeacherWatch(self._untracked)
             if isinstance(callbacks, keras.callbacks.CallbackList):
                 callbacks.append(watch)
             else:
@@ -388,16 +305,15 @@ class Distiller(MultiWorkerFit, keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        targets, hidden_targets = self._ask_teacher(x)
+        teacher = self._ask_teacher(x)
         x = _without_soft_targets(x)
 
         with tf.GradientTape() as tape:
-            y_pred, hidden = self._student_forward(x)
+            student = self._ask_student(x)
+            y_pred = student.outputs
             sample_weight = checks.weights_by_output(sample_weight, y_pred)
             hard_loss = self._hard_loss(y, y_pred, sample_weight)
-            soft_loss = self._soft_loss(
-                targets, hidden_targets, y_pred, hidden, sample_weight
-            )
+            soft_loss = self._soft_loss(teacher, student, sample_weight)
             alpha = self._untracked.alpha.at(self.optimizer)
             loss = alpha * hard_loss + (1.0 - alpha) * soft_loss
             loss += self._regularization()
@@ -415,17 +331,17 @@ class Distiller(MultiWorkerFit, keras.Model):
             (self.soft_loss_tracker, soft_loss),
         ):
             tracker.update_state(value * replicas, sample_weight=_batch_size(x))
-        self._update_teacher_metrics(targets, y_pred)
+        self._update_teacher_metrics(teacher, y_pred)
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return self._logs(logs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""
         with self._only_judging():
-            if self._teacher_metrics:
+            if self._untracked.teacher_metrics:
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-                targets, _ = self._ask_teacher(x)
-                self._update_teacher_metrics(targets, self(x, training=False))
+                teacher = self._ask_teacher(x)
+                self._update_teacher_metrics(teacher, self(x, training=False))
             return self._logs(super().test_step(data))
 
     def compute_loss(
@@ -454,7 +370,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         training_only = (self.hard_loss_tracker, self.soft_loss_tracker)
         return [
             metric
-            for metric in super().metrics
+            for metric in [*super().metrics, *self._untracked.teacher_metrics]
             if not (self._judging and any(metric is t for t in training_only))
             # Metrics of labels do not exist until a batch brought labels.
             and (metric is not self._compile_metrics or metric.built)
@@ -488,7 +404,9 @@ class Distiller(MultiWorkerFit, keras.Model):
         """Returns the arguments of `compile`, serialised."""
         config = super().get_compile_config()
         if config:
-            config["metrics"] = keras.saving.serialize_keras_object(self._user_metrics)
+            config["metrics"] = keras.saving.serialize_keras_object(
+                self._untracked.user_metrics
+            )
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -499,41 +417,49 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     # The step's parts ----------------------------------------------------------------
 
-    def _ask_teacher(self, x: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns the teacher's logits and matched layers for a batch."""
+    def _ask_teacher(self, x: Any) -> Answer | None:
+        """Returns the teacher's answer for a batch; `None` if alpha = 1 needs none."""
         kept = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
-        needs_layers = bool(self._layer_names("teacher_layer_name"))
-        if teacher is None or (kept is not None and not needs_layers):
-            if kept is None and self.alpha != 1.0:
-                raise ValueError(checks.NOTHING_TEACHES)
-            if needs_layers and self.alpha != 1.0:
-                raise ValueError(
-                    "the objective matches hidden layers, which kept soft targets do "
-                    "not hold: give the distiller its teacher too."
-                )
-            return kept, {}
+        needs_layers = bool(self._untracked.matching.layer_names("teacher"))
+        if kept is not None and not needs_layers:
+            return Answer(kept, kept, {})
+        if teacher is None:
+            if self.alpha == 1.0:
+                return None
+            raise ValueError(
+                checks.NOTHING_TEACHES if kept is None else checks.KEPT_WITHOUT_LAYERS
+            )
         temperature = self._untracked.temperature.at(self.optimizer)
-        logits, layers = teacher(_without_soft_targets(x), temperature)
-        logits, layers = keras.tree.map_structure(ops.stop_gradient, (logits, layers))
-        return (self._note_non_finite(logits) if kept is None else kept), layers
+        answer = teacher(_without_soft_targets(x), temperature)
+        answer = keras.tree.map_structure(ops.stop_gradient, answer)
+        logits = self._note_non_finite(answer.logits) if kept is None else kept
+        return answer._replace(logits=logits)
 
     def _note_non_finite(self, logits: Any) -> Any:
-        """Counts a batch with NaN or infinity for `_TeacherWatch`, and defuses it."""
+        """Counts a batch with NaN or infinity for `TeacherWatch`, and defuses it."""
         logits = keras.tree.map_structure(lambda z: ops.cast(z, "float32"), logits)
-        finite = [ops.isfinite(z) for z in keras.tree.flatten(logits)]
-        all_finite = ops.all(ops.stack([ops.all(f) for f in finite]))
+        finite = keras.tree.map_structure(ops.isfinite, logits)
+        all_finite = ops.all([ops.all(f) for f in keras.tree.flatten(finite)])
         self._untracked.non_finite.update_state(1.0 - ops.cast(all_finite, "float32"))
         return keras.tree.map_structure(
-            lambda z: ops.where(ops.isfinite(z), z, 0.0), logits
+            lambda z, is_finite: ops.where(is_finite, z, 0.0), logits, finite
         )
 
-    def _student_forward(self, x: Any) -> tuple[Any, dict[str, Any]]:
+    def _ask_student(self, x: Any) -> Answer:
+        """Runs the student once, for training."""
         extractor = self._untracked.student_extractor
         if extractor is None:
-            return self(x, training=True), {}
-        found = extractor(x, training=True)
-        return found["outputs"], found["layers"]
+            outputs, layers = self(x, training=True), {}
+        else:
+            found = extractor(x, training=True)
+            outputs, layers = found["outputs"], found["layers"]
+        if not is_settled(self.student_from_logits):
+            raise ValueError(
+                "the student does not say whether it gives logits or probabilities; "
+                "pass student_from_logits=True or False."
+            )
+        return Answer(outputs, to_logits(outputs, self.student_from_logits), layers)
 
     def _hard_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         if y is None or self._compile_loss is None:
@@ -541,106 +467,23 @@ class Distiller(MultiWorkerFit, keras.Model):
         return ops.cast(self._compile_loss(y, y_pred, sample_weight), "float32")
 
     def _soft_loss(
-        self,
-        targets: Any,
-        hidden_targets: dict[str, Any],
-        y_pred: Any,
-        hidden: dict[str, Any],
-        sample_weight: Any,
+        self, teacher: Answer | None, student: Answer, sample_weight: Any
     ) -> Any:
-        if targets is None:  # alpha = 1 and nothing teaches: plain training
+        if teacher is None:
             return ops.zeros((), "float32")
-        if self.student_from_logits is None:
-            raise ValueError(
-                "the student does not say whether it gives logits or probabilities; "
-                "pass student_from_logits=True or False."
-            )
-        logits = to_logits(y_pred, self.student_from_logits)
         temperature = self._untracked.temperature.at(self.optimizer)
-        total = ops.zeros((), "float32")
-        for key, objective in self._objective_by_output(y_pred):
-            for weight, term in weighted_terms(objective):
-                student_layer = getattr(term, "student_layer_name", None)
-                teacher_layer = getattr(term, "teacher_layer_name", None)
-                value = self._term_loss(
-                    term,
-                    _at(targets, key)
-                    if teacher_layer is None
-                    else hidden_targets[teacher_layer],
-                    _at(logits, key)
-                    if student_layer is None
-                    else hidden[student_layer],
-                    _at(y_pred, key)
-                    if student_layer is None
-                    else hidden[student_layer],
-                    _at(sample_weight, key),
-                    temperature,
-                )
-                total += weight * ops.cast(value, "float32")
-        return total
-
-    def _objective_by_output(self, y_pred: Any) -> Iterator[tuple[Any, Any]]:
-        """Yields the key of an output, or `...` for all at once, and its objective."""
-        if isinstance(self.objective, (dict, list, tuple)):
-            yield from (
-                (key, o) for key, o in by_output(self.objective) if o is not None
-            )
-            return
-        outputs = [key for key, _ in by_output(y_pred)]
-        for weight, term in weighted_terms(self.objective):
-            names_layers = getattr(term, "student_layer_name", None) is not None
-            # Keras's own objectives take all outputs in one structure.
-            if names_layers or not isinstance(term, Objective):
-                yield ..., weight * term if isinstance(term, Objective) else term
-            else:
-                for key in outputs:
-                    yield key, weight * term
-
-    def _term_loss(
-        self,
-        term: Any,
-        target: Any,
-        prediction: Any,
-        masked: Any,
-        sample_weight: Any,
-        temperature: Any,
-    ) -> Any:
-        """Returns one term's mean over the batch, divided by the replicas.
-
-        `masked` is the student's tensor that carries the Keras mask, if there is one.
-        """
-        if isinstance(term, Objective):
-            values = term.loss_per_example(target, prediction, temperature)
-            weight = checks.weight_for(sample_weight, len(values.shape))
-            return self._untracked.reduce(values, masked, weight)
-        # One of Keras's own: loss objects in it divide by the replicas, functions do not.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        divided = checks.divides_by_replicas(term) if replicas > 1 else True
-        term.validate_outputs(target, prediction)
-        if sample_weight is None and _mask_of(masked) is None:
-            value = term.compute_loss(target, prediction)
-            return value if divided else value / replicas
-        checks.keras_term_splits_by_example(term)
-        values = ops.vectorized_map(
-            lambda pair: term.compute_loss(
-                *keras.tree.map_structure(lambda one: one[None], pair)
-            ),
-            (target, prediction),
-        )
-        if divided:
-            values = values * replicas
-        return self._untracked.reduce(values, masked, sample_weight)
+        return self._untracked.matching(teacher, student, sample_weight, temperature)
 
     def _regularization(self) -> Any:
         losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         return sum(losses) if losses else 0.0
 
-    def _update_teacher_metrics(self, targets: Any, y_pred: Any) -> None:
-        for metric in self._teacher_metrics:
-            if targets is None:
+    def _update_teacher_metrics(self, teacher: Answer | None, y_pred: Any) -> None:
+        for metric in self._untracked.teacher_metrics:
+            if teacher is None:
                 raise ValueError(f"metric {metric.name!r}: {checks.NOTHING_TEACHES}")
             for key, output in by_output(y_pred):
-                metric.update_state(_at(targets, key), output)
+                metric.update_state(at(teacher.logits, key), output)
 
     @contextlib.contextmanager
     def _only_judging(self) -> Iterator[None]:
@@ -655,7 +498,7 @@ class Distiller(MultiWorkerFit, keras.Model):
     def _check_first_batch(self, x: Any, y: Any, sample_weight: Any) -> None:
         inputs = _without_soft_targets(x)
         with self.distribute_strategy.scope():
-            outputs = self._student_outputs_if_unknown(inputs)
+            outputs = self._student_outputs(inputs)
             classes = {key: o.shape[-1] for key, o in by_output(outputs)}
             if not self.trainable_weights:
                 raise ValueError(
@@ -672,25 +515,18 @@ class Distiller(MultiWorkerFit, keras.Model):
         else:
             checks.labels(y, classes, self.loss)
 
-    def _student_outputs_if_unknown(self, inputs: Any) -> Any:
-        """Returns outputs, symbolic where the student has them, else on this batch."""
-        if (
-            getattr(self.student, "outputs", None)
-            and self.student_from_logits is not None
+    def _student_outputs(self, inputs: Any) -> Any:
+        """Returns outputs, symbolic where that says enough, else on this batch."""
+        if getattr(self.student, "outputs", None) and is_settled(
+            self.student_from_logits
         ):
-            return (
-                self.student.outputs[0]
-                if isinstance(self.student, keras.Sequential)
-                else self.student.output
-            )
-        outputs = self.student(
-            keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
+            return symbolic_outputs(self.student)
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        outputs = self.student(inputs, training=False)
+        self.student_from_logits = settle(
+            outputs, self.student_from_logits, "student", "student_from_logits"
         )
-        if self.student_from_logits is None:
-            self.student_from_logits = values_are_logits(
-                outputs, "student", "student_from_logits"
-            )
-            checks.loss_takes_what_student_gives(self.loss, self.student_from_logits)
+        checks.loss_takes_what_student_gives(self.loss, self.student_from_logits)
         return outputs
 
     def _check_teaching(self, x: Any, inputs: Any, classes: dict) -> None:
@@ -704,12 +540,12 @@ class Distiller(MultiWorkerFit, keras.Model):
             inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
             teacher.look_at(inputs)
             temperature = self._untracked.temperature.at(self.optimizer)
-            targets, _ = teacher(inputs, temperature)
+            targets = teacher(inputs, temperature).logits
             checks.finite(targets, "batch 0")
         checks.same_classes(
             classes,
             {key: target.shape[-1] for key, target in by_output(targets)},
-            self._distilled_outputs(),
+            self._untracked.matching.outputs_with_classes,
         )
 
     def _check_unlabelled(self) -> None:
@@ -740,98 +576,9 @@ class Distiller(MultiWorkerFit, keras.Model):
         )
 
 
-class _Knob:
-    """A number in a variable, so that changing it does not retrace; or a schedule."""
-
-    def __init__(self, name: str, value: Any) -> None:
-        self.name = name
-        self.schedule: LearningRateSchedule | None = None
-        checks.knob(name, value)
-        start = 1.0 if isinstance(value, LearningRateSchedule) else value
-        self.variable = keras.Variable(
-            start, trainable=False, dtype="float32", name=name
-        )
-        self.set(value)
-
-    @property
-    def value(self) -> Any:
-        return self.number if self.schedule is None else self.schedule
-
-    def set(self, value: Any) -> bool:
-        """Sets it; returns whether traces made before are no longer right."""
-        checks.knob(self.name, value)
-        had_schedule = self.schedule is not None
-        if isinstance(value, LearningRateSchedule):
-            self.schedule = value
-            return True
-        self.schedule = None
-        self.number = float(value)
-        self.variable.assign(self.number)
-        return had_schedule
-
-    def at(self, optimizer: Any) -> Any:
-        """Returns the float32 scalar in force at the optimizer's step."""
-        if self.schedule is None:
-            return ops.convert_to_tensor(self.variable)
-        return ops.cast(self.schedule(optimizer.iterations), "float32")
-
-    def config(self) -> Any:
-        return keras.saving.serialize_keras_object(self.value)
-
-
-class _Reduce(keras.losses.Loss):
-    """Reduces values per example as Keras reduces any loss.
-
-    `Loss.__call__` applies sample weights, the Keras mask of its second argument, the
-    reduction and the scaling for replicas.
-    """
-
-    def __init__(self, reduction: str = "sum_over_batch_size") -> None:
-        super().__init__(name="soft_loss", reduction=reduction, dtype="float32")
-
-    def call(self, values: Any, masked: Any) -> Any:
-        return values
-
-
-class _TeacherWatch(keras.callbacks.Callback):
-    """Stops the run at the batch for which the teacher's outputs were not finite."""
-
-    def __init__(self, untracked: types.SimpleNamespace) -> None:
-        super().__init__()
-        self.untracked = untracked
-        self.epoch = 0
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self.untracked.non_finite.reset_state()
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.untracked.teacher is None:
-            return
-        bad = float(ops.convert_to_numpy(self.untracked.non_finite.result()))
-        if bad > 0 or math.isnan(bad):
-            raise ValueError(
-                checks.not_finite(f"batch {batch} of epoch {self.epoch + 1}")
-            )
-
-
 def _without_soft_targets(x: Any) -> Any:
     return x.inputs if isinstance(x, DistillationInputs) else x
 
 
 def _batch_size(x: Any) -> Any:
     return ops.shape(next(i for i in keras.tree.flatten(x) if i is not None))[0]
-
-
-def _at(structure: Any, key: Any) -> Any:
-    """Returns one output of a structure; all of it for `...` or a single output."""
-    if key is None or key is ... or not isinstance(structure, (dict, list, tuple)):
-        return structure
-    return structure[key]
-
-
-def _mask_of(outputs: Any) -> Any:
-    masks = [getattr(o, "_keras_mask", None) for o in keras.tree.flatten(outputs)]
-    return next((mask for mask in masks if mask is not None), None)

@@ -329,7 +329,7 @@ def _compiled(teacher: Teacher, x: Any) -> Callable[[Any], Any]:
 
     @tf.function(input_signature=[spec])
     def logits(x: Any) -> Any:
-        answer, _ = teacher(x, 1.0)
+        answer = teacher(x, 1.0).logits
         if isinstance(answer, (dict, list, tuple)):
             raise ValueError(
                 "evaluate judges one output; give a callable that picks it, as in "

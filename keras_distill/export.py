@@ -18,7 +18,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from keras_distill.distiller import Distiller
-from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from keras_distill.logits import gives_logits, is_settled, settle, to_logits
 from keras_distill.objectives import by_output
 
 # Runs with TensorFlow alone: what a server would see.
@@ -111,12 +111,9 @@ def export_savedmodel(
     batch = _example(specs, example)
     if from_logits is None:
         from_logits = gives_logits(model)
-    if from_logits is None:
-        from_logits = values_are_logits(
-            model(_for_model(batch, specs, preprocess), training=False),
-            "model",
-            "from_logits",
-        )
+    if not is_settled(from_logits):
+        outputs = model(_for_model(batch, specs, preprocess), training=False)
+        from_logits = settle(outputs, from_logits, "model", "from_logits")
     serve = _serving_function(model, preprocess, class_names, from_logits, specs)
     expected, again = (
         {name: value.numpy() for name, value in serve(**batch).items()}

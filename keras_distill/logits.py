@@ -25,13 +25,13 @@ _PASSES_ON = (
 )
 
 
-def gives_logits(model: Any) -> bool | None:
+def gives_logits(model: Any) -> Any:
     """Tells from a model's last layers whether its outputs are logits.
 
     Returns:
         `True` for logits, `False` for probabilities, `None` where the layers do not
-        say (a subclassed model, a Lambda layer). A model with several outputs is
-        answered for all of them: `None` if they differ.
+        say (a subclassed model, a Lambda layer). If several outputs differ, a dict of
+        these answers by the output's key.
 
     Raises:
         ValueError: if an output ends in a sigmoid, whose classes do not exclude each
@@ -39,8 +39,24 @@ def gives_logits(model: Any) -> bool | None:
     """
     if not getattr(model, "outputs", None):
         return None
-    answers = {_is_logits(output, model.name) for output in model.outputs}
-    return answers.pop() if len(answers) == 1 else None
+    answers = {
+        key: _is_logits(output, model.name)
+        for key, output in by_output(symbolic_outputs(model))
+    }
+    first = next(iter(answers.values()))
+    return first if all(answer is first for answer in answers.values()) else answers
+
+
+def symbolic_outputs(model: keras.Model) -> Any:
+    """Returns the outputs of a built model in the structure of its `call`."""
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+
+
+def is_settled(from_logits: Any) -> bool:
+    """Tells whether an answer of `gives_logits` leaves nothing open."""
+    if isinstance(from_logits, dict):
+        return None not in from_logits.values()
+    return from_logits is not None
 
 
 def _is_logits(tensor: Any, model_name: str) -> bool | None:
@@ -81,7 +97,7 @@ def _activation_answer(layer: Any, model_name: str) -> bool | None:
     return True
 
 
-def to_logits(outputs: Any, from_logits: bool) -> Any:
+def to_logits(outputs: Any, from_logits: Any) -> Any:
     """Returns logits for outputs that are logits or probabilities.
 
     Probabilities made by a Keras softmax in the same trace give back the logits they
@@ -90,14 +106,21 @@ def to_logits(outputs: Any, from_logits: bool) -> Any:
 
     Args:
         outputs: `(batch, ..., classes)`, or a dict or list of such.
-        from_logits: whether they are logits already.
+        from_logits: bool, whether they are logits already; or a dict of bools by the
+            output's key.
 
     Returns:
         The same structure.
     """
-    if from_logits:
+    if from_logits is True:
         return outputs
-    return keras.tree.map_structure(_log_probabilities, outputs)
+    if from_logits is False:
+        return keras.tree.map_structure(_log_probabilities, outputs)
+    logits = {
+        key: output if from_logits[key] else _log_probabilities(output)
+        for key, output in by_output(outputs)
+    }
+    return logits if isinstance(outputs, dict) else list(logits.values())
 
 
 def _log_probabilities(probabilities: Any) -> Any:
@@ -108,28 +131,42 @@ def _log_probabilities(probabilities: Any) -> Any:
     return ops.log(ops.maximum(ops.cast(probabilities, "float32"), tiny))
 
 
-def values_are_logits(outputs: Any, who: str, argument: str) -> bool:
-    """Tells from values whether outputs are logits, and says so in a warning.
+def settle(outputs: Any, from_logits: Any, who: str, argument: str) -> Any:
+    """Settles from values what the layers left open, and says so in a warning.
 
     Args:
         outputs: concrete `(batch, ..., classes)`, or a dict or list of such.
+        from_logits: an answer of `gives_logits`.
         who: "teacher" or "student", for the message.
         argument: the argument by which the user can say it, for the message.
 
     Returns:
-        `False` if every row is >= 0 and sums to 1, within 1e-3; else `True`.
+        The answer with each `None` replaced: by `False` if every row of the output is
+        >= 0 and sums to 1, within 1e-3, else by `True`.
     """
-    arrays = [
-        ops.convert_to_numpy(ops.cast(o, "float32")) for _, o in by_output(outputs)
-    ]
-    are_probabilities = all(
-        a.min() >= 0.0 and np.allclose(a.sum(-1), 1.0, atol=1e-3) for a in arrays
+    if is_settled(from_logits):
+        return from_logits
+    if not isinstance(outputs, (dict, list, tuple)):
+        return _values_are_logits(outputs, who, argument)
+    known = from_logits or {}
+    return {
+        key: _values_are_logits(output, f"{who}'s output {key!r}", argument)
+        if known.get(key) is None
+        else known[key]
+        for key, output in by_output(outputs)
+    }
+
+
+def _values_are_logits(outputs: Any, who: str, argument: str) -> bool:
+    values = ops.convert_to_numpy(ops.cast(outputs, "float32"))
+    are_probabilities = bool(
+        values.min() >= 0.0 and np.allclose(values.sum(-1), 1.0, atol=1e-3)
     )
     kind = "probabilities" if are_probabilities else "logits"
     reason = "are >= 0 and sum to 1" if are_probabilities else "do not sum to 1"
     warnings.warn(
-        f"the {who}'s layers do not say whether it gives logits or probabilities; its "
-        f"outputs on the first batch {reason}, so they are taken as {kind}. Pass "
+        f"the layers of the {who} do not say whether it gives logits or probabilities; "
+        f"its values on the first batch {reason}, so they are taken as {kind}. Pass "
         f"{argument}={not are_probabilities} to settle it.",
         UserWarning,
         stacklevel=2,

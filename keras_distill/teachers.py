@@ -14,7 +14,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from keras_distill.logits import (
+    gives_logits,
+    is_settled,
+    settle,
+    symbolic_outputs,
+    to_logits,
+)
+from keras_distill.matching import Answer
 from keras_distill.objectives import by_output, hidden_layer
 
 
@@ -32,7 +39,7 @@ class Teacher:
     def __init__(
         self,
         function: Callable[[Any], Any],
-        from_logits: bool | None,
+        from_logits: Any,
         model: keras.Model | None = None,
         description: str = "teacher",
     ) -> None:
@@ -59,7 +66,7 @@ class Teacher:
                 )
             self._extractor = layer_extractor(self.model, layer_names, "teacher")
 
-    def __call__(self, x: Any, temperature: Any) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, x: Any, temperature: Any) -> Answer:
         """Runs the teacher once, for inference.
 
         Args:
@@ -68,26 +75,25 @@ class Teacher:
                 depends on it.
 
         Returns:
-            The logits, of the structure of the teacher's outputs, and a dict of the
-            matched layers' outputs by name.
+            Its `Answer`: outputs, logits, matched layers.
         """
         if self._extractor is not None:
             found = self._extractor(x, training=False)
             outputs, layers = found["outputs"], found["layers"]
         else:
             outputs, layers = self.function(x), {}
-        if self.from_logits is None:
+        if not is_settled(self.from_logits):
             raise ValueError(
                 f"the {self.description} does not say whether it gives logits or "
                 "probabilities; pass teacher_from_logits=True or False."
             )
-        return to_logits(outputs, self.from_logits), layers
+        return Answer(outputs, to_logits(outputs, self.from_logits), layers)
 
     def look_at(self, x: Any) -> None:
         """Settles logits or probabilities on a first batch, where nothing else did."""
-        if self.from_logits is None:
-            self.from_logits = values_are_logits(
-                self.function(x), "teacher", "teacher_from_logits"
+        if not is_settled(self.from_logits):
+            self.from_logits = settle(
+                self.function(x), self.from_logits, "teacher", "teacher_from_logits"
             )
 
     @property
@@ -108,11 +114,12 @@ class _Ensemble(Teacher):
     def _no_function(x: Any) -> Any:
         raise NotImplementedError
 
-    def __call__(self, x: Any, temperature: Any) -> tuple[Any, dict[str, Any]]:
-        answers = [member(x, temperature)[0] for member in self.members]
-        return keras.tree.map_structure(
-            lambda *logits: self._mean(ops.stack(logits), temperature), *answers
-        ), {}
+    def __call__(self, x: Any, temperature: Any) -> Answer:
+        answers = [member(x, temperature).logits for member in self.members]
+        logits = keras.tree.map_structure(
+            lambda *parts: self._mean(ops.stack(parts), temperature), *answers
+        )
+        return Answer(logits, logits, {})
 
     def _mean(self, logits: Any, temperature: Any) -> Any:
         logits = ops.cast(logits, "float32")
@@ -132,7 +139,7 @@ class _Ensemble(Teacher):
 
 
 def as_teacher(
-    teacher: Any, from_logits: bool | None = None, average: str = "probabilities"
+    teacher: Any, from_logits: Any = None, average: str = "probabilities"
 ) -> Teacher:
     """Makes a `Teacher` of anything that may teach.
 
@@ -179,7 +186,7 @@ def as_teacher(
     )
 
 
-def _model_teacher(model: keras.Model, from_logits: bool | None) -> Teacher:
+def _model_teacher(model: keras.Model, from_logits: Any) -> Teacher:
     if from_logits is None:
         from_logits = gives_logits(model)
     return Teacher(
@@ -190,7 +197,7 @@ def _model_teacher(model: keras.Model, from_logits: bool | None) -> Teacher:
     )
 
 
-def _ensemble(teachers: Sequence, from_logits: bool | None, average: str) -> Teacher:
+def _ensemble(teachers: Sequence, from_logits: Any, average: str) -> Teacher:
     if not teachers:
         raise ValueError("teacher is an empty list; give at least one model.")
     members = [as_teacher(member, from_logits) for member in teachers]
@@ -204,7 +211,7 @@ def _ensemble(teachers: Sequence, from_logits: bool | None, average: str) -> Tea
     return _Ensemble(members, average)
 
 
-def _teacher_from_path(path: str, from_logits: bool | None) -> Teacher:
+def _teacher_from_path(path: str, from_logits: Any) -> Teacher:
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(
             f"teacher path {path!r} does not exist; give a .keras file or a SavedModel "
@@ -221,7 +228,7 @@ def _teacher_from_path(path: str, from_logits: bool | None) -> Teacher:
     )
 
 
-def _saved_model_teacher(path: str, from_logits: bool | None) -> Teacher:
+def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
     loaded = tf.saved_model.load(path)
     signature = loaded.signatures.get("serving_default")
     if signature is None:
@@ -258,12 +265,7 @@ def classes_of(model: keras.Model) -> dict[Any, int | None]:
     """Returns the size of the last axis of each output, by its key; {} if unknown."""
     if not getattr(model, "outputs", None):
         return {}
-    return {key: output.shape[-1] for key, output in by_output(outputs_of(model))}
-
-
-def outputs_of(model: keras.Model) -> Any:
-    """Returns the symbolic outputs of a built model in the structure of its `call`."""
-    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    return {key: output.shape[-1] for key, output in by_output(symbolic_outputs(model))}
 
 
 def layer_extractor(
@@ -276,4 +278,4 @@ def layer_extractor(
     """
     layers = {name: hidden_layer(model, name, role) for name in layer_names}
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return keras.Model(inputs, {"outputs": outputs_of(model), "layers": layers})
+    return keras.Model(inputs, {"outputs": symbolic_outputs(model), "layers": layers})

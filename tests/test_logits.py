@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_distill.logits import gives_logits, to_logits, values_are_logits
+from keras_distill.logits import gives_logits, settle, to_logits
 from tests.conftest import mlp
 
 
@@ -85,4 +85,5 @@ def test_bare_probabilities_give_finite_log_probabilities():
 )
 def test_values_tell_and_it_is_said(values, expected):
     with pytest.warns(UserWarning, match=rf"Pass teacher_from_logits={expected} to"):
-        assert values_are_logits(values, "teacher", "teacher_from_logits") is expected
+        settled = settle(np.array(values), None, "teacher", "teacher_from_logits")
+    assert settled is expected
