@@ -52,12 +52,14 @@ def run(
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
-    data = datasets.load(
-        dataset,
-        data_dir=data_dir,
-        batch_size=32 if dataset == "digits" else 128,
-        seed=seed,
-    )
+
+    def load() -> datasets.Data:
+        batch_size = 32 if dataset == "digits" else 128
+        return datasets.load(
+            dataset, data_dir=data_dir, batch_size=batch_size, seed=seed
+        )
+
+    data = load()
     if len(data.input_shape) != 3:
         raise ValueError(
             f"the demo shows images, but an example of {dataset!r} has shape "
@@ -77,14 +79,9 @@ def run(
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
     students = {}
     for name in ("hard labels", "distilled"):
-        # The same initial weights and the same order of batches for both.
+        # The same initial weights for both, and the same order of batches.
         keras.utils.set_random_seed(seed + 1)
-        data = datasets.load(
-            dataset,
-            data_dir=data_dir,
-            batch_size=32 if dataset == "digits" else 128,
-            seed=seed,
-        )
+        data = load()
         student = models.cnn(
             data.input_shape, data.classes, (8, 16), dense=16, name="student"
         )
@@ -127,8 +124,9 @@ def run(
     _ask_fresh_process(path, data)
 
     _heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
+    served = os.path.abspath(os.path.dirname(path))
     print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
-    print(f"- serve it:         tensorflow_model_server --model_base_path={os.path.abspath(os.path.dirname(path))}")  # fmt: skip
+    print(f"- serve it:         tensorflow_model_server --model_base_path={served}")
     print(f"- look at results:  {os.path.abspath(output)}")
     return comparison
 

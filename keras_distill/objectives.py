@@ -126,7 +126,8 @@ class SoftTargetLoss(Objective):
 
     Example:
     >>> loss = SoftTargetLoss(temperature=1.0)
-    >>> teacher, student = [[40.0, 0.0, -5.0]], [[-60.0, 0.0, 0.0]]
+    >>> teacher = ops.array([[40.0, 0.0, -5.0]])
+    >>> student = ops.array([[-60.0, 0.0, 0.0]])
     >>> print(f"{float(loss.compute_loss(teacher, student)):.2f}")
     60.69
 
@@ -233,7 +234,8 @@ class LogitMatchingLoss(Objective):
 
     Example:
     >>> loss = LogitMatchingLoss()
-    >>> print(float(loss.compute_loss([[1.0, -1.0]], [[7.0, 7.0]])))
+    >>> teacher, student = ops.array([[1.0, -1.0]]), ops.array([[7.0, 7.0]])
+    >>> print(float(loss.compute_loss(teacher, student)))
     0.5
 
     Reference: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.1; Ba and Caruana,

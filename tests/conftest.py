@@ -13,6 +13,9 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
+# A program that the tests start, not a test.
+collect_ignore = ["multi_worker.py"]
+
 FEATURES, CLASSES = 8, 5
 
 
