@@ -282,6 +282,39 @@ def test_metrics_by_output_name(data):
     assert "first_accuracy" in history
 
 
+def test_probabilities_and_features_in_one_model(data):
+    """Only what ends in softmax is turned into logits; features are matched raw."""
+    x, y = data
+
+    def model(activation):
+        inputs = keras.Input((FEATURES,))
+        features = keras.layers.Dense(6, activation="relu", name="features")(inputs)
+        classes = keras.layers.Dense(CLASSES, activation=activation, name="classes")
+        return keras.Model(inputs, {"c": classes(features), "f": features})
+
+    objective = {"c": SoftTargetLoss(), "f": kd.HiddenLayerLoss()}
+    losses = []
+    teachers = [model(None), model("softmax")]
+    teachers[1].set_weights(teachers[0].get_weights())
+    for activation, loss in (
+        (None, SPARSE),
+        ("softmax", "sparse_categorical_crossentropy"),
+    ):
+        keras.utils.set_random_seed(3)
+        student = model(activation)
+        for teacher in teachers:
+            distiller = compiled(
+                student, teacher, loss={"c": loss, "f": None}, objective=objective,
+                optimizer=keras.optimizers.SGD(0.0),
+            )  # fmt: skip
+            labels = {"c": y, "f": np.zeros((64, 6))}
+            history = distiller.fit(x, labels, batch_size=64, verbose=0).history
+            losses.append(history["soft_loss"][0])
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+    difference = student.predict(x, verbose=0)["f"] - teacher.predict(x, verbose=0)["f"]
+    assert losses[0] > np.mean(difference**2)
+
+
 # What the step is --------------------------------------------------------------------
 
 
@@ -377,6 +410,26 @@ def test_evaluate_with_kept_soft_targets_in_the_batches(data):
     distiller.fit(kept, y, verbose=0)
     logs = distiller.evaluate(kept, y, verbose=0, return_dict=True)
     assert set(logs) == {"loss", "teacher_agreement"}
+
+
+def test_metric_objects_are_counted_once_and_recompiling_starts_anew(data):
+    x, y = data
+    distiller = Distiller(mlp(6), mlp(32))
+    for _ in range(2):
+        distiller.compile(
+            "sgd",
+            SPARSE,
+            metrics=[
+                keras.metrics.SparseCategoricalAccuracy(name="right"),
+                TeacherAgreement(),
+            ],
+        )
+        history = distiller.fit(x, y, verbose=0).history
+        assert set(history) == {
+            "loss", "hard_loss", "soft_loss", "right", "teacher_agreement",
+        }  # fmt: skip
+        names = [metric.name for metric in distiller.metrics]
+        assert sorted(names) == sorted(set(names))
 
 
 # Temperature and alpha ---------------------------------------------------------------

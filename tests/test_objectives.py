@@ -268,6 +268,24 @@ def test_keras_objective_says_the_same_with_unit_sample_weights(data):
     assert losses[0]["soft_loss"] == pytest.approx(losses[1]["soft_loss"], rel=1e-5)
 
 
+def test_weight_of_a_keras_objective_counts(data):
+    x, y = data
+    student, teacher = mlp(6), mlp(32)
+
+    def soft_loss(objective):
+        distiller = Distiller(student, teacher, objective=objective)
+        distiller.compile(keras.optimizers.SGD(0.0), SPARSE)
+        return distiller.train_on_batch(x, y, return_dict=True)["soft_loss"]
+
+    keras_loss = keras.distillation.FeatureDistillation()
+    assert soft_loss(WeightedSum([(0.25, keras_loss)])) == pytest.approx(
+        soft_loss(keras_loss) / 4, rel=1e-5
+    )
+    assert soft_loss(SoftTargetLoss() + keras_loss) == pytest.approx(
+        soft_loss(SoftTargetLoss()) + soft_loss(keras_loss), rel=1e-5
+    )
+
+
 def test_custom_keras_loss_refuses_sample_weights(data):
     class Mine(keras.distillation.DistillationLoss):
         def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
