@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,7 +13,9 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill.objectives import _check_temperature, by_output
+from keras_distill.logits import look_like_probabilities
+from keras_distill.metrics import TeacherAgreement
+from keras_distill.objectives import Objective, by_output, check_temperature
 
 NOTHING_TEACHES = (
     "nothing teaches: the distiller has no teacher and the batches bring no soft "
@@ -30,7 +33,8 @@ def student_and_teacher(student: Any, teacher: Any) -> None:
     """Refuses a student that is no model, and a teacher that is the student."""
     if not isinstance(student, keras.Model):
         raise TypeError(f"student must be a keras.Model, got {student!r}.")
-    if teacher is student:
+    members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    if any(member is student for member in members):
         raise ValueError(
             "student and teacher are the same object, so there is nothing to learn; "
             "build a smaller student, or copy the model with keras.models.clone_model."
@@ -57,37 +61,66 @@ def knob(name: str, value: Any) -> None:
     if isinstance(value, (np.floating, np.integer)):
         value = value.item()
     if name == "temperature":
-        _check_temperature(value)
-    elif not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        check_temperature(value)
+    elif isinstance(value, bool) or not (
+        isinstance(value, (int, float)) and 0.0 <= value <= 1.0
+    ):
         raise ValueError(
             f"alpha must be a number from 0 to 1, got {value!r}. It weighs the hard "
             "loss; 1 - alpha weighs the soft loss."
         )
 
 
-def same_classes(student: dict, teacher: dict, distilled: set | None) -> None:
-    """Refuses a student whose distilled outputs are not the teacher's.
+def same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
+    """Refuses a student whose distilled outputs are not shaped like the teacher's.
 
     Args:
-        student: number of classes by output, `None` where not known.
+        student: shape by output, with `None` for an axis that is not known.
         teacher: likewise.
         distilled: keys of the outputs that must agree; `None` for all.
+
+    Raises:
+        ValueError: if classes or other axes differ, or there is a single class.
     """
-    if not student or not teacher:
-        return
-    for key in student if distilled is None else distilled:
+    keys = student if distilled is None else distilled
+    for key in keys:
         name = "" if key is None else f" in output {key!r}"
-        if key not in teacher:
+        if key in student and student[key][-1] == 1:
             raise ValueError(
-                f"the student's output {key!r} has no counterpart in the teacher, whose "
-                f"outputs are {list(teacher)}; give an objective per output, with None "
-                "for outputs that are not distilled."
+                f"the student has 1 class{name}: a softmax over it is always 1, so there "
+                "is nothing to learn. Build the models with one output per class, 2 for "
+                "a yes or no."
             )
-        ours, theirs = student.get(key), teacher[key]
-        if ours is not None and theirs is not None and ours != theirs:
+        if not student or not teacher:
+            continue
+        if key not in teacher:
+            given = ", ".join(map(repr, teacher))
             raise ValueError(
-                f"the student has {ours} classes{name} and the teacher {theirs}; build "
-                f"the student with {theirs}."
+                f"the teacher gives several outputs ({given}) and the student one; pass "
+                "a callable that picks one, as in lambda x: teacher(x)['name']."
+                if key is None
+                else f"the student's output {key!r} has no counterpart in the teacher; "
+                "give an objective per output, with None for outputs that are not "
+                "distilled."
+            )
+        if key not in student:
+            raise ValueError(
+                f"the objective names the output {key!r}, which the student does not "
+                f"have; its outputs are {', '.join(map(repr, student))}."
+            )
+        ours, theirs = student[key], teacher[key]
+        if None not in (ours[-1], theirs[-1]) and ours[-1] != theirs[-1]:
+            raise ValueError(
+                f"the student has {ours[-1]} classes{name} and the teacher {theirs[-1]}; "
+                f"build the student with {theirs[-1]}."
+            )
+        if len(ours) != len(theirs) or any(
+            a is not None and b is not None and a != b
+            for a, b in zip(ours[1:], theirs[1:], strict=True)
+        ):
+            raise ValueError(
+                f"the student's outputs{name} have shape {tuple(ours)} and the teacher's "
+                f"{tuple(theirs)}; all axes must agree."
             )
 
 
@@ -95,6 +128,15 @@ def _loss_name(loss: Any) -> str:
     if isinstance(loss, str):
         return loss
     return getattr(loss, "__name__", type(loss).__name__)
+
+
+def _is_keras_crossentropy(loss: Any) -> bool:
+    """Tells whether Keras's `from_logits` has its meaning for this loss."""
+    if isinstance(loss, str):
+        return "crossentropy" in loss
+    module = getattr(loss, "__module__", None) or type(loss).__module__
+    is_known = hasattr(loss, "from_logits") or module.startswith("keras.")
+    return is_known and "crossentropy" in _loss_name(loss).lower()
 
 
 def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
@@ -108,11 +150,7 @@ def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
         gives = student_from_logits
         if isinstance(gives, dict):
             gives = gives.get(key)
-        if (
-            one is None
-            or gives is None
-            or "crossentropy" not in _loss_name(one).lower()
-        ):
+        if gives is None or not _is_keras_crossentropy(one):
             continue
         takes = bool(getattr(one, "from_logits", False))
         if takes and not gives:
@@ -130,14 +168,24 @@ def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
 
 
 def labels(y: Any, classes: dict, loss: Any) -> None:
-    """Refuses labels of another kind than the loss takes, or out of range."""
+    """Refuses labels of another kind than the loss takes, or out of range.
+
+    Args:
+        y: one array, or a dict or list of them.
+        classes: number of classes by output.
+        loss: as given to `compile`.
+    """
     losses = dict(by_output(loss)) if isinstance(loss, (dict, list, tuple)) else None
     for key, values in by_output(y):
         one = loss if losses is None else losses.get(key)
         count = classes.get(key, next(iter(classes.values())) if key is None else None)
         name = "" if one is None else _loss_name(one).lower()
         if "crossentropy" in name and "categorical" in name and count is not None:
-            _labels_of_one_output(np.asarray(values), count, "sparse" in name)
+            values = np.asarray(values)
+            ignored = getattr(one, "ignore_class", None)
+            if ignored is not None and "sparse" in name:
+                values = values[values != ignored]
+            _labels_of_one_output(values, count, "sparse" in name)
 
 
 def _labels_of_one_output(y: np.ndarray, classes: int, sparse: bool) -> None:
@@ -178,18 +226,55 @@ def _is_one_hot(y: np.ndarray) -> bool:
 
 
 def not_finite(where: str) -> str:
-    """Returns the message for a teacher output that is NaN or infinite."""
+    """Returns the message for a teacher's answer that is NaN or infinite."""
     return (
-        f"the teacher's outputs for {where} are not all finite (NaN or infinity); check "
-        "its inputs and weights. The student was not trained on them."
+        f"the teacher's outputs for {where} are not all finite (NaN or infinity), so the "
+        "run was stopped; check its inputs and weights."
     )
 
 
 def finite(outputs: Any, where: str) -> None:
-    """Refuses outputs with NaN or infinity."""
-    for _, output in by_output(outputs):
+    """Refuses concrete outputs with NaN or infinity."""
+    for output in keras.tree.flatten(outputs):
         if not np.isfinite(ops.convert_to_numpy(ops.cast(output, "float32"))).all():
             raise ValueError(not_finite(where))
+
+
+def kept_are_logits(kept: Any, from_logits: Any) -> None:
+    """Refuses kept soft targets that are not finite, or look like probabilities."""
+    finite(kept, "batch 0")
+    if from_logits is None and all(
+        look_like_probabilities(part) for part in keras.tree.flatten(kept)
+    ):
+        raise ValueError(
+            "the kept soft targets of the first batch are >= 0 and sum to 1: they are "
+            "probabilities, where logits are expected. Keep logits, or pass "
+            "teacher_from_logits=False."
+        )
+
+
+def mean_at_one_temperature(teacher: Any, terms: list) -> None:
+    """Refuses a mean of tempered probabilities for an objective with its own T."""
+    own = [getattr(t, "temperature", None) for t in terms if isinstance(t, Objective)]
+    if teacher.averages_probabilities and any(t is not None for t in own):
+        raise ValueError(
+            "a list of teachers is averaged at the distiller's temperature, but an "
+            "objective has one of its own; give the temperature to the distiller, or "
+            'pass teacher_average="logits".'
+        )
+
+
+def teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
+    """Refuses a `TeacherAgreement` anywhere but in a flat list of metrics."""
+    is_flat = isinstance(metrics, (list, tuple)) and not any(
+        isinstance(part, (dict, list, tuple)) for part in metrics
+    )
+    elsewhere = [weighted_metrics, None if is_flat else metrics]
+    if any(isinstance(m, TeacherAgreement) for m in keras.tree.flatten(elsewhere)):
+        raise ValueError(
+            "TeacherAgreement goes into compile(metrics=[...]), a flat list: it judges "
+            "all distilled outputs, without weights."
+        )
 
 
 def keras_term_splits_by_example(term: Any) -> None:
@@ -272,7 +357,6 @@ def first_batch(
         ValueError: if there is no example.
     """
     x = arguments.get("x")
-    unpack = keras.utils.unpack_x_y_sample_weight
     if isinstance(x, types.GeneratorType):
         first = next(x, None)
         if first is not None:
@@ -281,7 +365,7 @@ def first_batch(
     elif isinstance(x, tf.data.Dataset):
         first = next(iter(x.take(1)), None)
     elif isinstance(x, keras.utils.PyDataset):
-        first = x[0] if len(x) else None
+        first = None if x.num_batches == 0 else x[0]
     elif isinstance(x, tf.distribute.DistributedDataset):
         return None, arguments  # its values lie on several devices
     elif type(x).__module__.startswith("torch."):
@@ -290,50 +374,59 @@ def first_batch(
         return _first_of_arrays(arguments), arguments
     if first is None or _length(first) == 0:
         raise ValueError(EMPTY)
-    return unpack(first), arguments
+    return keras.utils.unpack_x_y_sample_weight(first), arguments
 
 
 def _first_of_arrays(arguments: dict[str, Any]) -> tuple:
     size = arguments.get("batch_size") or 32
     x, y = arguments.get("x"), arguments.get("y")
-    if x is None or _length(x) == 0:
+    if x is None:
+        raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
+    if _length(x) == 0:
         raise ValueError(EMPTY)
-    head = keras.tree.map_structure(lambda a: np.asarray(a[:size]), x)
+    head = keras.tree.map_structure(_first_rows(size), x)
     return head, y, arguments.get("sample_weight")
 
 
+def _first_rows(size: int) -> Callable[[Any], Any]:
+    def rows(array: Any) -> Any:
+        if isinstance(array, tf.SparseTensor):
+            return tf.sparse.slice(
+                array, [0] * array.shape.rank, [size, *array.shape[1:]]
+            )
+        return np.asarray(array[:size])
+
+    return rows
+
+
 def _length(structure: Any) -> int:
-    return len(next(iter(keras.tree.flatten(structure))))
+    return int(next(iter(keras.tree.flatten(structure))).shape[0])
 
 
-def spread_class_weight(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turns `class_weight` into sample weights of the shape of the labels.
+def class_weight_table(class_weight: dict[int, float], classes: int) -> np.ndarray:
+    """Returns `class_weight` as float32 `(classes,)`, 1 where it says nothing.
+
+    Raises:
+        ValueError: if it names a class that does not exist.
+    """
+    outside = [c for c in class_weight if not 0 <= c < classes]
+    if outside:
+        raise ValueError(
+            f"class_weight names the class {outside[0]}, but the classes go from 0 to "
+            f"{classes - 1}."
+        )
+    table = np.ones(classes, "float32")
+    table[list(class_weight)] = list(class_weight.values())
+    return table
+
+
+def weights_of_labels(table: np.ndarray, y: Any, y_pred: Any) -> Any:
+    """Returns the weight of each label, `(batch, ...)`, for integer or one-hot labels.
 
     Keras takes the last axis of `(batch, time)` labels for one-hot classes.
     """
-    arguments = dict(arguments)
-    class_weight = arguments.pop("class_weight")
-    if arguments.get("sample_weight") is not None:
-        raise ValueError("give class_weight or sample_weight, not both.")
-    table = np.ones(max(class_weight) + 1, "float32")
-    table[list(class_weight)] = list(class_weight.values())
-
-    def weights(y: Any) -> Any:
-        y = tf.convert_to_tensor(y)
-        if y.dtype.is_floating:
-            y = tf.argmax(y, -1) if y.shape.rank and y.shape.rank > 2 else tf.round(y)
-        y = tf.cast(y, "int32")
-        inside = tf.minimum(y, len(table) - 1)
-        return tf.where(y < len(table), tf.gather(table, inside), 1.0)
-
-    x = arguments.get("x")
-    if isinstance(x, tf.data.Dataset):
-        arguments["x"] = x.map(lambda x, y: (x, y, weights(y)))
-    elif arguments.get("y") is not None:
-        arguments["sample_weight"] = weights(arguments["y"]).numpy()
-    else:
-        raise ValueError(
-            "class_weight for sequence outputs needs arrays or a tf.data.Dataset; give "
-            "sample_weight in the batches instead."
-        )
-    return arguments
+    y = ops.convert_to_tensor(y)
+    if len(y.shape) == len(y_pred.shape):
+        is_one_hot = y.shape[-1] == len(table)
+        y = ops.argmax(y, -1) if is_one_hot else ops.squeeze(y, -1)
+    return ops.take(ops.convert_to_tensor(table), ops.cast(y, "int32"))

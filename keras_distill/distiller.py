@@ -26,8 +26,13 @@ from keras_distill.matching import Answer, Matching, Reduce, at
 from keras_distill.metrics import TeacherAgreement
 from keras_distill.multi_worker import MultiWorkerFit
 from keras_distill.objectives import PACKAGE, SoftTargetLoss, by_output
-from keras_distill.step_parts import DistillationInputs, Knob, TeacherWatch
-from keras_distill.teachers import as_teacher, classes_of, layer_extractor
+from keras_distill.step_parts import (
+    DistillationInputs,
+    Knob,
+    TeacherWatch,
+    raise_if_not_finite,
+)
+from keras_distill.teachers import as_teacher, layer_extractor, shapes_of
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -63,8 +68,9 @@ class Distiller(MultiWorkerFit, keras.Model):
         objective: a distillation loss of this package or of `keras.distillation`, a sum
             of them, or a dict or list of them, one per output (`None` for an output that
             is not distilled). Default `SoftTargetLoss()`, for every output.
-        teacher_from_logits: bool, whether the teacher gives logits (`True`) or
-            probabilities (`False`). `None` (default) finds out from its last layer.
+        teacher_from_logits: bool, whether the teacher (or the kept soft targets) are
+            logits (`True`) or probabilities (`False`); or a dict of bools by output.
+            `None` (default) finds out from its last layer.
         student_from_logits: the same for the student.
         teacher_average: for a list of teachers, the mean of "probabilities" at the
             temperature in force (default), or of "logits".
@@ -102,8 +108,8 @@ class Distiller(MultiWorkerFit, keras.Model):
         temperature: float | LearningRateSchedule = 4.0,
         alpha: float | LearningRateSchedule = 0.1,
         objective: Any = None,
-        teacher_from_logits: bool | None = None,
-        student_from_logits: bool | None = None,
+        teacher_from_logits: Any = None,
+        student_from_logits: Any = None,
         teacher_average: str = "probabilities",
         name: str = "distiller",
         **kwargs: Any,
@@ -115,9 +121,6 @@ class Distiller(MultiWorkerFit, keras.Model):
         self.student = student
         self.teacher_from_logits = teacher_from_logits
         self.teacher_average = teacher_average
-        if student_from_logits is None:
-            student_from_logits = gives_logits(student)
-        self.student_from_logits = student_from_logits
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._judging = False
@@ -127,13 +130,21 @@ class Distiller(MultiWorkerFit, keras.Model):
             user_teacher=None,
             teacher=None,
             matching=Matching(objective or SoftTargetLoss()),
+            student_from_logits=student_from_logits,
             student_extractor=None,
             teacher_metrics=[],
             user_metrics=None,
+            class_weight=None,
+            was_labelled=None,
+            judges_loss=True,
             temperature=Knob("temperature", temperature),
             alpha=Knob("alpha", alpha),
             non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
         )
+        if student_from_logits is None:
+            self._untracked.student_from_logits = gives_logits(
+                student, self._untracked.matching.outputs_with_classes
+            )
         names = self._untracked.matching.layer_names("student")
         if names:
             self._untracked.student_extractor = layer_extractor(
@@ -164,7 +175,7 @@ class Distiller(MultiWorkerFit, keras.Model):
     @temperature.setter
     def temperature(self, value: float | LearningRateSchedule) -> None:
         if self._untracked.temperature.set(value):
-            self.train_function = None
+            self._retrace()
 
     @property
     def alpha(self) -> float | LearningRateSchedule:
@@ -173,9 +184,15 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     @alpha.setter
     def alpha(self, value: float | LearningRateSchedule) -> None:
-        was_plain_training = self.alpha == 1.0
-        if self._untracked.alpha.set(value) or was_plain_training:
-            self.train_function = None
+        taught_nothing = self.alpha == 1.0 and self.teacher is None
+        if self._untracked.alpha.set(value) or taught_nothing:
+            self._retrace()
+
+    def _retrace(self) -> None:
+        """Has the step traced anew, also in the middle of `fit`."""
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+        self.test_function = None
 
     @property
     def teacher(self) -> Any:
@@ -186,16 +203,29 @@ class Distiller(MultiWorkerFit, keras.Model):
         checks.student_and_teacher(self.student, teacher)
         bound, matching = None, self._untracked.matching
         if teacher is not None:
-            bound = as_teacher(teacher, self.teacher_from_logits, self.teacher_average)
-            checks.same_classes(
-                classes_of(self.student), bound.classes, matching.outputs_with_classes
+            bound = as_teacher(
+                teacher,
+                self.teacher_from_logits,
+                self.teacher_average,
+                matching.outputs_with_classes,
             )
+            checks.mean_at_one_temperature(bound, matching.terms)
             bound.match_layers(matching.layer_names("teacher"))
+        checks.same_shapes(
+            shapes_of(self.student),
+            {} if bound is None else bound.shapes,
+            matching.outputs_with_classes,
+        )
         matching.bind(self.student, None if bound is None else bound.model)
         self._untracked.user_teacher, self._untracked.teacher = teacher, bound
         # Kept as an attribute so that Keras trains and saves them.
         self.objective_layers = matching.trainable_layers
-        self.train_function = self.test_function = None
+        self._retrace()
+
+    @property
+    def student_from_logits(self) -> Any:
+        """Whether the student gives logits; a dict where its outputs differ."""
+        return self._untracked.student_from_logits
 
     @property
     def objective(self) -> Any:
@@ -235,6 +265,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 layer.
         """
         checks.loss_takes_what_student_gives(loss, self.student_from_logits)
+        checks.teacher_metrics(metrics, kwargs.get("weighted_metrics"))
         teacher_metrics = []
         self._untracked.user_metrics = metrics
         if isinstance(metrics, (list, tuple)):
@@ -272,45 +303,58 @@ class Distiller(MultiWorkerFit, keras.Model):
                 teacher is not finite, naming the batch.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        if self.compiled:
-            batch, arguments = checks.first_batch(arguments)
-            if batch is not None:
-                self._check_first_batch(*batch)
-            arguments = self._spread_class_weight(arguments)
-            callbacks = arguments.pop("callbacks", None)
-            watch = TeacherWatch(self._untracked)
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(watch)
-            else:
-                callbacks = [*keras.tree.flatten(callbacks or []), watch]
-            arguments["callbacks"] = callbacks
-            if isinstance(arguments.get("x"), tf.data.Dataset):
-                # Keras warns that its own default, True, has no effect on these.
-                arguments.setdefault("shuffle", False)
-        return super().fit(**arguments)
+        if not self.compiled:
+            return super().fit(**arguments)
+        arguments["x"] = _wrapped(arguments["x"])
+        batch, arguments = checks.first_batch(arguments)
+        outputs = None if batch is None else self._check_first_batch(*batch)
+        self._take_class_weight(arguments, outputs)
+        watch = TeacherWatch(self._untracked)
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(watch)
+        else:
+            arguments["callbacks"] = [*keras.tree.flatten(callbacks or []), watch]
+        if isinstance(arguments["x"], tf.data.Dataset):
+            # Keras warns that its own default, True, has no effect on these.
+            arguments.setdefault("shuffle", False)
+        try:
+            return super().fit(**arguments)
+        finally:
+            if self._untracked.class_weight is not None:
+                self._untracked.class_weight = None
+                self.train_function = None
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
 
         Args:
+            x: as for `keras.Model.evaluate`.
             *args: as for `keras.Model.evaluate`.
             **kwargs: as for `keras.Model.evaluate`.
 
         Returns:
             As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: if there are no labels and no metric that does without.
         """
         with self._only_judging():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(_wrapped(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher = self._ask_teacher(x)
+        teacher = self._note_non_finite(self._ask_teacher(x))
         x = _without_soft_targets(x)
 
         with tf.GradientTape() as tape:
             student = self._ask_student(x)
             y_pred = student.outputs
+            if self._untracked.class_weight is not None and y is not None:
+                sample_weight = checks.weights_of_labels(
+                    self._untracked.class_weight, y, y_pred
+                )
             sample_weight = checks.weights_by_output(sample_weight, y_pred)
             hard_loss = self._hard_loss(y, y_pred, sample_weight)
             soft_loss = self._soft_loss(teacher, student, sample_weight)
@@ -335,14 +379,57 @@ class Distiller(MultiWorkerFit, keras.Model):
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return self._logs(logs)
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains on one batch, as `keras.Model.train_on_batch` does.
+
+        Args:
+            *args: as for `keras.Model.train_on_batch`.
+            **kwargs: as for `keras.Model.train_on_batch`.
+
+        Returns:
+            As `keras.Model.train_on_batch`.
+
+        Raises:
+            ValueError: if the teacher's answer has NaN or infinity.
+        """
+        logs = super().train_on_batch(*args, **kwargs)
+        raise_if_not_finite(self._untracked, "this batch")
+        return logs
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Exports the student, as `keras.Model.export` does.
+
+        Args:
+            *args: as for `keras.Model.export`.
+            **kwargs: as for `keras.Model.export`.
+
+        Returns:
+            As `keras.Model.export`.
+        """
+        return self.student.export(*args, **kwargs)
+
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""
         with self._only_judging():
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            y_pred = self(x, training=False)
             if self._untracked.teacher_metrics:
-                x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-                teacher = self._ask_teacher(x)
-                self._update_teacher_metrics(teacher, self(x, training=False))
-            return self._logs(super().test_step(data))
+                self._update_teacher_metrics(self._ask_teacher(x), y_pred)
+            elif y is None:
+                raise ValueError(
+                    "the evaluation data has no labels; give them, or compile with "
+                    "metrics=[TeacherAgreement()]."
+                )
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+            self._untracked.judges_loss = (
+                y is not None and self._compile_loss is not None
+            )
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            self._loss_tracker.update_state(
+                loss * replicas, sample_weight=_batch_size(x)
+            )
+            logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+            return self._logs(logs)
 
     def compute_loss(
         self,
@@ -366,12 +453,16 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras's, without the two training losses while judging."""
-        training_only = (self.hard_loss_tracker, self.soft_loss_tracker)
+        """Keras's; while judging, without losses that are not judged."""
+        left_out = []
+        if self._judging:
+            left_out = [self.hard_loss_tracker, self.soft_loss_tracker]
+            if not self._untracked.judges_loss:
+                left_out.append(self._loss_tracker)
         return [
             metric
             for metric in [*super().metrics, *self._untracked.teacher_metrics]
-            if not (self._judging and any(metric is t for t in training_only))
+            if not any(metric is one for one in left_out)
             # Metrics of labels do not exist until a batch brought labels.
             and (metric is not self._compile_metrics or metric.built)
         ]
@@ -398,6 +489,13 @@ class Distiller(MultiWorkerFit, keras.Model):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )
+        # JSON has no integer keys, which the outputs of a list have.
+        for key in ("student_from_logits", "teacher_from_logits"):
+            if isinstance(config[key], dict):
+                config[key] = {
+                    int(name) if name.isdigit() else name: value
+                    for name, value in config[key].items()
+                }
         return cls(**config)
 
     def get_compile_config(self) -> dict[str, Any] | None:
@@ -422,6 +520,8 @@ class Distiller(MultiWorkerFit, keras.Model):
         kept = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
         needs_layers = bool(self._untracked.matching.layer_names("teacher"))
+        if kept is not None:
+            kept = to_logits(kept, self.teacher_from_logits is not False)
         if kept is not None and not needs_layers:
             return Answer(kept, kept, {})
         if teacher is None:
@@ -433,17 +533,20 @@ class Distiller(MultiWorkerFit, keras.Model):
         temperature = self._untracked.temperature.at(self.optimizer)
         answer = teacher(_without_soft_targets(x), temperature)
         answer = keras.tree.map_structure(ops.stop_gradient, answer)
-        logits = self._note_non_finite(answer.logits) if kept is None else kept
-        return answer._replace(logits=logits)
+        return answer if kept is None else answer._replace(logits=kept)
 
-    def _note_non_finite(self, logits: Any) -> Any:
-        """Counts a batch with NaN or infinity for `TeacherWatch`, and defuses it."""
-        logits = keras.tree.map_structure(lambda z: ops.cast(z, "float32"), logits)
-        finite = keras.tree.map_structure(ops.isfinite, logits)
+    def _note_non_finite(self, answer: Answer | None) -> Answer | None:
+        """Counts an answer with NaN or infinity for `TeacherWatch`, and defuses it."""
+        if answer is None:
+            return None
+        finite = keras.tree.map_structure(ops.isfinite, answer)
         all_finite = ops.all([ops.all(f) for f in keras.tree.flatten(finite)])
         self._untracked.non_finite.update_state(1.0 - ops.cast(all_finite, "float32"))
+        # The student outlives a broken teacher: its weights stay finite.
         return keras.tree.map_structure(
-            lambda z, is_finite: ops.where(is_finite, z, 0.0), logits, finite
+            lambda value, is_finite: ops.where(is_finite, value, ops.zeros_like(value)),
+            answer,
+            finite,
         )
 
     def _ask_student(self, x: Any) -> Answer:
@@ -482,8 +585,10 @@ class Distiller(MultiWorkerFit, keras.Model):
         for metric in self._untracked.teacher_metrics:
             if teacher is None:
                 raise ValueError(f"metric {metric.name!r}: {checks.NOTHING_TEACHES}")
+            judged = self._untracked.matching.outputs_with_classes
             for key, output in by_output(y_pred):
-                metric.update_state(at(teacher.logits, key), output)
+                if judged is None or key in judged:
+                    metric.update_state(at(teacher.logits, key), output)
 
     @contextlib.contextmanager
     def _only_judging(self) -> Iterator[None]:
@@ -495,16 +600,16 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     # Before training -----------------------------------------------------------------
 
-    def _check_first_batch(self, x: Any, y: Any, sample_weight: Any) -> None:
+    def _check_first_batch(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Checks what a first batch can tell; returns the student's outputs for it."""
         inputs = _without_soft_targets(x)
         with self.distribute_strategy.scope():
             outputs = self._student_outputs(inputs)
-            classes = {key: o.shape[-1] for key, o in by_output(outputs)}
             if not self.trainable_weights:
                 raise ValueError(
                     "the student has no trainable weights; set student.trainable = True."
                 )
-            self._check_teaching(x, inputs, classes)
+            self._check_teaching(x, inputs, outputs)
         if y is None:
             self._check_unlabelled()
         elif self._compile_loss is None and self.alpha != 0.0:
@@ -513,7 +618,13 @@ class Distiller(MultiWorkerFit, keras.Model):
                 "give one, or set alpha=0."
             )
         else:
+            classes = {key: o.shape[-1] for key, o in by_output(outputs)}
             checks.labels(y, classes, self.loss)
+        if self._untracked.was_labelled is not (y is not None):
+            # Losses and metrics of labels make their variables when first traced.
+            self._untracked.was_labelled = y is not None
+            self.train_function = None
+        return outputs
 
     def _student_outputs(self, inputs: Any) -> Any:
         """Returns outputs, symbolic where that says enough, else on this batch."""
@@ -521,31 +632,39 @@ class Distiller(MultiWorkerFit, keras.Model):
             self.student_from_logits
         ):
             return symbolic_outputs(self.student)
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-        outputs = self.student(inputs, training=False)
-        self.student_from_logits = settle(
-            outputs, self.student_from_logits, "student", "student_from_logits"
+        outputs = self.student(_as_tensors(inputs), training=False)
+        known = self._untracked.student_from_logits
+        if known is None:  # its layers may say it now that it is built
+            known = gives_logits(
+                self.student, self._untracked.matching.outputs_with_classes
+            )
+        self._untracked.student_from_logits = settle(
+            outputs, known, "student", "student_from_logits"
         )
         checks.loss_takes_what_student_gives(self.loss, self.student_from_logits)
         return outputs
 
-    def _check_teaching(self, x: Any, inputs: Any, classes: dict) -> None:
-        targets = x.soft_targets if isinstance(x, DistillationInputs) else None
+    def _check_teaching(self, x: Any, inputs: Any, outputs: Any) -> None:
+        kept = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
-        if targets is None and teacher is None:
+        if kept is None and teacher is None:
             if self.alpha != 1.0:
                 raise ValueError(checks.NOTHING_TEACHES)
             return
-        if targets is None:
-            inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
-            teacher.look_at(inputs)
-            temperature = self._untracked.temperature.at(self.optimizer)
-            targets = teacher(inputs, temperature).logits
-            checks.finite(targets, "batch 0")
-        checks.same_classes(
-            classes,
-            {key: target.shape[-1] for key, target in by_output(targets)},
-            self._untracked.matching.outputs_with_classes,
+        judged = self._untracked.matching.outputs_with_classes
+        if kept is None:
+            inputs = _as_tensors(inputs)
+            teacher.look_at(inputs, judged)
+            answer = teacher(inputs, self._untracked.temperature.at(self.optimizer))
+            checks.finite(answer, "batch 0")
+            targets = answer.logits
+        else:
+            checks.kept_are_logits(kept, self.teacher_from_logits)
+            targets = kept
+        checks.same_shapes(
+            {key: tuple(output.shape) for key, output in by_output(outputs)},
+            {key: (None, *target.shape[1:]) for key, target in by_output(targets)},
+            judged,
         )
 
     def _check_unlabelled(self) -> None:
@@ -564,20 +683,38 @@ class Distiller(MultiWorkerFit, keras.Model):
                 stacklevel=3,
             )
 
-    def _spread_class_weight(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Gives sequence outputs their class weights, which Keras would misread."""
-        if arguments.get("class_weight") is None:
-            return arguments
-        ranks = {len(o.shape) for o in getattr(self.student, "outputs", None) or []}
-        return (
-            checks.spread_class_weight(arguments)
-            if max(ranks, default=2) > 2
-            else (arguments)
+    def _take_class_weight(self, arguments: dict[str, Any], outputs: Any) -> None:
+        """Takes the class weights of sequences, which Keras would misread."""
+        if arguments.get("class_weight") is None or outputs is None:
+            return
+        if isinstance(outputs, (dict, list, tuple)) or len(outputs.shape) <= 2:
+            return  # Keras's own way is right, or says what is wrong
+        if arguments.get("sample_weight") is not None:
+            raise ValueError("give class_weight or sample_weight, not both.")
+        self._untracked.class_weight = checks.class_weight_table(
+            arguments.pop("class_weight"), outputs.shape[-1]
         )
+        self.train_function = None
+
+
+def _wrapped(x: Any) -> Any:
+    """Returns a dataset of bare `DistillationInputs` as one of 1-tuples.
+
+    Keras would take their two fields for `x` and `y`.
+    """
+    if isinstance(x, tf.data.Dataset) and isinstance(
+        x.element_spec, DistillationInputs
+    ):
+        return x.map(lambda *fields: (DistillationInputs(*fields),))
+    return x
 
 
 def _without_soft_targets(x: Any) -> Any:
     return x.inputs if isinstance(x, DistillationInputs) else x
+
+
+def _as_tensors(inputs: Any) -> Any:
+    return keras.tree.map_structure(ops.convert_to_tensor, inputs)
 
 
 def _batch_size(x: Any) -> Any:

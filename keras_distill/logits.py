@@ -7,10 +7,12 @@ every model of `keras.applications` ends in one.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_distill.objectives import by_output, pre_softmax
@@ -21,26 +23,39 @@ _PASSES_ON = (
     keras.layers.Identity,
     keras.layers.Reshape,
     keras.layers.Flatten,
-    keras.layers.TimeDistributed,
+)
+_SOFTMAX = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+_SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.nn.sigmoid)
+_LOGITS = (
+    keras.activations.linear,
+    keras.activations.log_softmax,
+    keras.ops.log_softmax,
+    tf.nn.log_softmax,
 )
 
 
-def gives_logits(model: Any) -> Any:
+def gives_logits(model: Any, outputs: Collection | None = None) -> Any:
     """Tells from a model's last layers whether its outputs are logits.
+
+    Args:
+        model: any model; a subclassed one does not say.
+        outputs: keys of the outputs that matter; the others, which may be features,
+            are answered by `True`: they are left as they are. `None` for all.
 
     Returns:
         `True` for logits, `False` for probabilities, `None` where the layers do not
-        say (a subclassed model, a Lambda layer). If several outputs differ, a dict of
-        these answers by the output's key.
+        say (a subclassed model, a Lambda layer, an activation that is not known). If
+        several outputs differ, a dict of these answers by the output's key.
 
     Raises:
-        ValueError: if an output ends in a sigmoid, whose classes do not exclude each
-            other, so that there is no softmax to distil.
+        ValueError: if an output that matters ends in a sigmoid, whose classes do not
+            exclude each other, so that there is no softmax to distil.
     """
     if not getattr(model, "outputs", None):
         return None
     answers = {
-        key: _is_logits(output, model.name)
+        key: (outputs is not None and key not in outputs)
+        or _is_logits(output, model.name)
         for key, output in by_output(symbolic_outputs(model))
     }
     first = next(iter(answers.values()))
@@ -48,8 +63,10 @@ def gives_logits(model: Any) -> Any:
 
 
 def symbolic_outputs(model: keras.Model) -> Any:
-    """Returns the outputs of a built model in the structure of its `call`."""
-    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    """Returns the outputs of a built model in the structure that a batch has."""
+    outputs = model.outputs if isinstance(model, keras.Sequential) else model.output
+    is_list_of_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if is_list_of_one else outputs
 
 
 def is_settled(from_logits: Any) -> bool:
@@ -63,9 +80,8 @@ def _is_logits(tensor: Any, model_name: str) -> bool | None:
     operation, node_index, tensor_index = tensor._keras_history
     if isinstance(operation, keras.layers.InputLayer):
         return None
-    if (
-        type(operation).__name__ == "Softmax"
-    ):  # the layer, or the operation of keras.ops
+    # The layer, or the operation of keras.ops.
+    if type(operation).__name__ == "Softmax":
         return False
     if isinstance(operation, (keras.Sequential, keras.Model)):
         if not getattr(operation, "outputs", None):
@@ -86,15 +102,16 @@ def _activation_answer(layer: Any, model_name: str) -> bool | None:
     activation = getattr(layer, "activation", None)
     if activation is None or isinstance(layer, keras.layers.RNN):
         return None
-    if activation in (keras.activations.softmax, keras.ops.softmax):
-        return False
-    if activation is keras.activations.sigmoid:
+    if activation in _SIGMOID:
         raise ValueError(
             f"the last layer {layer.name!r} of {model_name!r} is a sigmoid: its classes "
-            "do not exclude each other, so there is no softmax to distil. Give a model "
-            "that ends in logits or softmax, or say from_logits yourself."
+            "do not exclude each other, so there is no softmax over them. Give a model "
+            "that ends in logits or softmax (for two classes: two outputs), or say "
+            "from_logits yourself."
         )
-    return True
+    if activation in _SOFTMAX:
+        return False
+    return True if activation in _LOGITS else None
 
 
 def to_logits(outputs: Any, from_logits: Any) -> Any:
@@ -142,7 +159,7 @@ def settle(outputs: Any, from_logits: Any, who: str, argument: str) -> Any:
 
     Returns:
         The answer with each `None` replaced: by `False` if every row of the output is
-        >= 0 and sums to 1, within 1e-3, else by `True`.
+        >= 0 and sums to 1, else by `True`.
     """
     if is_settled(from_logits):
         return from_logits
@@ -157,11 +174,17 @@ def settle(outputs: Any, from_logits: Any, who: str, argument: str) -> Any:
     }
 
 
-def _values_are_logits(outputs: Any, who: str, argument: str) -> bool:
+def look_like_probabilities(outputs: Any) -> bool:
+    """Tells whether every row of concrete outputs is >= 0 and sums to 1."""
+    outputs = ops.convert_to_tensor(outputs)
+    is_half = keras.backend.standardize_dtype(outputs.dtype) in ("float16", "bfloat16")
     values = ops.convert_to_numpy(ops.cast(outputs, "float32"))
-    are_probabilities = bool(
-        values.min() >= 0.0 and np.allclose(values.sum(-1), 1.0, atol=1e-3)
-    )
+    sums_to_one = np.allclose(values.sum(-1), 1.0, atol=2e-2 if is_half else 1e-3)
+    return bool(values.min() >= 0.0 and sums_to_one)
+
+
+def _values_are_logits(outputs: Any, who: str, argument: str) -> bool:
+    are_probabilities = look_like_probabilities(outputs)
     kind = "probabilities" if are_probabilities else "logits"
     reason = "are >= 0 and sum to 1" if are_probabilities else "do not sum to 1"
     warnings.warn(

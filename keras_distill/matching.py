@@ -13,6 +13,7 @@ from keras_distill import checks
 from keras_distill.objectives import (
     HiddenLayerLoss,
     Objective,
+    WeightedSum,
     by_output,
     weighted_terms,
 )
@@ -43,7 +44,8 @@ class Matching:
     """
 
     def __init__(self, objective: Any) -> None:
-        self.objective = checks.objective(objective)
+        # Copies: a projection belongs to one distiller.
+        self.objective = _copied(checks.objective(objective))
         self.reduce = Reduce()
 
     @property
@@ -109,7 +111,7 @@ class Matching:
                 _seen_by(term, student, "student", key),
                 # The tensor that carries the Keras mask, if there is one.
                 _masked(term, student, key),
-                at(sample_weight, key),
+                _weight_at(sample_weight, key),
                 temperature,
             )
             total += weight * ops.cast(value, "float32")
@@ -167,6 +169,18 @@ class Matching:
         return self.reduce(values, masked, sample_weight)
 
 
+def _copied(objective: Any) -> Any:
+    if isinstance(objective, dict):
+        return {key: _copied(part) for key, part in objective.items()}
+    if isinstance(objective, (list, tuple)):
+        return [_copied(part) for part in objective]
+    if isinstance(objective, WeightedSum):
+        return WeightedSum([(w, _copied(term)) for w, term in objective.terms])
+    if isinstance(objective, HiddenLayerLoss):
+        return HiddenLayerLoss(**objective.get_config())
+    return objective
+
+
 class Reduce(keras.losses.Loss):
     """Reduces values per example as Keras reduces any loss.
 
@@ -189,12 +203,25 @@ def at(structure: Any, key: Any) -> Any:
     return structure[key]
 
 
+def _weight_at(sample_weight: Any, key: Any) -> Any:
+    """Returns the sample weights of one output; the first ones for all at once."""
+    if key is ... and sample_weight is not None:
+        return keras.tree.flatten(sample_weight)[0]
+    return at(sample_weight, key)
+
+
 def _seen_by(term: Any, answer: Answer, role: str, key: Any) -> Any:
     layer = getattr(term, f"{role}_layer_name", None)
     if layer is not None:
         return answer.layers[layer]
-    is_feature = isinstance(term, HiddenLayerLoss)
-    return at(answer.outputs if is_feature else answer.logits, key)
+    if isinstance(term, HiddenLayerLoss):
+        return at(answer.outputs, key)
+    return keras.tree.map_structure(_in_float32, at(answer.logits, key))
+
+
+def _in_float32(logits: Any) -> Any:
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
 
 
 def _masked(term: Any, student: Answer, key: Any) -> Any:

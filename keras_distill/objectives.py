@@ -16,7 +16,8 @@ from keras import ops
 PACKAGE = "keras_distill"
 
 
-def _check_temperature(temperature: Any) -> None:
+def check_temperature(temperature: Any) -> None:
+    """Refuses a temperature that is not a finite number > 0."""
     is_number = isinstance(temperature, (int, float))
     if not is_number or not 0 < temperature < math.inf:
         raise ValueError(
@@ -136,7 +137,7 @@ class SoftTargetLoss(Objective):
 
     def __init__(self, temperature: float | None = None) -> None:
         if temperature is not None:
-            _check_temperature(temperature)
+            check_temperature(temperature)
         self.temperature = temperature
 
     def loss_per_example(
@@ -315,7 +316,7 @@ class HiddenLayerLoss(Objective):
             ValueError: if a layer does not exist, or the widths differ and there is
                 no projection.
         """
-        if self.student_layer_name is None or self._layer is not None:
+        if self.student_layer_name is None:
             return
         student_shape = hidden_layer(student, self.student_layer_name, "student").shape
         teacher_width = None if isinstance(self.projection, bool) else self.projection
@@ -325,7 +326,13 @@ class HiddenLayerLoss(Objective):
             ).shape
             self._check_shapes(student_shape, teacher_shape)
             teacher_width = teacher_shape[-1]
-        if self.projection is not False and teacher_width is not None:
+        if self._layer is not None and self._layer.units != teacher_width:
+            raise ValueError(
+                f"the projection leads to {self._layer.units} features, but the teacher's "
+                f"layer {self.teacher_layer_name!r} has {teacher_width}; make a new "
+                "distiller for this teacher."
+            )
+        if self._layer is None and self.projection is not False and teacher_width:
             self.projection = teacher_width
             self._layer = keras.layers.Dense(
                 teacher_width,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from typing import Any, NamedTuple
 
@@ -65,33 +64,62 @@ class Knob:
             return ops.convert_to_tensor(self.variable)
         return ops.cast(self.schedule(optimizer.iterations), "float32")
 
+    def check_at(self, step: int) -> None:
+        """Raises `ValueError` if a schedule is out of range at a step."""
+        if self.schedule is not None:
+            value = float(self.schedule(step))
+            try:
+                checks.knob(self.name, value)
+            except ValueError as error:
+                raise ValueError(f"the schedule at step {step}: {error}") from None
+
     def config(self) -> Any:
         """Returns it serialised."""
         return keras.saving.serialize_keras_object(self.value)
 
 
 class TeacherWatch(keras.callbacks.Callback):
-    """Stops the run at the batch for which the teacher's outputs were not finite."""
+    """Stops the run at the batch for which the teacher's answer was not finite.
+
+    It also holds schedules of temperature and alpha to their ranges, at both ends of
+    each epoch.
+    """
 
     def __init__(self, untracked: types.SimpleNamespace) -> None:
         super().__init__()
         self.untracked = untracked
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Forgets an earlier run."""
         self.untracked.non_finite.reset_state()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch, for the message."""
+        """Notes the epoch, for the message; raises `ValueError` for a schedule."""
         self.epoch = epoch
+        start = int(self.model.optimizer.iterations)
+        for step in (start, start + (self.params.get("steps") or 1) - 1):
+            for knob in (self.untracked.temperature, self.untracked.alpha):
+                knob.check_at(step)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Notes the first batch of an execution, which may be of several steps."""
+        self.first = batch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Raises `ValueError` if this batch had such outputs."""
-        if self.untracked.teacher is None:
-            return
-        bad = float(ops.convert_to_numpy(self.untracked.non_finite.result()))
-        if bad > 0 or math.isnan(bad):
-            raise ValueError(
-                checks.not_finite(f"batch {batch} of epoch {self.epoch + 1}")
-            )
+        """Raises `ValueError` if this batch had such an answer."""
+        one = f"batch {batch}"
+        which = (
+            one
+            if batch == self.first
+            else f"one of the batches {self.first} to {batch}"
+        )
+        raise_if_not_finite(self.untracked, f"{which} of epoch {self.epoch + 1}")
+
+
+def raise_if_not_finite(untracked: types.SimpleNamespace, where: str) -> None:
+    """Raises `ValueError` if a batch since the last reset had NaN or infinity."""
+    bad = float(ops.convert_to_numpy(untracked.non_finite.result()))
+    if bad > 0:
+        untracked.non_finite.reset_state()
+        raise ValueError(checks.not_finite(where))

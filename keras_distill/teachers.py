@@ -7,7 +7,7 @@ variables, and nothing of it is saved, trained or changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
@@ -89,17 +89,24 @@ class Teacher:
             )
         return Answer(outputs, to_logits(outputs, self.from_logits), layers)
 
-    def look_at(self, x: Any) -> None:
+    #: Whether the answer depends on the temperature.
+    averages_probabilities = False
+
+    def look_at(self, x: Any, outputs: Collection | None = None) -> None:
         """Settles logits or probabilities on a first batch, where nothing else did."""
         if not is_settled(self.from_logits):
+            answer = self.function(x)
+            if self.from_logits is None and self.model is not None:
+                # Its layers may say it now that it is built.
+                self.from_logits = gives_logits(self.model, outputs)
             self.from_logits = settle(
-                self.function(x), self.from_logits, "teacher", "teacher_from_logits"
+                answer, self.from_logits, "teacher", "teacher_from_logits"
             )
 
     @property
-    def classes(self) -> dict[Any, int | None]:
-        """Number of classes by output; empty where it cannot be seen."""
-        return {} if self.model is None else classes_of(self.model)
+    def shapes(self) -> dict[Any, tuple]:
+        """Shape by output, `None` for a free axis; empty where it cannot be seen."""
+        return {} if self.model is None else shapes_of(self.model)
 
 
 class _Ensemble(Teacher):
@@ -129,17 +136,24 @@ class _Ensemble(Teacher):
         log_p = ops.log_softmax(logits / temperature, axis=-1)
         return temperature * (ops.logsumexp(log_p, 0) - ops.log(len(self.members)))
 
-    def look_at(self, x: Any) -> None:
+    @property
+    def averages_probabilities(self) -> bool:  # type: ignore[override]
+        return self.average == "probabilities" and len(self.members) > 1
+
+    def look_at(self, x: Any, outputs: Collection | None = None) -> None:
         for member in self.members:
-            member.look_at(x)
+            member.look_at(x, outputs)
 
     @property
-    def classes(self) -> dict[Any, int | None]:
-        return self.members[0].classes
+    def shapes(self) -> dict[Any, tuple]:
+        return self.members[0].shapes
 
 
 def as_teacher(
-    teacher: Any, from_logits: Any = None, average: str = "probabilities"
+    teacher: Any,
+    from_logits: Any = None,
+    average: str = "probabilities",
+    outputs: Collection | None = None,
 ) -> Teacher:
     """Makes a `Teacher` of anything that may teach.
 
@@ -151,6 +165,8 @@ def as_teacher(
             (`False`); `None` (default) finds out from the model's last layer.
         average: for a list, "probabilities" (default) takes the mean of the members'
             probabilities at the distiller's temperature, "logits" the mean of logits.
+        outputs: keys of the outputs that have classes, as opposed to features; `None`
+            (default) for all.
 
     Returns:
         The `Teacher`.
@@ -173,11 +189,11 @@ def as_teacher(
     if isinstance(teacher, Teacher):
         return teacher
     if isinstance(teacher, keras.Model):
-        return _model_teacher(teacher, from_logits)
+        return _model_teacher(teacher, from_logits, outputs)
     if isinstance(teacher, (list, tuple)):
-        return _ensemble(teacher, from_logits, average)
+        return _ensemble(teacher, from_logits, average, outputs)
     if isinstance(teacher, (str, os.PathLike)):
-        return _teacher_from_path(os.fspath(teacher), from_logits)
+        return _teacher_from_path(os.fspath(teacher), from_logits, outputs)
     if callable(teacher):
         return Teacher(teacher, from_logits, None, f"callable {teacher!r}")
     raise TypeError(
@@ -186,9 +202,11 @@ def as_teacher(
     )
 
 
-def _model_teacher(model: keras.Model, from_logits: Any) -> Teacher:
+def _model_teacher(
+    model: keras.Model, from_logits: Any, outputs: Collection | None
+) -> Teacher:
     if from_logits is None:
-        from_logits = gives_logits(model)
+        from_logits = gives_logits(model, outputs)
     return Teacher(
         lambda x: model(x, training=False),
         from_logits,
@@ -197,13 +215,19 @@ def _model_teacher(model: keras.Model, from_logits: Any) -> Teacher:
     )
 
 
-def _ensemble(teachers: Sequence, from_logits: Any, average: str) -> Teacher:
+def _ensemble(
+    teachers: Sequence, from_logits: Any, average: str, outputs: Collection | None
+) -> Teacher:
     if not teachers:
         raise ValueError("teacher is an empty list; give at least one model.")
-    members = [as_teacher(member, from_logits) for member in teachers]
-    known = [member.classes for member in members if member.classes]
+    members = [as_teacher(member, from_logits, average, outputs) for member in teachers]
+    known = [
+        [shape[-1] for shape in member.shapes.values()]
+        for member in members
+        if member.shapes
+    ]
     if any(classes != known[0] for classes in known):
-        counts = ", ".join(str(list(classes.values())) for classes in known)
+        counts = ", ".join(map(str, known))
         raise ValueError(
             f"the teachers have different numbers of classes: {counts}. Members of one "
             "list must share their classes."
@@ -211,7 +235,9 @@ def _ensemble(teachers: Sequence, from_logits: Any, average: str) -> Teacher:
     return _Ensemble(members, average)
 
 
-def _teacher_from_path(path: str, from_logits: Any) -> Teacher:
+def _teacher_from_path(
+    path: str, from_logits: Any, outputs: Collection | None
+) -> Teacher:
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(
             f"teacher path {path!r} does not exist; give a .keras file or a SavedModel "
@@ -220,7 +246,7 @@ def _teacher_from_path(path: str, from_logits: Any) -> Teacher:
     if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
         return _saved_model_teacher(path, from_logits)
     if path.endswith(".keras"):
-        return _model_teacher(keras.saving.load_model(path), from_logits)
+        return _model_teacher(keras.saving.load_model(path), from_logits, outputs)
     raise ValueError(
         f"teacher path {path!r} is neither a .keras file nor a directory with a "
         "saved_model.pb. An export directory holds numbered versions: give one of "
@@ -261,11 +287,11 @@ def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
     return Teacher(function, from_logits, None, f"SavedModel {path!r}")
 
 
-def classes_of(model: keras.Model) -> dict[Any, int | None]:
-    """Returns the size of the last axis of each output, by its key; {} if unknown."""
+def shapes_of(model: keras.Model) -> dict[Any, tuple]:
+    """Returns the shape of each output, by its key; {} if unknown."""
     if not getattr(model, "outputs", None):
         return {}
-    return {key: output.shape[-1] for key, output in by_output(symbolic_outputs(model))}
+    return {key: tuple(out.shape) for key, out in by_output(symbolic_outputs(model))}
 
 
 def layer_extractor(
