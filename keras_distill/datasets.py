@@ -99,6 +99,11 @@ def load(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if name == "digits":
+        if image_size is not None or not normalize:
+            raise ValueError(
+                "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS "
+                "datasets."
+            )
         return _digits(batch_size, validation_fraction, seed)
     return _tfds(
         name, data_dir, batch_size, validation_fraction, image_size, normalize, seed
@@ -164,7 +169,8 @@ def _tfds(
             f"{type(label).__name__}, not a ClassLabel."
         )
     _prepare(builder)
-    splits = _split_names(list(builder.info.splits), validation_fraction)
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    splits = _split_names(counts, validation_fraction)
     datasets = dict(
         zip(
             splits,
@@ -181,18 +187,25 @@ def _tfds(
     return _batched(name, datasets, class_names, shape, batch_size, seed, prepare)
 
 
-def _split_names(available: list[str], validation_fraction: float) -> dict[str, str]:
-    """Returns TFDS split expressions; validation comes out of train alone."""
+def _split_names(
+    available: dict[str, int], validation_fraction: float
+) -> dict[str, str]:
+    """Returns TFDS split expressions; validation comes out of train alone.
+
+    Args:
+        available: number of examples by split.
+        validation_fraction: of the training examples.
+    """
     if "train" not in available:
-        raise ValueError(f"the dataset has no train split, only {available}.")
-    percent = round(100 * validation_fraction) or 1
+        raise ValueError(f"the dataset has no train split, only {list(available)}.")
     held_out = next((s for s in ("test", "validation") if s in available), None)
-    end = 100 if held_out else 80
-    boundary = end - max(1, round(percent * end / 100))
+    # Without a test split, the last fifth of train becomes one.
+    end = available["train"] if held_out else available["train"] * 4 // 5
+    boundary = end - max(1, round(end * validation_fraction))
     return {
-        "train": f"train[:{boundary}%]",
-        "validation": f"train[{boundary}%:{end}%]",
-        "test": held_out or f"train[{end}%:]",
+        "train": f"train[:{boundary}]",
+        "validation": f"train[{boundary}:{end}]",
+        "test": held_out or f"train[{end}:]",
     }
 
 

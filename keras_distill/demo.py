@@ -85,9 +85,12 @@ def run(
         student = models.cnn(
             data.input_shape, data.classes, (8, 16), dense=16, name="student"
         )
-        model: Any = student
-        if name == "distilled":
-            model = Distiller(student, teacher, temperature=temperature, alpha=alpha)
+        # At alpha = 1 a distiller without a teacher is plain training.
+        model = (
+            Distiller(student, teacher, temperature=temperature, alpha=alpha)
+            if name == "distilled"
+            else Distiller(student, alpha=1.0)
+        )
         histories[name] = _train(model, data, epochs, name)
         students[name] = student
 

@@ -705,7 +705,7 @@ def _wrapped(x: Any) -> Any:
     if isinstance(x, tf.data.Dataset) and isinstance(
         x.element_spec, DistillationInputs
     ):
-        return x.map(lambda *fields: (DistillationInputs(*fields),))
+        return x.map(lambda inputs: (inputs,))
     return x
 
 

@@ -157,8 +157,10 @@ def evaluate(
     Args:
         model: a `keras.Model`, a `Distiller` (its student is judged), or anything else
             that may teach: a path, a list, a callable.
-        dataset: finite `tf.data.Dataset` of `(x, y)` batches; y integers `(batch, ...)`
-            or one-hot.
+        dataset: finite `tf.data.Dataset` of `(x, y)` or `(x, y, sample_weight)`
+            batches, or a tuple of such arrays; y integers `(batch, ...)` or one-hot.
+            Positions that Keras masks, or of weight 0, are not judged; the others
+            count by their weight.
         name: str; by default the model's.
         teacher: anything that may teach, to count the agreement with; or `None`.
         from_logits: bool, whether the model gives logits; `None` (default) finds out.
@@ -168,7 +170,9 @@ def evaluate(
         `Evaluation`.
 
     Raises:
-        ValueError: if the dataset is empty or brings no labels.
+        TypeError: if the dataset is neither.
+        ValueError: if the dataset is empty or brings no labels, or labels are out of
+            range.
 
     Example:
     >>> from keras_distill import datasets, models
@@ -177,9 +181,9 @@ def evaluate(
     >>> evaluate(model, data.test, timing=False).examples
     540
     """
-    judged, judge = _judge(model, from_logits), None
-    if teacher is not None:
-        judge = _judge(teacher, None)
+    dataset = _as_dataset(dataset)
+    judged = _judge(model, from_logits)
+    judge = None if teacher is None else _judge(teacher, None)
     first = next(iter(dataset.take(1)), None)
     if first is None:
         raise ValueError("the evaluation dataset is empty; check how it was split.")
@@ -187,21 +191,17 @@ def evaluate(
         raise ValueError(
             "the evaluation dataset brings no labels; it must yield (x, y)."
         )
+    judged.look_at(first[0])
+    answer = _compiled(judged, dataset.element_spec[0])
+    teach = None
     if judge is not None:
         judge.look_at(first[0])
-    judged.look_at(first[0])
-    answer = _compiled(judged, first[0])
-    teach = None if judge is None else _compiled(judge, first[0])
-    logits, labels, agreed = [], [], []
-    for x, y, *_ in dataset:
-        z = answer(x).numpy()
-        logits.append(z.reshape(-1, z.shape[-1]))
-        y = y.numpy()
-        is_one_hot = y.ndim == z.ndim and y.shape[-1] == z.shape[-1]
-        labels.append((y.argmax(-1) if is_one_hot else y).reshape(-1))
-        if teach is not None:
-            agreed.append((teach(x).numpy().argmax(-1) == z.argmax(-1)).reshape(-1))
-    z, y = np.concatenate(logits), np.concatenate(labels).astype("int64")
+        teach = _compiled(judge, dataset.element_spec[0])
+    parts = [_judge_batch(batch, answer, teach) for batch in dataset]
+    z, y, weight, agreed = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not weight.sum() > 0:
+        raise ValueError("all sample weights are 0, so there is nothing to judge.")
+    weight = weight / weight.sum()
     log_p = z - np.logaddexp.reduce(z.astype("float64"), axis=-1, keepdims=True)
     times = _timings(answer, first[0]) if timing else (None, None, None)
     keras_model = judged.model
@@ -210,15 +210,58 @@ def evaluate(
         examples=len(y),
         parameters=None if keras_model is None else keras_model.count_params(),
         file_bytes=None if keras_model is None else _file_bytes(keras_model),
-        accuracy=float(np.mean(z.argmax(-1) == y)),
-        top5_accuracy=_top5(z, y) if z.shape[-1] > 10 else None,
-        nll=float(-np.mean(log_p[np.arange(len(y)), y])),
-        calibration_error=calibration_error(np.exp(log_p), y),
-        teacher_agreement=float(np.concatenate(agreed).mean()) if agreed else None,
+        accuracy=float(weight @ (z.argmax(-1) == y)),
+        top5_accuracy=float(weight @ _in_top5(z, y)) if z.shape[-1] > 10 else None,
+        nll=float(-weight @ log_p[np.arange(len(y)), y]),
+        calibration_error=calibration_error(np.exp(log_p), y, weights=weight),
+        teacher_agreement=None if teach is None else float(weight @ agreed),
         latency_p50_ms=times[0],
         latency_p99_ms=times[1],
         throughput=times[2],
     )
+
+
+def _as_dataset(dataset: Any) -> tf.data.Dataset:
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset
+    if isinstance(dataset, tuple) and len(dataset) in (2, 3):
+        return tf.data.Dataset.from_tensor_slices(dataset).batch(64)
+    raise TypeError(
+        "the evaluation dataset must be a tf.data.Dataset of (x, y) batches or a tuple "
+        f"of arrays (x, y), got {type(dataset).__name__}."
+    )
+
+
+def _judge_batch(
+    batch: tuple, answer: Callable, teach: Callable | None
+) -> tuple[np.ndarray, ...]:
+    """Returns logits, labels, weights and agreement of every position that counts."""
+    x, y, *rest = batch
+    logits, mask = answer(x)
+    z, y = logits.numpy(), y.numpy()
+    if y.ndim == z.ndim and y.shape[-1] == z.shape[-1]:
+        y = y.argmax(-1)
+    y = y.reshape(z.shape[:-1]).astype("int64")
+    weight = np.asarray(rest[0], "float64") if rest else np.ones(len(z))
+    weight = weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
+    weight = np.broadcast_to(weight, y.shape) * (1 if mask is None else mask.numpy())
+    agreed = np.zeros(y.shape, bool)
+    if teach is not None:
+        teacher_logits = teach(x)[0].numpy()
+        if teacher_logits.shape != z.shape:
+            raise ValueError(
+                f"the model's outputs have shape {z.shape} and the teacher's "
+                f"{teacher_logits.shape}; only models of the same classes can agree."
+            )
+        agreed = teacher_logits.argmax(-1) == z.argmax(-1)
+    counts = weight > 0
+    outside = counts & ((y < 0) | (y >= z.shape[-1]))
+    if outside.any():
+        raise ValueError(
+            f"labels must be from 0 to {z.shape[-1] - 1}, since the model has "
+            f"{z.shape[-1]} classes; got {y[outside][0]}."
+        )
+    return z[counts], y[counts], weight[counts], agreed[counts]
 
 
 def compare(
@@ -261,7 +304,10 @@ def compare(
 
 
 def calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    bins: int = 15,
+    weights: np.ndarray | None = None,
 ) -> float:
     """Returns the expected calibration error.
 
@@ -273,6 +319,7 @@ def calibration_error(
         probabilities: float `(examples, classes)`.
         labels: int `(examples,)`.
         bins: number of bins, default 15.
+        weights: float `(examples,)`, or `None` (default) for all alike.
 
     Returns:
         From 0 to 1.
@@ -283,12 +330,15 @@ def calibration_error(
 
     Reference: Guo et al., arXiv:1706.04599.
     """
-    _, accuracy, confidence, weight = reliability(probabilities, labels, bins)
+    _, accuracy, confidence, weight = reliability(probabilities, labels, bins, weights)
     return float(np.sum(weight * np.abs(accuracy - confidence)))
 
 
 def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    bins: int = 15,
+    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns accuracy and confidence by bins of the confidence.
 
@@ -296,6 +346,7 @@ def reliability(
         probabilities: float `(examples, classes)`.
         labels: int `(examples,)`.
         bins: number of bins of equal width.
+        weights: float `(examples,)`, or `None` (default) for all alike.
 
     Returns:
         For each bin: its upper edge, the accuracy, the mean confidence and the share of
@@ -305,13 +356,15 @@ def reliability(
     correct = probabilities.argmax(-1) == labels
     edges = np.linspace(0.0, 1.0, bins + 1)
     index = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
-    size = np.maximum(count, 1)
+    weights = np.ones(len(labels)) if weights is None else weights
+    weights = weights / max(weights.sum(), 1e-300)
+    share = np.bincount(index, weights=weights, minlength=bins)
+    size = np.where(share > 0, share, 1.0)
     return (
         edges[1:],
-        np.bincount(index, weights=correct, minlength=bins) / size,
-        np.bincount(index, weights=confidence, minlength=bins) / size,
-        count / max(len(labels), 1),
+        np.bincount(index, weights=weights * correct, minlength=bins) / size,
+        np.bincount(index, weights=weights * confidence, minlength=bins) / size,
+        share,
     )
 
 
@@ -321,28 +374,29 @@ def _judge(model: Any, from_logits: bool | None) -> Teacher:
     )
 
 
-def _compiled(teacher: Teacher, x: Any) -> Callable[[Any], Any]:
+def _compiled(teacher: Teacher, spec: Any) -> Callable[[Any], Any]:
     # One trace for every batch size.
     spec = keras.tree.map_structure(
-        lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), x
+        lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype), spec
     )
 
     @tf.function(input_signature=[spec])
-    def logits(x: Any) -> Any:
-        answer = teacher(x, 1.0).logits
-        if isinstance(answer, (dict, list, tuple)):
+    def logits_and_mask(x: Any) -> Any:
+        answer = teacher(x, 1.0)
+        if isinstance(answer.logits, (dict, list, tuple)):
             raise ValueError(
                 "evaluate judges one output; give a callable that picks it, as in "
                 "lambda x: model(x)['name']."
             )
-        return tf.cast(answer, tf.float32)
+        mask = getattr(answer.outputs, "_keras_mask", None)
+        return tf.cast(answer.logits, tf.float32), mask
 
-    return logits
+    return logits_and_mask
 
 
-def _top5(logits: np.ndarray, labels: np.ndarray) -> float:
+def _in_top5(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     best = np.argpartition(logits, -5, axis=-1)[:, -5:]
-    return float(np.mean((best == labels[:, None]).any(-1)))
+    return (best == labels[:, None]).any(-1)
 
 
 def _file_bytes(model: keras.Model) -> int:
@@ -377,6 +431,6 @@ def _times(answer: Callable[[Any], Any], x: Any, seconds: float) -> list[float]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end and len(times) < 1000:
         start = time.perf_counter()
-        answer(x).numpy()
+        answer(x)[0].numpy()
         times.append(time.perf_counter() - start)
     return times

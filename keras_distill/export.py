@@ -119,19 +119,27 @@ def export_savedmodel(
         {name: value.numpy() for name, value in serve(**batch).items()}
         for _ in range(2)
     )
+    for name, value in expected.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                f"the model's {name} for the example are not all finite (NaN or "
+                "infinity); check its weights, or pass example= with typical inputs."
+            )
     _compare(expected, again, "when asked twice")
 
     progress = tqdm(total=3, desc="export", unit="stage", ncols=90, disable=not verbose)
     # TensorFlow Serving ignores names that are not numbers.
     hidden = os.path.join(directory, f".writing-{uuid.uuid4().hex}")
+    is_new = not tf.io.gfile.exists(directory)
+    tf.io.gfile.makedirs(directory)
+    path = None
     try:
         archive = keras.export.ExportArchive()
         archive.track(model)
         if isinstance(preprocess, keras.layers.Layer):
             archive.track(preprocess)
         archive.add_endpoint("serve", serve)
-        tf.io.gfile.makedirs(directory)
-        archive.write_out(hidden, verbose=False)
+        _write(archive, hidden)
         progress.update()
         _compare(expected, ask_fresh_process(hidden, batch), "in a fresh process")
         progress.update()
@@ -141,7 +149,19 @@ def export_savedmodel(
         progress.close()
         if tf.io.gfile.exists(hidden):
             tf.io.gfile.rmtree(hidden)
+        if path is None and is_new and not tf.io.gfile.listdir(directory):
+            tf.io.gfile.rmtree(directory)
     return path
+
+
+def _write(archive: keras.export.ExportArchive, path: str) -> None:
+    try:
+        archive.write_out(path, verbose=False)
+    except AssertionError as error:
+        raise ValueError(
+            "preprocess uses a layer or a lookup table that the export cannot see; pass "
+            "the Keras layer itself, or a keras.Sequential of layers."
+        ) from error
 
 
 def next_version(directory: str) -> int:
@@ -232,6 +252,11 @@ def _serving_function(
         for key, logits in by_output(outputs):
             prefix = "" if key is None else f"{key}_"
             logits = tf.cast(logits, tf.float32)
+            if logits.shape[-1] == 1:
+                raise ValueError(
+                    "the model has 1 class: a softmax over it is always 1. Build it with "
+                    "one output per class, 2 for a yes or no."
+                )
             if names is not None and len(names) != logits.shape[-1]:
                 raise ValueError(
                     f"class_names has {len(names)} names, but the model has "

@@ -101,6 +101,10 @@ def test_silent_source_is_given_up_in_under_15_seconds(tmp_path, monkeypatch):
         ({"name": "coco"}, "names no input and label"),
         ({"name": "digits", "validation_fraction": 0.0}, "must be between 0 and 1"),
         ({"name": "digits", "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"name": "digits", "normalize": False},
+            "image_size and normalize are for TFDS",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):
@@ -111,9 +115,9 @@ def test_wrong_arguments(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("available", "expected"),
     [
-        (["train", "test"], ("train[:90%]", "train[90%:100%]", "test")),
-        (["train", "validation"], ("train[:90%]", "train[90%:100%]", "validation")),
-        (["train"], ("train[:72%]", "train[72%:80%]", "train[80%:]")),
+        ({"train": 1000, "test": 5}, ("train[:900]", "train[900:1000]", "test")),
+        ({"train": 10, "validation": 5}, ("train[:9]", "train[9:10]", "validation")),
+        ({"train": 1000}, ("train[:720]", "train[720:800]", "train[800:]")),
     ],
 )
 def test_validation_comes_out_of_train(available, expected):

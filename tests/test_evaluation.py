@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -9,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from keras_distill import Distiller, compare, evaluate
 from keras_distill.evaluation import calibration_error, reliability
-from tests.conftest import FEATURES, SPARSE, mlp
+from tests.conftest import FEATURES, SPARSE, mlp, tagger
 
 
 def dataset(x, y, batch=16):
@@ -58,6 +59,44 @@ def test_one_hot_labels_and_sequences(data):
     sequence = keras.Model(inputs, keras.layers.Dense(5)(inputs))
     x, y = x.reshape(16, 4, FEATURES), y.reshape(16, 4)
     assert evaluate(sequence, dataset(x, y), timing=False).examples == 64
+
+
+def test_weights_count_and_masked_positions_do_not(data):
+    x, y = data
+    model = mlp(6)
+    weight = np.repeat([2.0, 0.0], 32)
+    weighted = evaluate(model, (x, y, weight), timing=False)
+    half = evaluate(model, (x[:32], y[:32]), timing=False)
+    assert dataclasses.replace(weighted) == half
+    tokens = np.random.default_rng(0).integers(1, 20, (8, 6))
+    labels = np.random.default_rng(1).integers(5, size=(8, 6))
+    padded = np.pad(tokens, [(0, 0), (0, 3)]), np.pad(labels, [(0, 0), (0, 3)])
+    model = tagger()
+    one = evaluate(model, (tokens, labels), timing=False)
+    other = evaluate(model, padded, timing=False)
+    assert one.examples == other.examples == 48
+    assert one.accuracy == other.accuracy
+    assert one.nll == pytest.approx(other.nll, rel=1e-6)
+
+
+def test_batches_of_several_lengths():
+    def batches():
+        for length in (5, 7):
+            yield np.ones((2, length), "int32"), np.zeros((2, length), "int32")
+
+    spec = tf.TensorSpec([None, None], tf.int32)
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=(spec, spec))
+    assert evaluate(tagger(), dataset, timing=False).examples == 24
+
+
+def test_wrong_labels_and_teachers(data):
+    x, y = data
+    with pytest.raises(ValueError, match="labels must be from 0 to 4.*got 5"):
+        evaluate(mlp(), (x, np.where(y == 0, 5, y)), timing=False)
+    with pytest.raises(ValueError, match="only models of the same classes can agree"):
+        evaluate(mlp(), (x, y), teacher=mlp(classes=7), timing=False)
+    with pytest.raises(TypeError, match="must be a tf.data.Dataset of"):
+        evaluate(mlp(), [1, 2], timing=False)
 
 
 def test_calibration_error_by_hand():

@@ -232,6 +232,30 @@ def test_subclassed_model_needs_a_signature(tmp_path):
     assert serve(path, x=tf.ones((2, 4)))["logits"].shape == (2, 3)
 
 
+def test_models_that_cannot_be_served(tmp_path):
+    with pytest.raises(ValueError, match="the model has 1 class: a softmax over it is"):
+        export_savedmodel(mlp(classes=1), tmp_path / "m")
+    broken = named()
+    broken.set_weights([np.full_like(w, np.nan) for w in broken.get_weights()])
+    with pytest.raises(ValueError, match="for the example are not all finite"):
+        export_savedmodel(broken, tmp_path / "m")
+    vectorize = keras.layers.TextVectorization(output_sequence_length=4)
+    vectorize.adapt(["a good film"])
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Rescaling(1.0), keras.layers.Dense(2)]
+    )
+    with pytest.raises(ValueError, match="pass the Keras layer itself"):
+        export_savedmodel(
+            model,
+            tmp_path / "m",
+            preprocess=lambda text: vectorize(text),
+            input_signature=tf.TensorSpec([None], tf.string, name="text"),
+            example=["a film"],
+            verbose=False,
+        )
+    assert not (tmp_path / "m").exists()
+
+
 def test_wrong_input(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file; give a directory"):

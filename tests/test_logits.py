@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_distill.logits import gives_logits, settle, to_logits
 from tests.conftest import mlp
@@ -40,6 +41,9 @@ def chain(*layers):
             True,
         ),
         (lambda: chain(keras.layers.Lambda(lambda x: x)), None),
+        (lambda: chain(keras.layers.Dense(3, activation=tf.nn.softmax)), False),
+        (lambda: chain(keras.layers.Dense(3, activation=tf.nn.log_softmax)), True),
+        (lambda: chain(keras.layers.Dense(3, activation=lambda x: x)), None),
     ],
 )
 def test_last_layer_tells(model, expected):
@@ -62,6 +66,18 @@ def test_keras_applications_end_in_softmax_and_can_be_told_not_to():
 def test_sigmoid_is_refused():
     with pytest.raises(ValueError, match="'out' of 'multi' is a sigmoid"):
         gives_logits(mlp(activation="sigmoid", name="multi"))
+
+
+def test_sigmoid_that_is_not_distilled_is_left_alone():
+    inputs = keras.Input((4,))
+    model = keras.Model(
+        inputs,
+        {
+            "classes": keras.layers.Dense(3, activation="softmax")(inputs),
+            "quality": keras.layers.Dense(1, activation="sigmoid")(inputs),
+        },
+    )
+    assert gives_logits(model, {"classes"}) == {"classes": False, "quality": True}
 
 
 def test_exact_logits_come_back_from_a_softmax():
