@@ -1,12 +1,38 @@
-"""Keeps TensorFlow's start-up log out of our own commands, before it is imported."""
+"""Keeps TensorFlow's start-up log out of our own commands.
+
+TensorFlow writes to the process's standard error while it is imported and while it looks
+for GPUs, whatever `TF_CPP_MIN_LOG_LEVEL` says.
+"""
 
 import os
 import sys
+import tempfile
 
-_started_by_module = sys.orig_argv[1:3] == ["-m", "keras_distill"]
-_started_by_script = (
-    os.path.basename(sys.argv[0] if sys.argv else "") == "keras-distill"
-)
 
-if _started_by_module or _started_by_script:
+def _is_our_command() -> bool:
+    script = os.path.basename(sys.argv[0] if sys.argv else "")
+    return script == "keras-distill" or sys.orig_argv[1:3] == ["-m", "keras_distill"]
+
+
+def _import_tensorflow_quietly() -> None:
+    """Imports TensorFlow with standard error kept aside, shown only if that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            log.seek(0)
+            os.write(standard_error, log.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+if _is_our_command():
+    _import_tensorflow_quietly()

@@ -97,7 +97,7 @@ class TeacherWatch(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the epoch, for the message; raises `ValueError` for a schedule."""
         self.epoch = epoch
-        start = int(self.model.optimizer.iterations)
+        start = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         for step in (start, start + (self.params.get("steps") or 1) - 1):
             for knob in (self.untracked.temperature, self.untracked.alpha):
                 knob.check_at(step)
