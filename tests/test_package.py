@@ -1,3 +1,4 @@
+import ast
 import importlib.metadata
 import pathlib
 import re
@@ -47,11 +48,16 @@ def test_every_import_is_declared():
     modules = {"scikit_learn": "sklearn"}
     declared = {modules.get(name, name) for name in declared}
     for path in (ROOT / "keras_distill").glob("*.py"):
-        for module in re.findall(
-            r"^\s*(?:import|from) ([a-z_]+)", path.read_text(), re.MULTILINE
-        ):
-            assert (
-                module in declared
-                or module in sys.stdlib_module_names
-                or module == "keras_distill"
-            ), f"{path.name} imports {module}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            else:
+                continue
+            for module in (name.split(".")[0] for name in names):
+                assert (
+                    module in declared
+                    or module in sys.stdlib_module_names
+                    or module == "keras_distill"
+                ), f"{path.name} imports {module}"
