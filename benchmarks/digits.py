@@ -6,9 +6,6 @@ quarter of the training images. All is then trained anew on all training images,
 accuracy is measured once for each of the final seeds.
 
     python benchmarks/digits.py                       about fifteen minutes, two cores
-    python benchmarks/digits.py --images 100          students see 100 images, as in
-                                                      section 6 of the paper; the teacher
-                                                      sees all
     python benchmarks/digits.py --quick               under a minute
 """
 
@@ -63,18 +60,13 @@ class Experiment:
     def student(self, seed, logits=None, temperature=None, alpha=None):
         keras.utils.set_random_seed(seed)
         student = models.cnn(self.shape, self.classes, (8, 16), dense=16)
-        (x, y), epochs = self.train, self.args.epochs
-        if self.args.images:
-            # Fewer images, as many steps.
-            epochs = epochs * len(y) // self.args.images
-            x, y = x[: self.args.images], y[: self.args.images]
-            logits = None if logits is None else logits[: self.args.images]
+        x, y = self.train
         if logits is None:
-            self.fit(student, x, y, epochs, seed)
+            self.fit(student, x, y, self.args.epochs, seed)
         else:
             distiller = kd.Distiller(student, temperature=temperature, alpha=alpha)
             x = kd.DistillationInputs(x, logits)
-            self.fit(distiller, x, y, epochs, seed)
+            self.fit(distiller, x, y, self.args.epochs, seed)
             student.compile(loss=LOSS, metrics=["accuracy"])
         return student
 
@@ -86,7 +78,6 @@ def main():
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--search-seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--images", type=int, help="images that students see; all")
     args = parser.parse_args()
     args.teacher_epochs = 60
     grid = GRID

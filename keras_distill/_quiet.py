@@ -4,6 +4,7 @@ TensorFlow writes to the process's standard error while it is imported and while
 for GPUs, whatever `TF_CPP_MIN_LOG_LEVEL` says.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ def _is_our_command() -> bool:
 def _import_tensorflow_quietly() -> None:
     """Imports TensorFlow with standard error kept aside, shown only if that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("absl").setLevel(logging.ERROR)
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as log:

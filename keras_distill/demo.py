@@ -73,8 +73,9 @@ def run(
 
     _heading("Training")
     keras.utils.set_random_seed(seed)
+    wide, narrow = _filters(data.input_shape)
     teacher = models.cnn(
-        data.input_shape, data.classes, (32, 64), dropout=0.3, name="teacher"
+        data.input_shape, data.classes, wide, dropout=0.3, name="teacher"
     )
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
     students = {}
@@ -83,7 +84,7 @@ def run(
         keras.utils.set_random_seed(seed + 1)
         data = load()
         student = models.cnn(
-            data.input_shape, data.classes, (8, 16), dense=16, name="student"
+            data.input_shape, data.classes, narrow, dense=16, name="student"
         )
         # At alpha = 1 a distiller without a teacher is plain training.
         model = (
@@ -132,6 +133,13 @@ def run(
     print(f"- serve it:         tensorflow_model_server --model_base_path={served}")
     print(f"- look at results:  {os.path.abspath(output)}")
     return comparison
+
+
+def _filters(input_shape: tuple[int, ...]) -> tuple[tuple, tuple]:
+    """Returns the filters of teacher and student: one stage more for larger images."""
+    if input_shape[0] < 16:
+        return (32, 64), (8, 16)
+    return (16, 32, 64), (8, 16, 16)
 
 
 def _heading(text: str) -> None:
