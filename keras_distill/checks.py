@@ -363,6 +363,7 @@ def first_batch(
             rest = itertools.chain([first], x)
             arguments = {**arguments, "x": (batch for batch in rest)}
     elif isinstance(x, tf.data.Dataset):
+        # Only under a strategy, where Keras itself starts an iterator to build on.
         first = next(iter(x.take(1)), None)
     elif isinstance(x, keras.utils.PyDataset):
         first = None if x.num_batches == 0 else x[0]

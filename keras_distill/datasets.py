@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm.auto import tqdm
 
 _PROBE_SECONDS = 10.0
+_IN_MEMORY_BYTES = 1_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +182,18 @@ def _tfds(
             strict=True,
         )
     )
-    shape, prepare = _preparation(
-        name, builder.info.features[input_key], image_size, normalize
-    )
+    feature = builder.info.features[input_key]
+    shape, prepare = _preparation(name, feature, image_size, normalize)
+    # Kept whole where it is small: an in-memory cache of tf.data can be cut short by
+    # an iterator that is not read to its end. Numbers of fixed shape only.
+    is_numeric = None not in feature.shape and feature.np_dtype != np.object_
+    if np.prod(shape) * sum(counts.values()) <= _IN_MEMORY_BYTES and is_numeric:
+        datasets = {
+            split: tf.data.Dataset.from_tensor_slices(
+                to_arrays(dataset.batch(1000), f"reading {name} {split}")
+            )
+            for split, dataset in datasets.items()
+        }
     class_names = [label.int2str(i) for i in range(label.num_classes)]
     return _batched(name, datasets, class_names, shape, batch_size, seed, prepare)
 
@@ -291,7 +302,6 @@ def _batched(
     sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
     batched = {}
     for split, dataset in datasets.items():
-        dataset = dataset.cache()
         if split == "train":
             dataset = dataset.shuffle(min(sizes[split], 100_000), seed=seed)
         if prepare is not None:
@@ -306,17 +316,29 @@ def _batched(
     )
 
 
-def to_arrays(dataset: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def to_arrays(
+    dataset: tf.data.Dataset, description: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns all of a dataset of `(x, y)` batches as two arrays, in its order.
 
     Args:
         dataset: finite, of batches that fit into memory together.
+        description: of a progress bar; `None` (default) for no bar.
 
     Returns:
         `(x, y)`, each with the examples on the first axis.
     """
-    batches = list(dataset.as_numpy_iterator())
+    batches = tqdm(
+        dataset.as_numpy_iterator(),
+        desc=description,
+        total=max(0, int(dataset.cardinality())) or None,
+        unit="batch",
+        ncols=90,
+        leave=False,
+        disable=description is None,
+    )
+    parts = list(batches)
     return (
-        np.concatenate([x for x, _ in batches]),
-        np.concatenate([y for _, y in batches]),
+        np.concatenate([x for x, _ in parts]),
+        np.concatenate([y for _, y in parts]),
     )

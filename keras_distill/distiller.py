@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import types
 import warnings
 from collections.abc import Iterator
@@ -137,6 +138,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             class_weight=None,
             was_labelled=None,
             judges_loss=True,
+            looks_at_first_batch=False,
             temperature=Knob("temperature", temperature),
             alpha=Knob("alpha", alpha),
             non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
@@ -306,8 +308,21 @@ class Distiller(MultiWorkerFit, keras.Model):
         if not self.compiled:
             return super().fit(**arguments)
         arguments["x"] = _wrapped(arguments["x"])
-        batch, arguments = checks.first_batch(arguments)
-        outputs = None if batch is None else self._check_first_batch(*batch)
+        outputs = getattr(self.student, "outputs", None) and symbolic_outputs(
+            self.student
+        )
+        is_local_dataset = isinstance(arguments["x"], tf.data.Dataset) and (
+            self.distribute_strategy.num_replicas_in_sync == 1
+        )
+        if is_local_dataset:
+            # Looked at inside the first epoch: a second iterator would advance the
+            # user's shuffles, and one left unfinished can cut short a cache.
+            self.train_function = None
+        else:
+            batch, arguments = checks.first_batch(arguments)
+            if batch is not None:
+                outputs = self._check_first_batch(*batch)
+        self._untracked.looks_at_first_batch = is_local_dataset
         self._take_class_weight(arguments, outputs)
         watch = TeacherWatch(self._untracked)
         callbacks = arguments.get("callbacks")
@@ -321,9 +336,33 @@ class Distiller(MultiWorkerFit, keras.Model):
         try:
             return super().fit(**arguments)
         finally:
+            self._untracked.looks_at_first_batch = False
             if self._untracked.class_weight is not None:
                 self._untracked.class_weight = None
                 self.train_function = None
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes Keras's training function, that looks at a dataset's first batch.
+
+        Args:
+            force: whether to make it anew.
+        """
+        if not self._untracked.looks_at_first_batch:
+            super().make_train_function(force)
+            return
+
+        def first_execution(batches: Any) -> Any:
+            first = next(batches, None)
+            if first is None:
+                raise ValueError(checks.EMPTY)
+            self._check_first_batch(*keras.utils.unpack_x_y_sample_weight(first))
+            self._untracked.looks_at_first_batch = False
+            self.make_train_function(force=True)
+            # Keras runs steps on any iterator of batches; this one is whole again.
+            train: Any = self.train_function
+            return train(itertools.chain([first], batches))
+
+        self.train_function: Any = first_execution
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
@@ -623,7 +662,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         if self._untracked.was_labelled is not (y is not None):
             # Losses and metrics of labels make their variables when first traced.
             self._untracked.was_labelled = y is not None
-            self.train_function = None
+            self._retrace()
         return outputs
 
     def _student_outputs(self, inputs: Any) -> Any:

@@ -184,26 +184,30 @@ def evaluate(
     dataset = _as_dataset(dataset)
     judged = _judge(model, from_logits)
     judge = None if teacher is None else _judge(teacher, None)
-    first = next(iter(dataset.take(1)), None)
+    answer: Any = None
+    teach: Any = None
+    first: Any = None
+    parts = []
+    # One pass: an iterator left unfinished can cut short a dataset's cache.
+    for batch in dataset:
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            raise ValueError(
+                "the evaluation dataset brings no labels; it must yield (x, y)."
+            )
+        if first is None:
+            first = batch[0]
+            answer = _compiled(judged, first, dataset.element_spec[0])
+            if judge is not None:
+                teach = _compiled(judge, first, dataset.element_spec[0])
+        parts.append(_judge_batch(batch, answer, teach))
     if first is None:
         raise ValueError("the evaluation dataset is empty; check how it was split.")
-    if not isinstance(first, tuple) or len(first) < 2:
-        raise ValueError(
-            "the evaluation dataset brings no labels; it must yield (x, y)."
-        )
-    judged.look_at(first[0])
-    answer = _compiled(judged, dataset.element_spec[0])
-    teach = None
-    if judge is not None:
-        judge.look_at(first[0])
-        teach = _compiled(judge, dataset.element_spec[0])
-    parts = [_judge_batch(batch, answer, teach) for batch in dataset]
     z, y, weight, agreed = (np.concatenate(part) for part in zip(*parts, strict=True))
     if not weight.sum() > 0:
         raise ValueError("all sample weights are 0, so there is nothing to judge.")
     weight = weight / weight.sum()
     log_p = z - np.logaddexp.reduce(z.astype("float64"), axis=-1, keepdims=True)
-    times = _timings(answer, first[0]) if timing else (None, None, None)
+    times = _timings(answer, first) if timing else (None, None, None)
     keras_model = judged.model
     return Evaluation(
         name=name or (keras_model.name if keras_model is not None else "model"),
@@ -233,7 +237,7 @@ def _as_dataset(dataset: Any) -> tf.data.Dataset:
 
 
 def _judge_batch(
-    batch: tuple, answer: Callable, teach: Callable | None
+    batch: tuple, answer: Any, teach: Callable | None
 ) -> tuple[np.ndarray, ...]:
     """Returns logits, labels, weights and agreement of every position that counts."""
     x, y, *rest = batch
@@ -374,7 +378,8 @@ def _judge(model: Any, from_logits: bool | None) -> Teacher:
     )
 
 
-def _compiled(teacher: Teacher, spec: Any) -> Callable[[Any], Any]:
+def _compiled(teacher: Teacher, first: Any, spec: Any) -> Callable[[Any], Any]:
+    teacher.look_at(first)
     # One trace for every batch size.
     spec = keras.tree.map_structure(
         lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype), spec

@@ -151,6 +151,33 @@ def test_generator_is_not_robbed_of_its_first_batch(data):
     assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
 
 
+def test_dataset_is_iterated_once_per_epoch_and_in_its_own_order(data):
+    """No second iterator: shuffles, stateful sources and caches see plain Keras."""
+    x, y = data
+    starts, seen = [], {"plain": [], "ours": []}
+
+    def batches():
+        starts.append(1)
+        for part in range(4):
+            yield x[16 * part : 16 * part + 16], y[16 * part : 16 * part + 16]
+
+    spec = (tf.TensorSpec([None, FEATURES]), tf.TensorSpec([None], tf.int64))
+    student = mlp(6)
+    plain = copy_of(student)
+    plain.compile(keras.optimizers.SGD(0.1), SPARSE)
+    for model, order in (
+        (plain, seen["plain"]),
+        (compiled(student, mlp(32), alpha=1.0), seen["ours"]),
+    ):
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
+        dataset = dataset.unbatch().shuffle(64, seed=3).batch(16)
+        starts.clear()
+        model.fit(dataset, epochs=3, shuffle=False, verbose=0)
+        order.append(len(starts))
+    assert seen["plain"] == seen["ours"] == [3]
+    assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
+
+
 def test_py_dataset(data):
     x, y = data
 
