@@ -362,7 +362,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             train: Any = self.train_function
             return train(itertools.chain([first], batches))
 
-        self.train_function: Any = first_execution
+        self.train_function = first_execution  # type: ignore[assignment]
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
