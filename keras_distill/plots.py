@@ -238,7 +238,7 @@ def reliability_diagram(
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
-    top.legend(frameon=False, loc="upper left")
+    top.legend(loc="upper left", framealpha=0.95, edgecolor="none")
     bottom.bar(centers, weight, width * 0.9, color="0.5")
     bottom.set(xlabel="confidence (largest probability)", ylabel="share of examples")
     for axes in (top, bottom):
