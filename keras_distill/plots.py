@@ -238,7 +238,7 @@ def reliability_diagram(
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
-    top.legend(loc="upper left", framealpha=0.95, edgecolor="none")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     bottom.bar(centers, weight, width * 0.9, color="0.5")
     bottom.set(xlabel="confidence (largest probability)", ylabel="share of examples")
     for axes in (top, bottom):
