@@ -101,6 +101,8 @@ class Distiller(MultiWorkerFit, keras.Model):
     arXiv:1503.02531.
     """
 
+    train_function: Any  # Keras's own, of no declared type
+
     def __init__(
         self,
         student: keras.Model,
@@ -139,6 +141,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             was_labelled=None,
             judges_loss=True,
             looks_at_first_batch=False,
+            traced_before=None,
             temperature=Knob("temperature", temperature),
             alpha=Knob("alpha", alpha),
             non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
@@ -192,6 +195,7 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     def _retrace(self) -> None:
         """Has the step traced anew, also in the middle of `fit`."""
+        self._untracked.traced_before = None
         if self.train_function is not None:
             self.make_train_function(force=True)
         self.test_function = None
@@ -317,6 +321,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         if is_local_dataset:
             # Looked at inside the first epoch: a second iterator would advance the
             # user's shuffles, and one left unfinished can cut short a cache.
+            self._untracked.traced_before = self.train_function
             self.train_function = None
         else:
             batch, arguments = checks.first_batch(arguments)
@@ -336,7 +341,9 @@ class Distiller(MultiWorkerFit, keras.Model):
         try:
             return super().fit(**arguments)
         finally:
-            self._untracked.looks_at_first_batch = False
+            if self._untracked.looks_at_first_batch:  # it never came to a step
+                self._untracked.looks_at_first_batch = False
+                self.train_function = None
             if self._untracked.class_weight is not None:
                 self._untracked.class_weight = None
                 self.train_function = None
@@ -357,12 +364,12 @@ class Distiller(MultiWorkerFit, keras.Model):
                 raise ValueError(checks.EMPTY)
             self._check_first_batch(*keras.utils.unpack_x_y_sample_weight(first))
             self._untracked.looks_at_first_batch = False
-            self.make_train_function(force=True)
+            self.train_function = self._untracked.traced_before
+            self.make_train_function()  # traces only if there is no trace that fits
             # Keras runs steps on any iterator of batches; this one is whole again.
-            train: Any = self.train_function
-            return train(itertools.chain([first], batches))
+            return self.train_function(itertools.chain([first], batches))
 
-        self.train_function = first_execution  # type: ignore[assignment]
+        self.train_function = first_execution
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
@@ -733,7 +740,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         self._untracked.class_weight = checks.class_weight_table(
             arguments.pop("class_weight"), outputs.shape[-1]
         )
-        self.train_function = None
+        self._untracked.traced_before = self.train_function = None
 
 
 def _wrapped(x: Any) -> Any:

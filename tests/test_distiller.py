@@ -178,6 +178,22 @@ def test_dataset_is_iterated_once_per_epoch_and_in_its_own_order(data):
     assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
 
 
+def test_fitting_a_dataset_again_does_not_retrace(data):
+    teacher, traces = mlp(32), []
+
+    def counted(inputs):
+        if tf.inside_function():
+            traces.append(1)
+        return teacher(inputs, training=False)
+
+    distiller = compiled(mlp(6), counted, teacher_from_logits=True)
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
+    distiller.fit(dataset, epochs=2, verbose=0)
+    count = len(traces)
+    distiller.fit(dataset, epochs=2, verbose=0)
+    assert len(traces) == count
+
+
 def test_py_dataset(data):
     x, y = data
 
