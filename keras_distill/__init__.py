@@ -7,6 +7,7 @@ from keras_distill import _quiet  # noqa: F401
 
 # isort: split
 from keras_distill import datasets, models
+from keras_distill.distillation_inputs import DistillationInputs
 from keras_distill.distiller import Distiller
 from keras_distill.evaluation import Comparison, Evaluation, compare, evaluate
 from keras_distill.export import export_savedmodel
@@ -16,9 +17,10 @@ from keras_distill.objectives import (
     LogitMatchingLoss,
     Objective,
     SoftTargetLoss,
+    TopKLogits,
     WeightedSum,
 )
-from keras_distill.step_parts import DistillationInputs
+from keras_distill.soft_targets import SoftTargets
 from keras_distill.teachers import as_teacher
 
 __version__ = _version("keras-distill")
@@ -32,7 +34,9 @@ __all__ = [
     "LogitMatchingLoss",
     "Objective",
     "SoftTargetLoss",
+    "SoftTargets",
     "TeacherAgreement",
+    "TopKLogits",
     "WeightedSum",
     "as_teacher",
     "compare",

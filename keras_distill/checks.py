@@ -15,7 +15,13 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill.logits import look_like_probabilities
 from keras_distill.metrics import TeacherAgreement
-from keras_distill.objectives import Objective, by_output, check_temperature
+from keras_distill.objectives import (
+    HiddenLayerLoss,
+    Objective,
+    TopKLogits,
+    by_output,
+    check_temperature,
+)
 
 NOTHING_TEACHES = (
     "nothing teaches: the distiller has no teacher and the batches bring no soft "
@@ -243,14 +249,51 @@ def finite(outputs: Any, where: str) -> None:
 def kept_are_logits(kept: Any, from_logits: Any) -> None:
     """Refuses kept soft targets that are not finite, or look like probabilities."""
     finite(kept, "batch 0")
+    parts = [part for _, part in by_output(kept)]
     if from_logits is None and all(
-        look_like_probabilities(part) for part in keras.tree.flatten(kept)
+        not isinstance(part, TopKLogits) and look_like_probabilities(part)
+        for part in parts
     ):
         raise ValueError(
             "the kept soft targets of the first batch are >= 0 and sum to 1: they are "
             "probabilities, where logits are expected. Keep logits, or pass "
             "teacher_from_logits=False."
         )
+
+
+def shape_of_logits(logits: Any) -> tuple:
+    """Returns the shape of a batch of logits or `TopKLogits`, its first axis free."""
+    if not isinstance(logits, TopKLogits):
+        return (None, *logits.shape[1:])
+    classes = logits.indices.shape[-1]
+    if logits.has_rest:  # at b = 0 it is the log of how many there are
+        classes += round(float(np.exp(np.asarray(logits.rest).flat[0])))
+    return (None, *logits.indices.shape[1:-1], classes)
+
+
+def top_k_can_be_matched(kept: Any, terms: list, temperature: Any) -> None:
+    """Refuses `TopKLogits` for an objective or a temperature they are not made for."""
+    top_k = [part for _, part in by_output(kept) if isinstance(part, TopKLogits)]
+    if not top_k:
+        return
+    for term in terms:
+        if isinstance(term, HiddenLayerLoss) and term.teacher_layer_name is not None:
+            continue
+        if not getattr(term, "takes_top_k", False):
+            raise ValueError(
+                f"{type(term).__name__} needs all of the teacher's logits, and these soft "
+                "targets were kept with top_k; write them without it, or use "
+                "SoftTargetLoss."
+            )
+    has_rest = any(part.has_rest for part in top_k)
+    own = [t.temperature for t in terms if getattr(t, "temperature", None) is not None]
+    for value in [temperature.lowest(), *own]:
+        if has_rest and value < 1.0:
+            raise ValueError(
+                "soft targets kept with top_k know the mass of the other classes for "
+                f"temperatures of at least 1, got {value}; raise the temperature, or "
+                "write them without top_k."
+            )
 
 
 def mean_at_one_temperature(teacher: Any, terms: list) -> None:

@@ -16,6 +16,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import checks
+from keras_distill.distillation_inputs import DistillationInputs
 from keras_distill.logits import (
     gives_logits,
     is_settled,
@@ -27,12 +28,9 @@ from keras_distill.matching import Answer, Matching, Reduce, at
 from keras_distill.metrics import TeacherAgreement
 from keras_distill.multi_worker import MultiWorkerFit
 from keras_distill.objectives import PACKAGE, SoftTargetLoss, by_output
-from keras_distill.step_parts import (
-    DistillationInputs,
-    Knob,
-    TeacherWatch,
-    raise_if_not_finite,
-)
+from keras_distill.soft_targets import views
+from keras_distill.soft_targets.joining import plain_errors
+from keras_distill.step_parts import Knob, TeacherWatch, raise_if_not_finite
 from keras_distill.teachers import as_teacher, layer_extractor, shapes_of
 
 
@@ -306,7 +304,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             ValueError: before training, if the data is empty, labels are of the wrong
                 kind or out of range, nothing teaches, or the teacher's first answer is
                 not finite or has other classes; during it, if a later answer of the
-                teacher is not finite, naming the batch.
+                teacher is not finite, naming the batch, or if an example is not the one
+                that kept soft targets were written for, naming the example.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self.compiled:
@@ -339,8 +338,10 @@ class Distiller(MultiWorkerFit, keras.Model):
             # Keras warns that its own default, True, has no effect on these.
             arguments.setdefault("shuffle", False)
         try:
-            return super().fit(**arguments)
+            with plain_errors():
+                return super().fit(**arguments)
         finally:
+            views.epoch = 0
             if self._untracked.looks_at_first_batch:  # it never came to a step
                 self._untracked.looks_at_first_batch = False
                 self.train_function = None
@@ -385,7 +386,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         Raises:
             ValueError: if there are no labels and no metric that does without.
         """
-        with self._only_judging():
+        with self._only_judging(), plain_errors():
             return super().evaluate(_wrapped(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -566,8 +567,8 @@ class Distiller(MultiWorkerFit, keras.Model):
         kept = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
         needs_layers = bool(self._untracked.matching.layer_names("teacher"))
-        if kept is not None:
-            kept = to_logits(kept, self.teacher_from_logits is not False)
+        if kept is not None and self.teacher_from_logits is False:
+            kept = to_logits(kept, False)
         if kept is not None and not needs_layers:
             return Answer(kept, kept, {})
         if teacher is None:
@@ -585,15 +586,25 @@ class Distiller(MultiWorkerFit, keras.Model):
         """Counts an answer with NaN or infinity for `TeacherWatch`, and defuses it."""
         if answer is None:
             return None
-        finite = keras.tree.map_structure(ops.isfinite, answer)
-        all_finite = ops.all([ops.all(f) for f in keras.tree.flatten(finite)])
+        # One tensor may be both output and logits.
+        values = {id(value): value for value in keras.tree.flatten(answer)}
+        finite = {
+            key: ops.isfinite(value)
+            for key, value in values.items()
+            if keras.backend.is_float_dtype(
+                keras.backend.standardize_dtype(value.dtype)
+            )
+        }
+        all_finite = ops.all(ops.stack([ops.all(f) for f in finite.values()]))
         self._untracked.non_finite.update_state(1.0 - ops.cast(all_finite, "float32"))
         # The student outlives a broken teacher: its weights stay finite.
-        return keras.tree.map_structure(
-            lambda value, is_finite: ops.where(is_finite, value, ops.zeros_like(value)),
-            answer,
-            finite,
-        )
+        defused = {
+            key: ops.where(finite[key], value, ops.zeros_like(value))
+            if key in finite
+            else value
+            for key, value in values.items()
+        }
+        return keras.tree.map_structure(lambda value: defused[id(value)], answer)
 
     def _ask_student(self, x: Any) -> Answer:
         """Runs the student once, for training."""
@@ -706,10 +717,13 @@ class Distiller(MultiWorkerFit, keras.Model):
             targets = answer.logits
         else:
             checks.kept_are_logits(kept, self.teacher_from_logits)
+            checks.top_k_can_be_matched(
+                kept, self._untracked.matching.terms, self._untracked.temperature
+            )
             targets = kept
         checks.same_shapes(
             {key: tuple(output.shape) for key, output in by_output(outputs)},
-            {key: (None, *target.shape[1:]) for key, target in by_output(targets)},
+            {key: checks.shape_of_logits(target) for key, target in by_output(targets)},
             judged,
         )
 

@@ -15,6 +15,7 @@ from keras_distill.objectives import (
     Objective,
     WeightedSum,
     by_output,
+    has_several,
     weighted_terms,
 )
 
@@ -198,7 +199,7 @@ class Reduce(keras.losses.Loss):
 
 def at(structure: Any, key: Any) -> Any:
     """Returns one output of a structure; all of it for `...` or a single output."""
-    if key is None or key is ... or not isinstance(structure, (dict, list, tuple)):
+    if key is None or key is ... or not has_several(structure):
         return structure
     return structure[key]
 
@@ -221,6 +222,8 @@ def _seen_by(term: Any, answer: Answer, role: str, key: Any) -> Any:
 
 def _in_float32(logits: Any) -> Any:
     dtype = keras.backend.standardize_dtype(logits.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        return logits  # the classes of `TopKLogits`
     return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
 
 

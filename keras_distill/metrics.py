@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.objectives import PACKAGE
+from keras_distill.objectives import PACKAGE, TopKLogits
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -38,5 +38,13 @@ class TeacherAgreement(keras.metrics.MeanMetricWrapper):
 
 
 def _same_class(teacher_outputs: Any, student_outputs: Any) -> Any:
-    same = ops.equal(ops.argmax(teacher_outputs, -1), ops.argmax(student_outputs, -1))
+    teacher_class = (
+        teacher_outputs.indices[..., 0]
+        if isinstance(teacher_outputs, TopKLogits)
+        else ops.argmax(teacher_outputs, -1)
+    )
+    same = ops.equal(
+        ops.cast(teacher_class, "int32"),
+        ops.cast(ops.argmax(student_outputs, -1), "int32"),
+    )
     return ops.cast(same, "float32")

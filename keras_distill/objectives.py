@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 PACKAGE = "keras_distill"
@@ -24,6 +25,52 @@ def check_temperature(temperature: Any) -> None:
             f"temperature must be a finite number > 0, got {temperature!r}. "
             "T = 1 is the plain softmax; 2 to 20 is usual in distillation."
         )
+
+
+class TopKLogits(NamedTuple):
+    """The k largest logits of each example, and how much mass all others have.
+
+    What stands for logits in a batch from a `SoftTargets` store with `top_k`.
+
+    Attributes:
+        values: float32 `(batch, ..., k)`, the k largest logits, largest first.
+        indices: int32 `(batch, ..., k)`, their classes.
+        rest: float32 `(batch, ..., 8)`: `logsumexp(b * z)` over the logits `z` of all
+            other classes, at the inverse temperatures b of `REST_BETAS`; or zeros
+            `(batch, ..., 1)` if there are no other classes.
+    """
+
+    values: Any
+    indices: Any
+    rest: Any
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there are other classes than the k."""
+        return self.rest.shape[-1] > 1
+
+    def rest_at(self, temperature: Any) -> Any:
+        """Returns `logsumexp(z / T)` over the other classes, `(batch, ...)`.
+
+        The polynomial through `rest` at `1 / T`; exact where `1 / T` is one of
+        `REST_BETAS`. Made for T >= 1.
+
+        Args:
+            temperature: float scalar >= 1.
+        """
+        # The Lagrange basis, one number per node.
+        others = ~np.eye(len(REST_BETAS), dtype=bool)
+        nodes = np.asarray(REST_BETAS, "float32")
+        apart = np.where(others, nodes[:, None] - nodes[None, :], 1.0)
+        beta = 1.0 / ops.cast(temperature, "float32")
+        factors = ops.where(others, beta - nodes[None, :], 1.0) / apart
+        return ops.sum(self.rest * ops.prod(factors, -1), -1)
+
+
+#: Inverse temperatures at which `TopKLogits` says the mass of the rest. They lie close to
+#: Chebyshev's points, so that the polynomial through them does not swing. Multiples of
+#: 1/16, so that one exponential serves all.
+REST_BETAS = (0.0, 1 / 16, 3 / 16, 6 / 16, 10 / 16, 13 / 16, 15 / 16, 1.0)
 
 
 class Objective(keras.distillation.DistillationLoss):
@@ -40,6 +87,8 @@ class Objective(keras.distillation.DistillationLoss):
     #: Names of the layers whose outputs are compared; `None` is the model's output.
     student_layer_name: str | None = None
     teacher_layer_name: str | None = None
+    #: Whether `teacher_outputs` may be `TopKLogits`.
+    takes_top_k = False
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
@@ -118,6 +167,10 @@ class SoftTargetLoss(Objective):
     student and teacher are. The gradient `T * (q - p)` is exact in the same way, and
     a student that is confidently wrong gets all of it: nothing is clipped.
 
+    For a teacher's `TopKLogits`, the KL is that over k + 1 outcomes, the last being all
+    other classes together: never more than the full KL, by the data processing
+    inequality, and equal to it if k is the number of classes.
+
     Args:
         temperature: float > 0, or `None` (default) for the distiller's own. In
             `keras.distillation.Distiller`, give it one.
@@ -135,6 +188,8 @@ class SoftTargetLoss(Objective):
     Reference: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.
     """
 
+    takes_top_k = True
+
     def __init__(self, temperature: float | None = None) -> None:
         if temperature is not None:
             check_temperature(temperature)
@@ -144,11 +199,13 @@ class SoftTargetLoss(Objective):
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns `T**2 * KL(p || q)`, shape `(batch, ...)`, in nats."""
-        return tempered_kl(
-            teacher_outputs,
-            student_outputs,
-            temperature if self.temperature is None else self.temperature,
-        )
+        if self.temperature is not None:
+            temperature = self.temperature
+        if isinstance(teacher_outputs, TopKLogits):
+            teacher_outputs, student_outputs = _with_one_rest(
+                teacher_outputs, student_outputs, temperature
+            )
+        return tempered_kl(teacher_outputs, student_outputs, temperature)
 
     def compute_loss(
         self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any
@@ -171,6 +228,39 @@ class SoftTargetLoss(Objective):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {"temperature": self.temperature}
+
+
+def _with_one_rest(
+    teacher: TopKLogits, student_logits: Any, temperature: Any
+) -> tuple[Any, Any]:
+    """Returns the logits of both over k + 1 outcomes, the last being all other classes.
+
+    The logit of the rest is `T * logsumexp(z / T)`: divided by T and put through a
+    softmax, it has the rest's probability.
+    """
+    student_logits = ops.cast(student_logits, "float32")
+    student_top = ops.take_along_axis(student_logits, teacher.indices, axis=-1)
+    if not teacher.has_rest:
+        return teacher.values, student_top
+    classes, k = student_logits.shape[-1], teacher.indices.shape[-1]
+    # The classes of the rest, by one scatter over the flattened batch.
+    indices = ops.reshape(teacher.indices, (-1, k))
+    rows = ops.shape(indices)[0]
+    flat = ops.reshape(
+        ops.expand_dims(ops.arange(rows), -1) * classes + indices, (-1, 1)
+    )
+    kept = ops.scatter(flat, ops.ones_like(flat[:, 0], "float32"), (rows * classes,))
+    is_rest = ops.reshape(kept, ops.shape(student_logits)) == 0.0
+    rest = ops.where(is_rest, student_logits / temperature, -math.inf)
+    largest = ops.stop_gradient(ops.max(rest, -1, keepdims=True))
+    student_rest = largest + ops.log(
+        ops.sum(ops.exp(rest - largest), -1, keepdims=True)
+    )
+    teacher_rest = ops.expand_dims(teacher.rest_at(temperature), -1)
+    return (
+        ops.concatenate([teacher.values, temperature * teacher_rest], -1),
+        ops.concatenate([student_top, temperature * student_rest], -1),
+    )
 
 
 # 1/2!, 1/3!, ... : exp(r) - 1 - r = r**2 * sum_i r**i / (i + 2)!, to 1e-7 for |r| < 1.
@@ -467,11 +557,17 @@ def weighted_terms(objective: Any) -> list[tuple[float, Any]]:
     return [(1.0, objective)]
 
 
+def has_several(structure: Any) -> bool:
+    """Tells whether this is a dict or list of outputs, as opposed to a single one."""
+    is_nest = isinstance(structure, (dict, list, tuple))
+    return is_nest and not isinstance(structure, TopKLogits)
+
+
 def by_output(structure: Any) -> Iterator[tuple[Any, Any]]:
     """Yields `(key, value)` of a dict, list or single output; a single one has no key."""
     if isinstance(structure, dict):
         yield from structure.items()
-    elif isinstance(structure, (list, tuple)):
+    elif has_several(structure):
         yield from enumerate(structure)
     else:
         yield None, structure

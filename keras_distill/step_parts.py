@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import types
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import checks
-
-
-class DistillationInputs(NamedTuple):
-    """Model inputs joined with the teacher's kept answer for them.
-
-    A dataset that yields `(DistillationInputs(x, soft_targets), y)` trains a `Distiller`
-    that has no teacher in memory. `evaluate` and `predict` use `inputs` alone.
-
-    Attributes:
-        inputs: what the student takes, batch first.
-        soft_targets: the teacher's logits, float `(batch, ..., classes)`, in the
-            structure of the student's outputs.
-    """
-
-    inputs: Any
-    soft_targets: Any
+from keras_distill.soft_targets import views
 
 
 class Knob:
@@ -64,6 +49,10 @@ class Knob:
             return ops.convert_to_tensor(self.variable)
         return ops.cast(self.schedule(optimizer.iterations), "float32")
 
+    def lowest(self) -> float:
+        """Returns the number; of a schedule, its value at the start."""
+        return self.number if self.schedule is None else float(self.schedule(0))
+
     def check_at(self, step: int) -> None:
         """Raises `ValueError` if a schedule is out of range at a step."""
         if self.schedule is not None:
@@ -82,7 +71,7 @@ class TeacherWatch(keras.callbacks.Callback):
     """Stops the run at the batch for which the teacher's answer was not finite.
 
     It also holds schedules of temperature and alpha to their ranges, at both ends of
-    each epoch.
+    each epoch, and tells kept soft targets which epoch it is.
     """
 
     def __init__(self, untracked: types.SimpleNamespace) -> None:
@@ -95,8 +84,8 @@ class TeacherWatch(keras.callbacks.Callback):
         self.untracked.non_finite.reset_state()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch, for the message; raises `ValueError` for a schedule."""
-        self.epoch = epoch
+        """Notes the epoch; raises `ValueError` for a schedule out of its range."""
+        self.epoch = views.epoch = epoch
         start = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         for step in (start, start + (self.params.get("steps") or 1) - 1):
             for knob in (self.untracked.temperature, self.untracked.alpha):

@@ -1,0 +1,98 @@
+"""Shards: TFRecord files of rows, and how a graph and a program read them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+#: Rows of one record; TFRecord has a checksum for each. A shorter one ends a shard.
+ROWS_PER_RECORD = 1024
+_TEMPORARY = ".tmp-"
+
+
+def name(view: int, shard: int) -> str:
+    """Returns the file name of a shard of a view."""
+    return f"view-{view:03d}-shard-{shard:05d}.tfrecord"
+
+
+def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
+    """Writes a shard under a temporary name, then renames it.
+
+    Args:
+        path: folder of the store.
+        view: int.
+        shard: int.
+        rows: uint8 `(rows, bytes)`.
+
+    Raises:
+        OSError: if the disk is full or refuses; what was finished before stays.
+    """
+    temporary = os.path.join(path, f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with tf.io.TFRecordWriter(temporary) as writer:
+            for start in range(0, len(rows), ROWS_PER_RECORD):
+                writer.write(rows[start : start + ROWS_PER_RECORD].tobytes())
+        tf.io.gfile.rename(temporary, os.path.join(path, name(view, shard)), True)
+    except tf.errors.OpError as error:
+        remove_temporary(path, temporary)
+        raise OSError(
+            f"shard {shard} of view {view} could not be written to {path!r}: "
+            f"{error.message}. Free space there and write again with the same "
+            "arguments: it goes on after the last whole shard."
+        ) from error
+
+
+def remove_temporary(path: str, only: str | None = None) -> None:
+    """Removes what killed writers left behind."""
+    left = [only] if only else tf.io.gfile.glob(os.path.join(path, f"{_TEMPORARY}*"))
+    for file in left:
+        if tf.io.gfile.exists(file):
+            tf.io.gfile.remove(file)
+
+
+def existing(path: str) -> set[tuple[int, int]]:
+    """Returns view and shard of each finished shard."""
+    names = tf.io.gfile.listdir(path) if tf.io.gfile.isdir(path) else []
+    found = [n.rstrip("/") for n in names if n.startswith("view-")]
+    return {(int(n[5:8]), int(n[15:20])) for n in found if n.endswith(".tfrecord")}
+
+
+def load(file: Any, row_bytes: int) -> tf.Tensor:
+    """Reads a whole shard in the graph, its checksums verified by TensorFlow.
+
+    Args:
+        file: scalar string.
+        row_bytes: int.
+
+    Returns:
+        uint8 `(rows, bytes)`.
+    """
+    records = tf.data.TFRecordDataset(file, buffer_size=1 << 20)
+    joined = records.batch(1 << 30).map(tf.strings.reduce_join).get_single_element()
+    return tf.reshape(tf.io.decode_raw(joined, tf.uint8), (-1, row_bytes))
+
+
+def read(file: str, row_bytes: int) -> Iterator[np.ndarray]:
+    """Yields the rows of each record, uint8 `(rows, bytes)`.
+
+    Raises:
+        ValueError: if a checksum does not hold, or the file is cut short.
+    """
+    try:
+        for record in tf.data.TFRecordDataset(file).as_numpy_iterator():
+            yield np.frombuffer(record, "uint8").reshape(-1, row_bytes)
+    except (tf.errors.DataLossError, ValueError) as error:
+        raise ValueError(damaged(file)) from error
+
+
+def damaged(file: str) -> str:
+    """Returns the message for a shard whose checksum does not hold."""
+    return (
+        f"{file} is damaged: its checksum does not hold. Delete this file and "
+        "manifest.json, and write again with the same arguments: only it is written anew."
+    )

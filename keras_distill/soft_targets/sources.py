@@ -1,0 +1,246 @@
+"""The data that soft targets are written for: arrays, a dataset, or what makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill.teachers import Teacher
+
+#: Bytes of inputs that are put in one block.
+_BLOCK_BYTES = 4_000_000
+
+
+def inputs_of(element: Any) -> Any:
+    """Returns x of an element `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
+    return element[0] if isinstance(element, tuple) else element
+
+
+def is_arrays(data: Any) -> bool:
+    """Tells arrays, or a tuple or dict of them, from datasets and functions."""
+    return not isinstance(data, tf.data.Dataset) and not callable(data)
+
+
+def as_dataset(data: Any) -> tf.data.Dataset:
+    """Returns a dataset of what was given, arrays as examples.
+
+    Raises:
+        TypeError: if it is neither arrays, a dataset nor a function that returns one.
+    """
+    if callable(data):
+        data = data()
+        if not isinstance(data, tf.data.Dataset):
+            raise TypeError(
+                "the function given as dataset must return a tf.data.Dataset, got "
+                f"{type(data).__name__}."
+            )
+    if isinstance(data, tf.data.Dataset):
+        return data
+    check_arrays(data)
+    return tf.data.Dataset.from_tensor_slices(data)
+
+
+def check_arrays(data: Any) -> int:
+    """Returns the number of examples of arrays.
+
+    Raises:
+        TypeError: if something is not an array.
+        ValueError: if their lengths differ, or are 0.
+    """
+    arrays = keras.tree.flatten(data)
+    if not arrays or not all(hasattr(array, "shape") for array in arrays):
+        raise TypeError(
+            "dataset must be a tf.data.Dataset, arrays, or a function that returns a "
+            f"tf.data.Dataset; got {type(data).__name__}."
+        )
+    lengths = {len(array) for array in arrays}
+    if len(lengths) > 1:
+        raise ValueError(f"the arrays have different lengths: {sorted(lengths)}.")
+    return lengths.pop()
+
+
+class Source:
+    """Gives the inputs of any range of examples, in batches that do not depend on it.
+
+    Args:
+        data: arrays, `tf.data.Dataset`, or a function that returns one.
+        batched: whether a dataset's elements are batches; `None` finds out from the
+            teacher's inputs, and takes them for batches where these are not known.
+        teacher: the bound teacher.
+    """
+
+    def __init__(self, data: Any, batched: bool | None, teacher: Teacher) -> None:
+        self.arrays = inputs_of(data) if is_arrays(data) else None
+        if self.arrays is not None:
+            self.length: int | None = check_arrays(data)
+            self.batched = False
+            self.specs = keras.tree.map_structure(
+                lambda a: tf.TensorSpec((None, *a.shape[1:]), np.asarray(a[:1]).dtype),
+                self.arrays,
+            )
+        else:
+            self.dataset = as_dataset(data).map(lambda *e: inputs_of(_element(e)))
+            dense(self.dataset.element_spec)
+            ranks = _input_ranks(teacher)
+            if batched is None:
+                batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
+            self.batched = batched
+            self.length = self._known_length()
+            self.specs = tf.nest.map_structure(
+                lambda s: tf.TensorSpec(
+                    (None, *(s.shape[1:] if batched else s.shape)), s.dtype
+                ),
+                self.dataset.element_spec,
+            )
+        if self.length == 0:
+            raise ValueError("the dataset is empty; check what made it.")
+
+    def _known_length(self) -> int | None:
+        cardinality = int(self.dataset.cardinality())
+        if cardinality == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                "the dataset is endless; write soft targets for it before repeat()."
+            )
+        if cardinality < 0:
+            return None
+        if not self.batched:
+            return cardinality
+        size = tf.nest.flatten(self.dataset.element_spec)[0].shape[0]
+        return cardinality if cardinality == 0 else size and cardinality * size
+
+    def count(self) -> int:
+        """Returns the number of examples, by reading all where it is not known."""
+        if self.length is None:
+            self.length = int(
+                self.dataset.reduce(
+                    np.int64(0),
+                    lambda n, x: (
+                        n
+                        + (
+                            tf.shape(tf.nest.flatten(x)[0], tf.int64)[0]
+                            if self.batched
+                            else 1
+                        )
+                    ),
+                )
+            )
+        return self.length
+
+    def batches(
+        self, first: int, count: int | None, batch_size: int, shard_size: int
+    ) -> tf.data.Dataset:
+        """Returns batches of inputs; batches begin anew with each shard.
+
+        Args:
+            first: example to begin with, the first of a shard.
+            count: number of shards; `None` for all that follow.
+            batch_size: examples of a batch.
+            shard_size: examples of a shard.
+        """
+        whole, rest = divmod(shard_size, batch_size)
+        sizes = [batch_size] * whole + [rest] * (rest > 0)
+        shard = first // shard_size
+        if self.arrays is not None:
+            last = len(keras.tree.flatten(self.arrays)[0])
+            if count is not None:
+                last = min(last, first + count * shard_size)
+            return tf.data.Dataset.from_generator(
+                lambda: self._slices(first, last, sizes), output_signature=self.specs
+            )
+        if self.batched:
+            dataset = self.dataset.rebatch(sizes).skip(shard * len(sizes))
+        else:
+            dataset = self.dataset.skip(first).batch(batch_size)
+            if rest:
+                dataset = dataset.rebatch(sizes)
+        return dataset if count is None else dataset.take(count * len(sizes))
+
+    def _slices(self, first: int, last: int, sizes: list[int]) -> Iterator[Any]:
+        while first < last:
+            for size in sizes:
+                if first < last:
+                    end = min(first + size, last)
+                    yield keras.tree.map_structure(
+                        lambda a, start=first, end=end: np.asarray(a[start:end]),
+                        self.arrays,
+                    )
+                    first = end
+
+
+def _element(parts: tuple) -> Any:
+    """Returns an element as it was before `map` unpacked it into arguments."""
+    return parts if len(parts) > 1 else parts[0]
+
+
+def dense(specs: Any) -> None:
+    """Refuses sparse and ragged inputs."""
+    for spec in tf.nest.flatten(specs):
+        if not isinstance(spec, tf.TensorSpec):
+            raise TypeError(
+                f"soft targets are kept for dense tensors, got {spec}; convert it, as "
+                "with tf.sparse.to_dense or RaggedTensor.to_tensor."
+            )
+
+
+def _input_ranks(teacher: Teacher) -> list[int] | None:
+    """Returns the ranks of a teacher's inputs, with the batch axis; `None` if unknown."""
+    members = getattr(teacher, "members", [teacher])
+    for member in members:
+        inputs = getattr(member.model, "inputs", None)
+        if inputs:
+            return sorted(len(tensor.shape) for tensor in inputs)
+    return None
+
+
+def is_batched(specs: Any, ranks: list[int]) -> bool:
+    """Tells batches from examples.
+
+    Args:
+        specs: of a dataset's inputs.
+        ranks: of the model's inputs, with the batch axis, ascending.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    shapes = [spec.shape for spec in tf.nest.flatten(specs)]
+    if any(shape.rank is None for shape in shapes):
+        raise ValueError(
+            "the dataset does not say the shapes of its elements; say batched=True or "
+            "False, or give it shapes with tf.ensure_shape."
+        )
+    given = sorted(shape.rank for shape in shapes)
+    if given == ranks:
+        return True
+    if given == [rank - 1 for rank in ranks]:
+        return False
+    raise ValueError(
+        f"the dataset's inputs have {given} axes; batches would have {ranks}, single "
+        f"examples {[rank - 1 for rank in ranks]}. Give the inputs as at writing, or say "
+        "batched=True or False."
+    )
+
+
+def block_size(example: list[tf.TensorSpec]) -> int:
+    """Returns how many examples make a block of a few megabytes, at most 1024.
+
+    Args:
+        example: specs of one example's inputs.
+    """
+    size = 0
+    for spec in example:
+        if not spec.shape.is_fully_defined():
+            return 32
+        size += spec.shape.num_elements() * max(1, spec.dtype.size)
+    return int(min(1024, max(1, _BLOCK_BYTES // max(1, size))))
+
+
+def reshuffles(dataset: Any) -> bool:
+    """Tells whether a dataset is known to come in another order each time."""
+    if getattr(dataset, "_reshuffle_each_iteration", False):
+        return True
+    inputs: Callable = getattr(dataset, "_inputs", list)
+    return any(reshuffles(one) for one in inputs())

@@ -1,0 +1,346 @@
+"""SoftTargets: a teacher's answers on disk, checked against the data they are for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_distill.soft_targets import fingerprints, joining, manifest, shards, writing
+from keras_distill.soft_targets import sources as data_sources
+from keras_distill.soft_targets.rows import Field, Rows
+
+
+class SoftTargets:
+    """A teacher's logits, kept on disk for every example of a dataset.
+
+    Made by `SoftTargets.write` or `SoftTargets.open`; given to a student's training by
+    `join`. The teacher is paid for once, not once an epoch, and need not be in memory.
+
+    **On disk** a store is a folder:
+
+    - `manifest.json`, written last: a store without it is not finished. Every key of
+      `SoftTargets.manifest`, and `checksum`, the SHA-256 of the JSON of all others with
+      sorted keys. `settings.json` is what was known at the start.
+    - `view-000-shard-00000.tfrecord`, ...: for each view the examples in the data's
+      order, `shard_size` in each shard (the last may have fewer). A TFRecord file, with
+      TensorFlow's own CRC-32C of every record. A record is up to 1024 rows one after
+      another; a row is one example, `row_bytes` long: the fields that the manifest lists
+      in `row` as `[name, dtype, shape]`, little endian, without padding.
+
+    The fields of a row:
+
+    - `fingerprint`: FarmHash Fingerprint64 of the example's inputs, as `tf.fingerprint`
+      gives it; of several inputs, of their fingerprints joined, in the order of
+      `tf.nest.flatten`. `augmented`: the same of the view that the teacher saw.
+    - `max`: float32, the largest logit. Not there with dtype float32.
+    - `logits`: the logits minus `max` (with dtype float32 the logits themselves), not
+      below -65504 with float16; with `top_k` only the largest, largest first.
+    - `indices`: with `top_k`, their classes.
+    - `rest`: with `top_k` below the number of classes, `logsumexp(b * (z - max))` over
+      the other classes' logits z, for b = 1/16, 3/16, 6/16, 10/16, 13/16, 15/16, 1
+      (with float32 without `- max`).
+
+    For a teacher with several outputs, fields are named `output/max` and so on. View v of
+    example i is `augment(x, seed)` with the seed `[65536 * s + v, i]`, int64, where s is
+    the store's own seed.
+
+    Example:
+    >>> import tempfile, keras
+    >>> import numpy as np
+    >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.rand(100, 4).astype("float32"), np.random.randint(3, size=100)
+    >>> data = tf.data.Dataset.from_tensor_slices((x, y))
+    >>> targets = SoftTargets.write(tempfile.mkdtemp(), teacher, data)
+    >>> len(targets), targets.manifest["classes"]
+    (100, 3)
+    >>> batches = targets.join(data).shuffle(100).batch(32)  # for Distiller.fit
+
+    Reference: views after Wu et al., TinyViT, arXiv:2207.10666, and Beyer et al.,
+    arXiv:2106.05237: a good teacher is patient and consistent.
+    """
+
+    def __init__(self, path: str, content: dict[str, Any], augment: Any = None) -> None:
+        self.path = path
+        self._content = content
+        self._augment = augment
+
+    @classmethod
+    def write(
+        cls,
+        path: str | os.PathLike,
+        teacher: Any,
+        dataset: Any,
+        *,
+        top_k: int | None = None,
+        dtype: str = "float16",
+        views: int = 1,
+        augment: Callable | None = None,
+        seed: int = 0,
+        shard_size: int | None = None,
+        batch_size: int = 128,
+        batched: bool | None = None,
+        teacher_from_logits: Any = None,
+        teacher_average: str = "probabilities",
+        temperature: float | None = None,
+        n_jobs: int | None = None,
+        part: tuple[int, int] | None = None,
+        overwrite: bool = False,
+        verbose: bool = True,
+    ) -> SoftTargets | None:
+        """Runs the teacher over a dataset once and keeps its logits.
+
+        A killed run goes on after its last whole shard when called again with the same
+        arguments, and ends with the same bytes. Called again on a finished store of the
+        same teacher and settings, it only opens it.
+
+        Args:
+            path: a folder, on any file system that `tf.io.gfile` knows.
+            teacher: anything that may teach a `Distiller`: a model, a list, a path, a
+                callable.
+            dataset: a `tf.data.Dataset` of examples or batches, `x`, `(x, y)` or `(x, y,
+                sample_weight)`, in the same order each time; arrays, or a tuple or dict
+                of them; or a function without arguments that returns such a dataset.
+            top_k: keep only the k largest logits, and the log-mass of all others.
+                Default: all logits.
+            dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
+            views: int, how many augmented views of each example; default 1.
+            augment: `fn(x, seed)`, from the inputs of one example and an int64 seed
+                `(2,)` to its inputs; all randomness by stateless ops from that seed.
+            seed: int from 0 to 2**31 - 1, of the views.
+            shard_size: examples in a shard; by default about 16 MB, at most 16 384.
+            batch_size: examples that the teacher sees at once. Default 128.
+            batched: whether a dataset's elements are batches. By default found from the
+                teacher's inputs; batches, where these are not known.
+            teacher_from_logits: as in `Distiller`.
+            teacher_average: as in `Distiller`.
+            temperature: only for a list of teachers whose probabilities are averaged:
+                the temperature of that mean, and the one to train at.
+            n_jobs: number of processes, as in joblib. `None` (default) is 1, or what
+                `joblib.parallel_config` says, which also chooses the backend: loky,
+                Dask, Ray. The shards are those of a single process. Data must be arrays
+                or a function.
+            part: `(i, n)`: write only the i-th of n parts of the shards, by hand on
+                several machines that share the path. A last call without it finishes.
+            overwrite: whether to replace what is there. Default `False`.
+            verbose: whether to show a progress bar where it takes over two seconds.
+
+        Returns:
+            The store, opened; `None` if only a part was written.
+
+        Raises:
+            ValueError: if an argument is out of range, the data is empty, endless or
+                shuffled anew each time, the teacher's answer is not finite, or the path
+                holds soft targets of another kind, saying what differs.
+            TypeError: if the data is of no kind that can be read, or is a dataset object
+                and `n_jobs` more than 1.
+            BlockingIOError: if another process is writing to a local path.
+            OSError: if the disk is full; what was written stays.
+        """
+        path = _path(path)
+        writing.check_order(dataset)
+        writing.write(
+            path,
+            teacher,
+            dataset,
+            top_k=top_k,
+            dtype=dtype,
+            views=views,
+            augment=augment,
+            seed=seed,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            batched=batched,
+            teacher_from_logits=teacher_from_logits,
+            teacher_average=teacher_average,
+            temperature=temperature,
+            n_jobs=n_jobs,
+            part=part,
+            overwrite=overwrite,
+            verbose=verbose,
+        )
+        return None if part is not None else cls.open(path, augment=augment)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        *,
+        teacher: Any = None,
+        augment: Callable | None = None,
+        **expected: Any,
+    ) -> SoftTargets:
+        """Opens a finished store.
+
+        Args:
+            path: its folder.
+            teacher: if given, must be the teacher that it was written with.
+            augment: the function that made the views; needed for `join`, if there is one.
+            **expected: values that the manifest must have, such as `classes=10`,
+                `top_k=None`, `views=4`.
+
+        Returns:
+            `SoftTargets`.
+
+        Raises:
+            FileNotFoundError: if there is no store, or it is not finished.
+            ValueError: if it is damaged, or not as expected, saying what differs.
+            TypeError: if an expected key is not one of the manifest's.
+        """
+        path = _path(path)
+        content = manifest.read(path, manifest.FINISHED)
+        if content is None:
+            raise FileNotFoundError(manifest.unfinished(path))
+        unknown = [key for key in expected if key not in content]
+        if unknown:
+            raise TypeError(
+                f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
+            )
+        if teacher is not None:
+            found = fingerprints.of_teacher(teacher)
+            average = content["teacher"].get("average")
+            expected["teacher"] = {**found, **({"average": average} if average else {})}
+        phrases = manifest.differences(content, expected)
+        name = None if augment is None else fingerprints.name_of(augment)
+        if augment is not None and name != content["augment"]:
+            phrases.append(f"augment is {content['augment']!r}, not {name!r}")
+        if phrases:
+            raise ValueError(
+                f"the soft targets in {path!r} are not as expected: {'; '.join(phrases)}."
+            )
+        for entry in content["shards"]:
+            file = os.path.join(path, entry["file"])
+            if not tf.io.gfile.exists(file) or (
+                tf.io.gfile.stat(file).length != entry["bytes"]
+            ):
+                raise ValueError(shards.damaged(file))
+        return cls(path, content, augment)
+
+    def join(
+        self, dataset: Any, *, epoch: int | None = None, batched: bool | None = None
+    ) -> tf.data.Dataset:
+        """Joins the kept soft targets to their data, for `Distiller.fit`.
+
+        Every example is checked against the fingerprint that was stored with its soft
+        targets, so that a pair is right or there is an error. Join before `shuffle`,
+        `repeat`, `take` and `cache`; before or after `batch`.
+
+        With several views, the student gets in epoch e the view `e % views`, the very
+        bits that the teacher saw. The epoch is that of the running `Distiller.fit`, which
+        begins anew with each; `cache` after `join` would hold on to one view.
+
+        Args:
+            dataset: as for `write`, in the same order; labels and weights may be others.
+            epoch: int, for the view of one epoch; by default, that of the running `fit`.
+            batched: whether its elements are batches. Default: found from its shapes.
+
+        Returns:
+            `tf.data.Dataset` of `(DistillationInputs, ...)`, examples or batches as they
+            were given. Iterating over it raises `tf.errors.InvalidArgumentError` where an
+            example is not the one that was written, and `tf.errors.DataLossError` where a
+            checksum does not hold; `Distiller.fit` makes a `ValueError` of both.
+
+        Raises:
+            ValueError: if the length or shapes of the data are others, or it is endless
+                or shuffled, or `augment` was not given to `open`.
+        """
+        if self._content["augment"] is not None and self._augment is None:
+            raise ValueError(
+                f"these soft targets are for views made by {self._content['augment']}; "
+                "pass that function: SoftTargets.open(path, augment=...)."
+            )
+        writing.check_order(dataset)
+        specs = [
+            tf.TensorSpec(shape, dtype) for shape, dtype in self._content["inputs"]
+        ]
+        kept = joining.Kept(
+            path=self.path,
+            rows=self._rows(),
+            examples=len(self),
+            shards=self._shards_per_view(),
+            views=self._content["views"],
+            augment=self._augment,
+            seed=self._content["seed"],
+            inputs=specs,
+        )
+        return joining.join(kept, data_sources.as_dataset(dataset), epoch, batched)
+
+    def logits(self, view: int = 0) -> tf.data.Dataset:
+        """Returns what was kept, without the data.
+
+        Args:
+            view: int.
+
+        Returns:
+            `tf.data.Dataset` of blocks of up to 1024 rows: float32 `(rows, ...,
+            classes)`, or `TopKLogits`; a dict or tuple of them for several outputs.
+        """
+        if not 0 <= view < self._content["views"]:
+            raise ValueError(
+                f"view must be from 0 to {self._content['views'] - 1}, got {view}."
+            )
+        rows = self._rows()
+        files = [self._file(view, shard) for shard in range(self._shards_per_view())]
+        return tf.data.TFRecordDataset(files).map(
+            lambda record: rows.decode(
+                tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, rows.bytes))
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+    def verify(self) -> None:
+        """Reads all shards and verifies every checksum.
+
+        Raises:
+            ValueError: naming the first file that is damaged.
+        """
+        for entry in self._content["shards"]:
+            file = os.path.join(self.path, entry["file"])
+            count = sum(len(r) for r in shards.read(file, self._content["row_bytes"]))
+            if count != entry["rows"]:
+                raise ValueError(shards.damaged(file))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What made the store, and what is in it: a copy of `manifest.json`."""
+        return json.loads(json.dumps(self._content))
+
+    @property
+    def bytes_per_example(self) -> float:
+        """Size of all shards on disk, by example and view."""
+        total = sum(entry["bytes"] for entry in self._content["shards"])
+        return total / len(self) / self._content["views"]
+
+    def __len__(self) -> int:
+        return self._content["examples"]
+
+    def __repr__(self) -> str:
+        c = self._content
+        kept = "all logits" if c["top_k"] is None else f"top {c['top_k']}"
+        views = f", {c['views']} views" if c["views"] > 1 else ""
+        return (
+            f"SoftTargets({self.path!r}: {c['examples']} examples{views}, {kept} of "
+            f"{c['classes']} classes in {c['dtype']}, {self.bytes_per_example:.1f} bytes "
+            "each)"
+        )
+
+    def _rows(self) -> Rows:
+        c = self._content
+        fields = [Field(name, dtype, tuple(shape)) for name, dtype, shape in c["row"]]
+        classes = [c["classes"]] if c["outputs"] == [None] else c["classes"]
+        return Rows(fields, c["outputs"], c["outputs_are_dict"], classes, c["top_k"])
+
+    def _shards_per_view(self) -> int:
+        return len(self._content["shards"]) // self._content["views"]
+
+    def _file(self, view: int, shard: int) -> str:
+        return os.path.join(self.path, shards.name(view, shard))
+
+
+def _path(path: str | os.PathLike) -> str:
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,614 @@
+"""Writing soft targets: shard by shard, alone or in parts, resumed where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import joblib
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from keras_distill.objectives import by_output
+from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
+from keras_distill.soft_targets.rows import DTYPES, Rows
+from keras_distill.teachers import as_teacher
+
+#: Bytes of a shard, where its size is not given.
+_SHARD_BYTES = 16_000_000
+#: How close a teacher's answers must be to those of an earlier run on another machine.
+_CLOSE = 1e-2
+
+
+@dataclasses.dataclass
+class Job:
+    """All that a process needs in order to write any shard; can be pickled.
+
+    Attributes:
+        path: of the store.
+        teacher: as the user gave it.
+        data: as the user gave it.
+        batched: whether a dataset's elements are batches.
+        augment: makes the views; `None` for none.
+        options: the rest, by name.
+    """
+
+    path: str
+    teacher: Any
+    data: Any
+    batched: bool | None
+    augment: Callable | None
+    options: dict[str, Any]
+
+    def start(self) -> None:
+        """Binds teacher and data; once in every process."""
+        o = self.options
+        self.bound = as_teacher(self.teacher, o["from_logits"], o["average"])
+        self.source = sources.Source(self.data, self.batched, self.bound)
+        self.rows = self._layout()
+        self.step = tf.function(self._step, reduce_retracing=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: self.__dict__[name] for name in names}
+
+    def _seen(self) -> Any:
+        """Returns the specs of what the teacher sees, batch first."""
+        specs = self.source.specs
+        if self.augment is None:
+            return specs
+        return tf.nest.map_structure(
+            lambda s: tf.TensorSpec((None, *s.shape), s.dtype),
+            views.output_specs(self.augment, specs),
+        )
+
+    def _layout(self) -> Rows:
+        traced = tf.function(self._answer).get_concrete_function(self._seen())
+        return Rows.for_logits(
+            traced.structured_outputs,
+            self.options["dtype"],
+            self.options["top_k"],
+            self.augment is not None,
+        )
+
+    def _answer(self, inputs: Any) -> Any:
+        temperature = tf.constant(self.options["temperature"] or 1.0)
+        logits = self.bound(inputs, temperature).logits
+        return list(logits) if isinstance(logits, tuple) else logits
+
+    def _step(self, inputs: Any, fingerprint: Any, augmented: Any) -> Any:
+        """Returns the rows of a batch, and whether all logits are finite."""
+        logits = self._answer(inputs)
+        finite = [
+            tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
+            for _, part in by_output(logits)
+        ]
+        rows = self.rows.encode(fingerprint, augmented, logits)
+        return rows, tf.reduce_all(tf.stack(finite), 0)
+
+    def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
+        """Returns batches of what the teacher sees, and the fingerprints."""
+        seed, augment = self.options["seed"], self.augment
+
+        def prepared(index: Any, inputs: Any) -> tuple:
+            fingerprint = fingerprints.of_examples(inputs)
+            if augment is None:
+                return inputs, fingerprint, fingerprint
+            inputs = views.augmented(augment, inputs, seed, view, index)
+            return inputs, fingerprint, fingerprints.of_examples(inputs)
+
+        def with_index(index: Any, inputs: Any) -> tuple:
+            size = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
+            return index + size, (index, inputs)
+
+        o = self.options
+        return (
+            self.source.batches(first, count, o["batch_size"], o["shard_size"])
+            .scan(tf.constant(first, tf.int64), with_index)
+            .map(prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    def write(
+        self, view: int, shard: int, count: int | None, told: Callable[[int], Any]
+    ) -> int:
+        """Writes consecutive shards of a view.
+
+        Args:
+            view: int.
+            shard: the first.
+            count: how many; `None` for all that the data has.
+            told: called with the number of examples, after each batch.
+
+        Returns:
+            The number of examples.
+        """
+        size = self.options["shard_size"]
+        done, rows, buffered = 0, [], 0
+        with _readable_errors():
+            for inputs, fingerprint, augmented in self.batches(
+                view, shard * size, count
+            ):
+                part, finite = self.step(inputs, fingerprint, augmented)
+                if not bool(tf.reduce_all(finite)):
+                    bad = shard * size + buffered + int(np.argmin(finite))
+                    raise ValueError(
+                        f"the teacher's answer for example {bad} (view {view}) is not "
+                        "finite (NaN or infinity); check its inputs and weights."
+                    )
+                rows.append(part.numpy())
+                buffered += len(rows[-1])
+                done += len(rows[-1])
+                if buffered == size:
+                    shards.write(self.path, view, shard, np.concatenate(rows))
+                    rows, buffered, shard = [], 0, shard + 1
+                told(len(part))
+        if rows:
+            shards.write(self.path, view, shard, np.concatenate(rows))
+        return done
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if "Cannot batch tensors" in str(error) or "Cannot add tensor" in str(error):
+            raise ValueError(
+                "the examples differ in shape, so they do not batch; pad or resize them "
+                "to one shape."
+            ) from error
+        raise
+
+
+def write(
+    path: str,
+    teacher: Any,
+    data: Any,
+    *,
+    top_k: int | None,
+    dtype: str,
+    views: int,
+    augment: Callable | None,
+    seed: int,
+    shard_size: int | None,
+    batch_size: int,
+    batched: bool | None,
+    teacher_from_logits: Any,
+    teacher_average: str,
+    temperature: float | None,
+    n_jobs: int | None,
+    part: tuple[int, int] | None,
+    overwrite: bool,
+    verbose: bool,
+) -> None:
+    """Writes a store; see `SoftTargets.write`."""
+    _check(dtype, views, augment, seed, shard_size, batch_size, part)
+    began = time.monotonic()
+    # The library's own quick pickling needs what the user gave, not what was bound.
+    options = {
+        "from_logits": teacher_from_logits,
+        "average": teacher_average,
+        "temperature": temperature,
+        "dtype": dtype,
+        "top_k": top_k,
+        "seed": seed,
+        "batch_size": batch_size,
+        "shard_size": shard_size or batch_size,
+    }
+    job = Job(path, teacher, data, batched, augment, options)
+    _settle_logits(job, temperature)
+    job.start()
+    if shard_size is None:
+        fitting = max(1, min(16_384, _SHARD_BYTES // job.rows.bytes) // batch_size)
+        options["shard_size"] = fitting * batch_size
+    settings = _settings(job, views)
+    tf.io.gfile.makedirs(path)
+    with _lock(path, part):
+        if _is_written(path, settings, overwrite, part):
+            return
+        run = _Run(job, settings, views, verbose)
+        run.write(n_jobs, part)
+        if part is None:
+            run.finish(time.monotonic() - began)
+
+
+def _check(
+    dtype: str,
+    views: int,
+    augment: Callable | None,
+    seed: int,
+    shard_size: int | None,
+    batch_size: int,
+    part: tuple[int, int] | None,
+) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    for name, value in (("views", views), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
+    if views > 1 and augment is None:
+        raise ValueError(
+            f"views={views} without augment would keep the same answer {views} times; "
+            "pass augment=fn, with fn(x, seed) from one example and an int64 seed (2,) "
+            "to one example."
+        )
+    if views > 1000:
+        raise ValueError(f"views must be at most 1000, got {views}.")
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 31:
+        raise ValueError(
+            f"seed must be a whole number from 0 to 2**31 - 1, got {seed}."
+        )
+    if shard_size is not None and (not isinstance(shard_size, int) or shard_size < 1):
+        raise ValueError(f"shard_size must be a whole number >= 1, got {shard_size!r}.")
+    if part is not None and not (
+        len(part) == 2
+        and all(isinstance(i, int) for i in part)
+        and 0 <= part[0] < part[1]
+    ):
+        raise ValueError(
+            f"part must be (i, n) with i from 0 to n - 1, got {part!r}; (0, 4) writes the "
+            "first quarter of the shards."
+        )
+
+
+def _settle_logits(job: Job, temperature: float | None) -> None:
+    """Finds out whether an unknown teacher gives logits, from the first batch."""
+    o = job.options
+    bound = as_teacher(job.teacher, o["from_logits"], o["average"])
+    if bound.averages_probabilities and temperature is None:
+        raise ValueError(
+            "the mean of several teachers' probabilities is another at every temperature; "
+            "pass temperature=, the T that students will be trained at, or "
+            'teacher_average="logits".'
+        )
+    members = getattr(bound, "members", [bound])
+    if all(member.from_logits is not None for member in members):
+        return
+    job.source = sources.Source(job.data, job.batched, bound)
+    size = o["batch_size"]
+    inputs = next(iter(job.source.batches(0, 1, size, size)))
+    if job.augment is not None:
+        inputs = views.augmented(job.augment, inputs, o["seed"], 0, np.int64(0))
+    bound.look_at(inputs)
+    settled = [member.from_logits for member in members]
+    if any(one != settled[0] for one in settled):
+        raise ValueError(
+            "some of the teachers give logits and some probabilities, and they do not say "
+            "which; wrap each with keras_distill.as_teacher(teacher, from_logits=...)."
+        )
+    o["from_logits"] = settled[0]
+
+
+def _settings(job: Job, number_of_views: int) -> dict[str, Any]:
+    o, rows = job.options, job.rows
+    teacher = fingerprints.of_teacher(job.teacher)
+    if teacher["kind"] == "list":
+        teacher["average"] = o["average"]
+    specs = tf.nest.flatten(job.source.specs)
+    return {
+        "format": manifest.FORMAT,
+        "format_version": manifest.VERSION,
+        "teacher": teacher,
+        "outputs": rows.outputs,
+        "outputs_are_dict": rows.is_dict,
+        "classes": rows.classes[0] if rows.outputs == [None] else rows.classes,
+        "dtype": o["dtype"],
+        "top_k": o["top_k"],
+        "views": number_of_views,
+        "augment": None if job.augment is None else fingerprints.name_of(job.augment),
+        "seed": o["seed"],
+        "temperature": o["temperature"],
+        "inputs": [[list(s.shape[1:]), s.dtype.name] for s in specs],
+        "examples": job.source.length,
+        "shard_size": o["shard_size"],
+        "batch_size": o["batch_size"],
+        "row": [[f.name, f.dtype, list(f.shape)] for f in rows.fields],
+        "row_bytes": rows.bytes,
+    }
+
+
+def _is_written(
+    path: str, settings: dict, overwrite: bool, part: tuple[int, int] | None
+) -> bool:
+    """Tells whether all is there already; begins a store where there is none.
+
+    Raises:
+        ValueError: if something else is there.
+    """
+    wanted = {key: settings[key] for key in manifest.KEYS}
+    if wanted["examples"] is None:
+        del wanted["examples"]  # not known until all was read
+    for name in (manifest.FINISHED, manifest.SETTINGS):
+        found = None if overwrite else manifest.read(path, name)
+        if found is None:
+            continue
+        if name == manifest.SETTINGS and found["examples"] is None:
+            found["examples"] = wanted.get("examples")
+        if phrases := manifest.differences(found, wanted):
+            state = "finished" if name == manifest.FINISHED else "unfinished"
+            raise ValueError(
+                f"{path!r} holds {state} soft targets of another kind: "
+                f"{'; '.join(phrases)}. Choose another path, or pass overwrite=True."
+            )
+        if name == manifest.FINISHED:
+            return True
+        break
+    else:
+        _clear(path)
+        manifest.write(path, manifest.SETTINGS, settings)
+    if part is None:
+        shards.remove_temporary(path)
+    return False
+
+
+def _clear(path: str) -> None:
+    """Empties a folder of what a store consists of, its claim to be finished first."""
+    for name in (manifest.FINISHED, manifest.SETTINGS):
+        if tf.io.gfile.exists(os.path.join(path, name)):
+            tf.io.gfile.remove(os.path.join(path, name))
+    for view, shard in shards.existing(path):
+        tf.io.gfile.remove(os.path.join(path, shards.name(view, shard)))
+
+
+@contextlib.contextmanager
+def _lock(path: str, part: tuple[int, int] | None) -> Iterator[None]:
+    """Keeps a second writer out, by a lock that dies with the process.
+
+    Writers of different parts share the store. Only for local paths: other file systems
+    have no locks.
+    """
+    if "://" in path:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        wanted = [(".lock", fcntl.LOCK_EX if part is None else fcntl.LOCK_SH)]
+        if part is not None:
+            wanted.append((f".lock-{part[0]}-of-{part[1]}", fcntl.LOCK_EX))
+        for name, kind in wanted:
+            file = stack.enter_context(open(os.path.join(path, name), "w"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"another process is writing soft targets to {path!r}; wait for it, "
+                    "or choose another path."
+                ) from error
+        yield
+
+
+class _Run:
+    """One call of `write`: which shards are missing, and who writes them."""
+
+    def __init__(
+        self, job: Job, settings: dict[str, Any], views: int, verbose: bool
+    ) -> None:
+        self.job = job
+        self.settings = settings
+        self.views = views
+        self.verbose = verbose
+        self.size = job.options["shard_size"]
+        self.examples = job.source.length
+
+    def write(self, n_jobs: int | None, part: tuple[int, int] | None) -> None:
+        """Writes what is missing, or a part of it."""
+        jobs = joblib.effective_n_jobs(n_jobs)
+        if jobs > 1 and isinstance(self.job.data, tf.data.Dataset):
+            raise TypeError(
+                "a tf.data.Dataset cannot be sent to another process; pass arrays, or a "
+                "function that returns the dataset, or n_jobs=1."
+            )
+        if jobs > 1 or part is not None:
+            self.examples = self.job.source.count()
+        if self.examples is None:
+            self._write_to_the_end()
+            return
+        missing = self._missing()
+        if part is not None:
+            every = [(v, s) for v in range(self.views) for s in range(self._shards())]
+            chosen = set(map(tuple, np.array_split(every, part[1])[part[0]].tolist()))
+            missing = [one for one in missing if one in chosen]
+        if jobs > 1 and missing:
+            self._write_in_parallel(missing, jobs)
+            return
+        with self._bar() as bar:
+            for view, first, count in _consecutive(missing):
+                self.job.write(view, first, count, bar.update)
+
+    def _shards(self) -> int:
+        assert self.examples is not None
+        return -(-self.examples // self.size)
+
+    def _missing(self) -> list[tuple[int, int]]:
+        existing = shards.existing(self.job.path)
+        return [
+            (view, shard)
+            for view in range(self.views)
+            for shard in range(self._shards())
+            if (view, shard) not in existing
+        ]
+
+    def _write_to_the_end(self) -> None:
+        """Writes data whose length is not known, one view after the other."""
+        existing = shards.existing(self.job.path)
+        with self._bar() as bar:
+            for view in range(self.views):
+                first = 0
+                while (view, first) in existing:
+                    first += 1
+                last = self._rows_of(view, first - 1) if first else self.size
+                known = (first - 1) * self.size + last if first else 0
+                if last == self.size:
+                    known = first * self.size
+                    known += self.job.write(view, first, None, bar.update)
+                if known == 0:
+                    raise ValueError("the dataset is empty; check what made it.")
+                if self.examples is not None and known != self.examples:
+                    raise ValueError(
+                        f"the data has {self.examples} examples in view 0 and {known} in "
+                        f"view {view}: it must be the same each time it is read."
+                    )
+                self.examples = bar.total = known
+                bar.total *= self.views
+
+    def _rows_of(self, view: int, shard: int) -> int:
+        file = os.path.join(self.job.path, shards.name(view, shard))
+        return sum(len(rows) for rows in shards.read(file, self.job.rows.bytes))
+
+    def _write_in_parallel(self, missing: list[tuple[int, int]], jobs: int) -> None:
+        pieces = [
+            [tuple(one) for one in piece.tolist()]
+            for piece in np.array_split(missing, min(jobs, len(missing)))
+        ]
+        self.job.batched = self.job.source.batched
+        with self._bar() as bar, _watching(self.job.path, bar, self.size):
+            joblib.Parallel(n_jobs=jobs)(
+                joblib.delayed(_write_piece)(self.job, piece) for piece in pieces
+            )
+        if missing := self._missing():
+            raise OSError(
+                f"{len(missing)} shards written by other processes are not to be seen in "
+                f"{self.job.path!r}; it must be a path that all of them share."
+            )
+
+    def _bar(self) -> Any:
+        done = len(shards.existing(self.job.path)) * self.size
+        total = None if self.examples is None else self.examples * self.views
+        return tqdm(
+            desc="writing soft targets",
+            total=total,
+            initial=done if total is None else min(done, total),
+            unit="example",
+            unit_scale=True,
+            ncols=90,
+            leave=False,
+            delay=2.0,
+            disable=not self.verbose,
+        )
+
+    def finish(self, seconds: float) -> None:
+        """Reads all shards again, then writes the manifest."""
+        files, digest = self._verified()
+        self._check_first_batch()
+        assert self.examples is not None
+        content = {
+            **self.settings,
+            "examples": self.examples,
+            "dataset": digest,
+            "shards": files,
+            "versions": {
+                name: version(name) for name in ("keras-distill", "tensorflow", "keras")
+            },
+            "created": datetime.datetime.now(datetime.UTC).isoformat(
+                timespec="seconds"
+            ),
+            "seconds": round(seconds, 3),
+        }
+        manifest.write(self.job.path, manifest.FINISHED, content)
+
+    def _verified(self) -> tuple[list[dict[str, Any]], str]:
+        """Reads every record; all views must be of the same examples."""
+        files, digests = [], []
+        for view in range(self.views):
+            digest, examples = hashlib.sha256(), 0
+            for shard in range(self._shards()):
+                name = shards.name(view, shard)
+                file = os.path.join(self.job.path, name)
+                count = 0
+                for rows in shards.read(file, self.job.rows.bytes):
+                    digest.update(rows[:, : fingerprints.BYTES].tobytes())
+                    count += len(rows)
+                size = int(tf.io.gfile.stat(file).length)
+                files.append({"file": name, "rows": count, "bytes": size})
+                examples += count
+            digests.append((examples, digest.hexdigest()[:32]))
+        if any(one != (self.examples, digests[0][1]) for one in digests):
+            raise ValueError(
+                f"{_UNSTEADY} (examples by view: {[e for e, _ in digests]})."
+            )
+        return files, digests[0][1]
+
+    def _check_first_batch(self) -> None:
+        """Compares data and teacher as they are now with the first rows on disk."""
+        inputs, fingerprint, augmented = next(iter(self.job.batches(0, 0, 1)))
+        now = self.job.step(inputs, fingerprint, augmented)[0]
+        file = os.path.join(self.job.path, shards.name(0, 0))
+        then = next(shards.read(file, self.job.rows.bytes))[: len(now)]
+        now = now[: len(then)]
+        if not np.array_equal(
+            now[:, : fingerprints.BYTES], then[:, : fingerprints.BYTES]
+        ):
+            raise ValueError(f"{_UNSTEADY}.")
+        answers = [
+            keras.tree.flatten(self.job.rows.decode(rows)) for rows in (now, then)
+        ]
+        for a, b in zip(*answers, strict=True):
+            if not np.allclose(a, b, rtol=_CLOSE, atol=_CLOSE):
+                raise ValueError(
+                    "the teacher answers otherwise than when the first shard was written; "
+                    "pass overwrite=True to write all of them with this teacher."
+                )
+
+
+_UNSTEADY = (
+    "the data did not come twice in the same order, so soft targets cannot be joined to "
+    "it later. Write before shuffle() and before random augmentation (pass that as "
+    "augment=), then join and shuffle; pass overwrite=True to begin anew"
+)
+
+
+def check_order(data: Any) -> None:
+    """Refuses a dataset that is shuffled anew each time."""
+    if isinstance(data, tf.data.Dataset) and sources.reshuffles(data):
+        raise ValueError(
+            "the dataset is shuffled anew each time it is read, so soft targets could "
+            "not be joined to it. Write them before shuffle(), then "
+            "targets.join(data).shuffle(...)."
+        )
+
+
+def _consecutive(missing: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yields view, first shard and count of each run of consecutive shards."""
+    start = 0
+    for i in range(1, len(missing) + 1):
+        view, shard = missing[i - 1]
+        if i == len(missing) or missing[i] != (view, shard + 1):
+            yield view, missing[start][1], i - start
+            start = i
+
+
+def _write_piece(job: Job, piece: list[tuple[int, int]]) -> None:
+    """Writes some shards, in whatever process it is called."""
+    job.start()
+    for view, first, count in _consecutive(piece):
+        job.write(view, first, count, lambda examples: None)
+
+
+@contextlib.contextmanager
+def _watching(path: str, bar: Any, size: int) -> Iterator[None]:
+    """Moves a bar by the shards that appear, whoever writes them."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            done = min(len(shards.existing(path)) * size, bar.total)
+            bar.update(done - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
