@@ -15,7 +15,10 @@ class DistillationInputs(NamedTuple):
         inputs: what the student takes, batch first.
         soft_targets: the teacher's logits, float `(batch, ..., classes)`, or its
             `TopKLogits`, in the structure of the student's outputs.
+        layers: the teacher's hidden layers that an objective matches, by name, batch
+            first; none by default.
     """
 
     inputs: Any
     soft_targets: Any
+    layers: dict[str, Any] = {}  # never changed

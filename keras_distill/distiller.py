@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import types
@@ -140,9 +141,18 @@ class Distiller(MultiWorkerFit, keras.Model):
             judges_loss=True,
             looks_at_first_batch=False,
             traced_before=None,
+            watch=None,
             temperature=Knob("temperature", temperature),
             alpha=Knob("alpha", alpha),
-            non_finite=keras.metrics.Sum(name="non_finite_teacher_batches"),
+            non_finite=keras.Variable(
+                0.0,
+                trainable=False,
+                dtype="float32",
+                # Each replica counts its own.
+                synchronization="on_read",
+                aggregation="sum",
+                name="non_finite_teacher_batches",
+            ),
         )
         if student_from_logits is None:
             self._untracked.student_from_logits = gives_logits(
@@ -328,7 +338,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 outputs = self._check_first_batch(*batch)
         self._untracked.looks_at_first_batch = is_local_dataset
         self._take_class_weight(arguments, outputs)
-        watch = TeacherWatch(self._untracked)
+        watch = self._untracked.watch = TeacherWatch(self._untracked)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(watch)
@@ -342,6 +352,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 return super().fit(**arguments)
         finally:
             views.epoch = 0
+            self._untracked.watch = None
             if self._untracked.looks_at_first_batch:  # it never came to a step
                 self._untracked.looks_at_first_batch = False
                 self.train_function = None
@@ -356,7 +367,10 @@ class Distiller(MultiWorkerFit, keras.Model):
             force: whether to make it anew.
         """
         if not self._untracked.looks_at_first_batch:
+            made_before = self.train_function
             super().make_train_function(force)
+            if self.train_function is not made_before:
+                self.train_function = self._watched(self.train_function)
             return
 
         def first_execution(batches: Any) -> Any:
@@ -371,6 +385,17 @@ class Distiller(MultiWorkerFit, keras.Model):
             return self.train_function(itertools.chain([first], batches))
 
         self.train_function = first_execution
+
+    def _watched(self, function: Any) -> Any:
+        """Returns Keras's training function with a look at the teacher after each run."""
+
+        def watched(iterator: Any) -> Any:
+            logs = function(iterator)
+            if self._untracked.watch is not None:
+                self._untracked.watch.look(self.steps_per_execution)
+            return logs
+
+        return watched
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
@@ -416,12 +441,13 @@ class Distiller(MultiWorkerFit, keras.Model):
 
         # Losses are divided by the number of replicas, so that gradients add up.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        size = ops.cast(_batch_size(x), "float32")
         for tracker, value in (
             (self._loss_tracker, loss),
             (self.hard_loss_tracker, hard_loss),
             (self.soft_loss_tracker, soft_loss),
         ):
-            tracker.update_state(value * replicas, sample_weight=_batch_size(x))
+            _add_to_mean(tracker, value * replicas, size)
         self._update_teacher_metrics(teacher, y_pred)
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return self._logs(logs)
@@ -566,11 +592,11 @@ class Distiller(MultiWorkerFit, keras.Model):
         """Returns the teacher's answer for a batch; `None` if alpha = 1 needs none."""
         kept = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
-        needs_layers = bool(self._untracked.matching.layer_names("teacher"))
+        names = self._untracked.matching.layer_names("teacher")
         if kept is not None and self.teacher_from_logits is False:
             kept = to_logits(kept, False)
-        if kept is not None and not needs_layers:
-            return Answer(kept, kept, {})
+        if kept is not None and all(name in x.layers for name in names):
+            return Answer(kept, kept, {name: x.layers[name] for name in names})
         if teacher is None:
             if self.alpha == 1.0:
                 return None
@@ -587,24 +613,21 @@ class Distiller(MultiWorkerFit, keras.Model):
         if answer is None:
             return None
         # One tensor may be both output and logits.
-        values = {id(value): value for value in keras.tree.flatten(answer)}
-        finite = {
-            key: ops.isfinite(value)
-            for key, value in values.items()
+        tensors = {id(value): value for value in keras.tree.flatten(answer)}
+        floats = {
+            key: value
+            for key, value in tensors.items()
             if keras.backend.is_float_dtype(
                 keras.backend.standardize_dtype(value.dtype)
             )
         }
-        all_finite = ops.all(ops.stack([ops.all(f) for f in finite.values()]))
-        self._untracked.non_finite.update_state(1.0 - ops.cast(all_finite, "float32"))
+        finite = [ops.all(ops.isfinite(value)) for value in floats.values()]
+        all_finite = functools.reduce(ops.logical_and, finite)
+        self._untracked.non_finite.assign_add(ops.cast(~all_finite, "float32"))
         # The student outlives a broken teacher: its weights stay finite.
-        defused = {
-            key: ops.where(finite[key], value, ops.zeros_like(value))
-            if key in finite
-            else value
-            for key, value in values.items()
-        }
-        return keras.tree.map_structure(lambda value: defused[id(value)], answer)
+        for key, value in floats.items():
+            tensors[key] = ops.where(all_finite, value, ops.zeros((), value.dtype))
+        return keras.tree.map_structure(lambda value: tensors[id(value)], answer)
 
     def _ask_student(self, x: Any) -> Answer:
         """Runs the student once, for training."""
@@ -717,6 +740,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             targets = answer.logits
         else:
             checks.kept_are_logits(kept, self.teacher_from_logits)
+            checks.finite(x.layers, "batch 0")
+            self._untracked.matching.check_kept_layers(x.layers, self.student)
             checks.top_k_can_be_matched(
                 kept, self._untracked.matching.terms, self._untracked.temperature
             )
@@ -775,6 +800,12 @@ def _without_soft_targets(x: Any) -> Any:
 
 def _as_tensors(inputs: Any) -> Any:
     return keras.tree.map_structure(ops.convert_to_tensor, inputs)
+
+
+def _add_to_mean(mean: keras.metrics.Mean, value: Any, weight: Any) -> None:
+    """Does `mean.update_state(value, weight)` for two scalars, in a third of the ops."""
+    mean.total.assign_add(ops.cast(value * weight, mean.dtype))
+    mean.count.assign_add(ops.cast(weight, mean.dtype))
 
 
 def _batch_size(x: Any) -> Any:

@@ -92,6 +92,16 @@ class Matching:
             elif not isinstance(term, Objective) and teacher is not None:
                 term.validate_model_compatibility(teacher, student)
 
+    def check_kept_layers(self, layers: dict[str, Any], student: keras.Model) -> None:
+        """Checks kept hidden layers against the student, as `bind` does a teacher's.
+
+        Raises:
+            ValueError: if shapes do not fit.
+        """
+        for term in self.terms:
+            if isinstance(term, HiddenLayerLoss) and term.teacher_layer_name in layers:
+                term.check_kept(layers[term.teacher_layer_name].shape, student)
+
     def __call__(
         self, teacher: Answer, student: Answer, sample_weight: Any, temperature: Any
     ) -> Any:

@@ -431,6 +431,30 @@ class HiddenLayerLoss(Objective):
             )
             self._layer.build((None, student_shape[-1]))
 
+    def check_kept(self, teacher_shape: tuple, student: keras.Model) -> None:
+        """Checks the student's layer against a kept one of the teacher.
+
+        Args:
+            teacher_shape: batch first.
+            student: the model that owns the student layer.
+
+        Raises:
+            ValueError: if shapes do not fit, or the projection has no width yet.
+        """
+        if self.student_layer_name is None:
+            return
+        student_shape = hidden_layer(student, self.student_layer_name, "student").shape
+        self._check_shapes(student_shape, (None, *teacher_shape[1:]))
+        width = teacher_shape[-1]
+        if self.projection is not False and (
+            self._layer is None or self._layer.units != width
+        ):
+            raise ValueError(
+                f"the kept layer {self.teacher_layer_name!r} has {width} features, which "
+                "without a teacher cannot be seen beforehand; pass "
+                f"HiddenLayerLoss(..., projection={width})."
+            )
+
     def _check_shapes(self, student: tuple, teacher: tuple) -> None:
         names = f"{self.student_layer_name!r} and {self.teacher_layer_name!r}"
         if len(student) != len(teacher) or any(

@@ -133,11 +133,16 @@ def _one_pass(kept: Kept, blocks: tf.data.Dataset, view: tf.Tensor) -> tf.data.D
             more = shards.load(file(shard), kept.rows.bytes)
             return tf.concat([buffer[first - start :], more], 0), first, shard + 1
 
-        buffer, start, shard = tf.while_loop(
-            lacks_rows,
-            read_on,
-            (buffer, start, shard),
-            (tf.TensorShape((None, kept.rows.bytes)), start.shape, shard.shape),
+        # The loop is entered only where it is needed: most batches are in the buffer.
+        buffer, start, shard = tf.cond(
+            lacks_rows(buffer, start, shard),
+            lambda: tf.while_loop(
+                lacks_rows,
+                read_on,
+                (buffer, start, shard),
+                (tf.TensorShape((None, kept.rows.bytes)), start.shape, shard.shape),
+            ),
+            lambda: (buffer, start, shard),
         )
         rows = buffer[first - start : first - start + size]
         is_last = number == count - 1 if count >= 0 else size == 0
@@ -200,7 +205,7 @@ def _checked(kept: Kept, batch: Any, rows: Any, first: Any, view: Any) -> tuple:
         )
     with tf.control_dependencies(checks):
         rows = tf.identity(rows)
-    with_targets = DistillationInputs(inputs, kept.rows.decode(rows))
+    with_targets = DistillationInputs(inputs, *kept.rows.decode(rows))
     rest = batch[1:] if isinstance(batch, tuple) else ()
     return (with_targets, *rest)
 

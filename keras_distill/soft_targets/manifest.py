@@ -25,6 +25,7 @@ KEYS = (
     "classes",
     "dtype",
     "top_k",
+    "layers",
     "views",
     "augment",
     "seed",

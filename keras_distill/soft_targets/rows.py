@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -45,6 +46,7 @@ class Rows:
         is_dict: whether several outputs are a dict, as opposed to a tuple.
         classes: number of classes of each output.
         top_k: int, or `None` for all logits.
+        layers: names of the hidden layers.
     """
 
     def __init__(
@@ -54,22 +56,30 @@ class Rows:
         is_dict: bool,
         classes: list[int],
         top_k: int | None,
+        layers: Sequence[str] = (),
     ) -> None:
         self.fields = fields
         self.outputs = outputs
         self.is_dict = is_dict
         self.classes = classes
         self.top_k = top_k
+        self.layers = layers
         self.bytes = sum(field.bytes for field in fields)
 
     @classmethod
-    def for_logits(
-        cls, specs: Any, dtype: str, top_k: int | None, augmented: bool
+    def for_answer(
+        cls,
+        specs: Any,
+        layers: dict[str, Any],
+        dtype: str,
+        top_k: int | None,
+        augmented: bool,
     ) -> Rows:
-        """Returns the layout for a teacher's logits.
+        """Returns the layout for a teacher's answer.
 
         Args:
             specs: tensor specs `(batch, ..., classes)`, in a dict, a list, or one.
+            layers: tensor specs of hidden layers, by name.
             dtype: of the logits on disk.
             top_k: how many to keep; `None` for all.
             augmented: whether examples are augmented.
@@ -83,13 +93,7 @@ class Rows:
         outputs, classes = [], []
         for key, spec in by_output(specs):
             prefix = _prefix(key)
-            shape = spec.shape[1:].as_list()
-            if None in shape:
-                raise ValueError(
-                    f"the teacher's logits have shape {tuple(spec.shape)}; on disk every "
-                    "example has one shape, so pad the examples to a fixed length."
-                )
-            *leading, count = shape
+            *leading, count = _fixed_shape(spec)
             _check_top_k(top_k, count)
             outputs.append(key)
             classes.append(count)
@@ -104,19 +108,29 @@ class Rows:
                 if top_k < count:
                     shape = (*leading, len(REST_BETAS) - 1)
                     fields.append(Field(f"{prefix}rest", dtype, shape))
-        return cls(fields, outputs, isinstance(specs, dict), classes, top_k)
+        for name, spec in layers.items():
+            fields.append(Field(f"layer:{name}", dtype, tuple(_fixed_shape(spec))))
+        return cls(
+            fields, outputs, isinstance(specs, dict), classes, top_k, list(layers)
+        )
 
-    def encode(self, fingerprint: Any, augmented: Any, logits: Any) -> tf.Tensor:
+    def encode(
+        self, fingerprint: Any, augmented: Any, logits: Any, layers: dict[str, Any]
+    ) -> tf.Tensor:
         """Returns rows, uint8 `(batch, bytes)`.
 
         Args:
             fingerprint: uint8 `(batch, 8)`.
             augmented: the same of the augmented examples, or `None`.
             logits: `(batch, ..., classes)`, in a dict, a list, or one.
+            layers: outputs of hidden layers, by name.
         """
         values = {"fingerprint": fingerprint, "augmented": augmented}
         for key, output in by_output(logits):
             values.update(self._encode_output(_prefix(key), tf.cast(output, "float32")))
+        dtypes = {field.name: tf.as_dtype(field.dtype) for field in self.fields}
+        for name, output in layers.items():
+            values[f"layer:{name}"] = _saturated(output, dtypes[f"layer:{name}"])
         batch = tf.shape(fingerprint)[0]
         parts = []
         for field in self.fields:
@@ -152,11 +166,15 @@ class Rows:
         has_second = len(self.fields) > 1 and self.fields[1].name == "augmented"
         return rows[:, :size], rows[:, size : 2 * size] if has_second else None
 
-    def decode(self, rows: Any) -> Any:
-        """Returns float32 logits or `TopKLogits`, in the structure of the outputs.
+    def decode(self, rows: Any) -> tuple[Any, dict[str, tf.Tensor]]:
+        """Returns what was kept, in float32.
 
         Args:
             rows: uint8 `(batch, bytes)`.
+
+        Returns:
+            Logits or `TopKLogits`, in the structure of the outputs; and hidden layers by
+            name.
         """
         values, start = {}, 0
         for field in self.fields:
@@ -173,11 +191,14 @@ class Rows:
             self._decode_output(_prefix(key), values, classes)
             for key, classes in zip(self.outputs, self.classes, strict=True)
         ]
+        layers = {
+            name: tf.cast(values[f"layer:{name}"], tf.float32) for name in self.layers
+        }
         if self.outputs == [None]:
-            return decoded[0]
+            return decoded[0], layers
         if self.is_dict:
-            return dict(zip(self.outputs, decoded, strict=True))
-        return tuple(decoded)
+            return dict(zip(self.outputs, decoded, strict=True)), layers
+        return tuple(decoded), layers
 
     def _decode_output(self, prefix: str, values: dict, classes: int) -> Any:
         logits = tf.cast(values[f"{prefix}logits"], tf.float32)
@@ -205,6 +226,17 @@ def _prefix(key: Any) -> str:
     return "" if key is None else f"{key}/"
 
 
+def _fixed_shape(spec: tf.TensorSpec) -> list[int]:
+    """Returns the shape of one example."""
+    shape = spec.shape[1:].as_list()
+    if None in shape:
+        raise ValueError(
+            f"the teacher's answers have shape {tuple(spec.shape)}; on disk every example "
+            "has one shape, so pad the examples to a fixed length."
+        )
+    return shape
+
+
 def _check_top_k(top_k: int | None, classes: int) -> None:
     if top_k is not None and not 1 <= top_k <= classes:
         raise ValueError(
@@ -222,7 +254,7 @@ def _index_dtype(classes: int) -> str:
 def _saturated(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Returns the values in a dtype, with its largest finite number where they pass it."""
     if dtype == tf.float16:
-        values = tf.maximum(values, dtype.min)
+        values = tf.clip_by_value(tf.cast(values, tf.float32), dtype.min, dtype.max)
     return tf.cast(values, dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -44,6 +44,8 @@ class SoftTargets:
       the other classes' logits z, for b = 1/16, 3/16, 6/16, 10/16, 13/16, 15/16, 1
       (with float32 without `- max`).
 
+    - `layer:NAME`: a hidden layer's output, within the range of its dtype.
+
     For a teacher with several outputs, fields are named `output/max` and so on. View v of
     example i is `augment(x, seed)` with the seed `[65536 * s + v, i]`, int64, where s is
     the store's own seed.
@@ -77,6 +79,7 @@ class SoftTargets:
         *,
         top_k: int | None = None,
         dtype: str = "float16",
+        layers: Sequence[str] = (),
         views: int = 1,
         augment: Callable | None = None,
         seed: int = 0,
@@ -107,6 +110,7 @@ class SoftTargets:
             top_k: keep only the k largest logits, and the log-mass of all others.
                 Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
+            layers: names of hidden layers to keep too, for `HiddenLayerLoss`.
             views: int, how many augmented views of each example; default 1.
             augment: `fn(x, seed)`, from the inputs of one example and an int64 seed
                 `(2,)` to its inputs; all randomness by stateless ops from that seed.
@@ -148,6 +152,7 @@ class SoftTargets:
             dataset,
             top_k=top_k,
             dtype=dtype,
+            layers=layers,
             views=views,
             augment=augment,
             seed=seed,
@@ -277,6 +282,7 @@ class SoftTargets:
         Returns:
             `tf.data.Dataset` of blocks of up to 1024 rows: float32 `(rows, ...,
             classes)`, or `TopKLogits`; a dict or tuple of them for several outputs.
+            Hidden layers are left out.
         """
         if not 0 <= view < self._content["views"]:
             raise ValueError(
@@ -287,7 +293,7 @@ class SoftTargets:
         return tf.data.TFRecordDataset(files).map(
             lambda record: rows.decode(
                 tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, rows.bytes))
-            ),
+            )[0],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -332,7 +338,14 @@ class SoftTargets:
         c = self._content
         fields = [Field(name, dtype, tuple(shape)) for name, dtype, shape in c["row"]]
         classes = [c["classes"]] if c["outputs"] == [None] else c["classes"]
-        return Rows(fields, c["outputs"], c["outputs_are_dict"], classes, c["top_k"])
+        return Rows(
+            fields,
+            c["outputs"],
+            c["outputs_are_dict"],
+            classes,
+            c["top_k"],
+            c["layers"],
+        )
 
     def _shards_per_view(self) -> int:
         return len(self._content["shards"]) // self._content["views"]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -55,6 +55,7 @@ class Job:
         """Binds teacher and data; once in every process."""
         o = self.options
         self.bound = as_teacher(self.teacher, o["from_logits"], o["average"])
+        self.bound.match_layers(o["layers"])
         self.source = sources.Source(self.data, self.batched, self.bound)
         self.rows = self._layout()
         self.step = tf.function(self._step, reduce_retracing=True)
@@ -75,8 +76,8 @@ class Job:
 
     def _layout(self) -> Rows:
         traced = tf.function(self._answer).get_concrete_function(self._seen())
-        return Rows.for_logits(
-            traced.structured_outputs,
+        return Rows.for_answer(
+            *traced.structured_outputs,
             self.options["dtype"],
             self.options["top_k"],
             self.augment is not None,
@@ -84,17 +85,18 @@ class Job:
 
     def _answer(self, inputs: Any) -> Any:
         temperature = tf.constant(self.options["temperature"] or 1.0)
-        logits = self.bound(inputs, temperature).logits
-        return list(logits) if isinstance(logits, tuple) else logits
+        answer = self.bound(inputs, temperature)
+        logits = answer.logits
+        return list(logits) if isinstance(logits, tuple) else logits, answer.layers
 
     def _step(self, inputs: Any, fingerprint: Any, augmented: Any) -> Any:
-        """Returns the rows of a batch, and whether all logits are finite."""
-        logits = self._answer(inputs)
+        """Returns the rows of a batch, and which of the answers are finite."""
+        logits, layers = self._answer(inputs)
         finite = [
             tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
-            for _, part in by_output(logits)
+            for part in [*(part for _, part in by_output(logits)), *layers.values()]
         ]
-        rows = self.rows.encode(fingerprint, augmented, logits)
+        rows = self.rows.encode(fingerprint, augmented, logits, layers)
         return rows, tf.reduce_all(tf.stack(finite), 0)
 
     def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
@@ -179,6 +181,7 @@ def write(
     *,
     top_k: int | None,
     dtype: str,
+    layers: Sequence[str],
     views: int,
     augment: Callable | None,
     seed: int,
@@ -196,13 +199,13 @@ def write(
     """Writes a store; see `SoftTargets.write`."""
     _check(dtype, views, augment, seed, shard_size, batch_size, part)
     began = time.monotonic()
-    # The library's own quick pickling needs what the user gave, not what was bound.
     options = {
         "from_logits": teacher_from_logits,
         "average": teacher_average,
         "temperature": temperature,
         "dtype": dtype,
         "top_k": top_k,
+        "layers": list(layers),
         "seed": seed,
         "batch_size": batch_size,
         "shard_size": shard_size or batch_size,
@@ -306,6 +309,7 @@ def _settings(job: Job, number_of_views: int) -> dict[str, Any]:
         "classes": rows.classes[0] if rows.outputs == [None] else rows.classes,
         "dtype": o["dtype"],
         "top_k": o["top_k"],
+        "layers": o["layers"],
         "views": number_of_views,
         "augment": None if job.augment is None else fingerprints.name_of(job.augment),
         "seed": o["seed"],
