@@ -164,8 +164,10 @@ def contenders(setting, examples, folder):
     }
     if not hidden:
         found[TEXTBOOK] = (Textbook(build_student(), build_teacher()), data)
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return {
-        name: (compiled(model), data.prefetch(2))
+        name: (compiled(model), data.prefetch(2).with_options(options))
         for name, (model, data) in found.items()
     }
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_distill.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets import fingerprints, shards, sources, views
 from keras_distill.soft_targets.rows import Rows
 
-_MARK = "soft targets and data do not go together: "
+_MARK = "soft targets and data do not go together:"
 _DAMAGED = "corrupted record"
 
 
@@ -58,16 +59,20 @@ def join(
             "the dataset is endless; join soft targets before repeat():"
             " targets.join(data).repeat()."
         )
-    _check_cardinality(kept, cardinality, spec, batched)
-    blocks = dataset if batched else dataset.batch(sources.block_size(kept.inputs))
+    if batched:
+        blocks, size = dataset, sources.batch_size_of(dataset)
+    else:
+        _check_length(kept, cardinality, 1)
+        size = sources.block_size(kept.inputs)
+        blocks = dataset.batch(size)
+    if size is not None and (count := int(blocks.cardinality())) >= 0:
+        _check_length(kept, count, size)
     if kept.views == 1 or epoch is not None:
-        joined = _one_pass(
-            kept, blocks, tf.constant((epoch or 0) % kept.views, tf.int64)
-        )
+        joined = _one_pass(kept, blocks, size, (epoch or 0) % kept.views)
     else:
         start = tf.data.Dataset.from_tensors(0)
         joined = start.flat_map(
-            lambda _: _one_pass(kept, blocks, views.of_epoch(kept.views))
+            lambda _: _one_pass(kept, blocks, size, views.of_epoch(kept.views))
         )
     if not batched:
         joined = joined.unbatch()
@@ -81,22 +86,6 @@ def join(
     return joined.with_options(options)
 
 
-def _check_cardinality(kept: Kept, cardinality: int, spec: Any, batched: bool) -> None:
-    """Refuses, before any reading, data of another length where it can be known."""
-    if cardinality < 0:
-        return
-    size = tf.nest.flatten(spec)[0].shape[0] if batched else 1
-    if size is None:
-        return
-    missing = kept.examples - cardinality * size
-    # Batches of one size may have dropped the remainder.
-    if missing < 0 or missing >= max(size, 1):
-        raise ValueError(
-            f"{_MARK}the data has {cardinality * size} examples, the soft targets in "
-            f"{kept.path} are for {kept.examples}. {_ADVICE}"
-        )
-
-
 _ADVICE = (
     "Give the data that they were written for, whole and in the same order: join before "
     "shuffle, take, skip, filter and repeat, and do those afterwards. If the data or its "
@@ -104,91 +93,159 @@ _ADVICE = (
 )
 
 
-def _one_pass(kept: Kept, blocks: tf.data.Dataset, view: tf.Tensor) -> tf.data.Dataset:
+def _check_length(kept: Kept, count: int, size: int) -> None:
+    """Refuses, before any reading, data of another length where it can be known.
+
+    Args:
+        kept: the store.
+        count: number of batches; negative if not known.
+        size: of a batch; the last may be smaller, or left out.
+    """
+    smallest, largest = (count - 1) * size + 1, (count + 1) * size - 1
+    if count >= 0 and not smallest <= kept.examples <= largest:
+        has = f"{count} examples" if size == 1 else f"{count} batches of {size}"
+        raise ValueError(
+            f"{_MARK} the data has {has}, the soft targets in {kept.path} are for "
+            f"{kept.examples} examples. {_ADVICE}"
+        )
+
+
+def _one_pass(
+    kept: Kept, blocks: tf.data.Dataset, size: int | None, view: Any
+) -> tf.data.Dataset:
     """Returns one pass over batches, with the soft targets of a view.
 
-    Shards are read whole, one after the other, as the batches come to need them.
+    Args:
+        kept: the store.
+        blocks: batches.
+        size: of every batch but the last; `None` if not known.
+        view: int, or a scalar int64 tensor.
     """
-    spec, count = blocks.element_spec, int(blocks.cardinality())
-    if count < 0:
+    spec = blocks.element_spec
+    has_end = int(blocks.cardinality()) >= 0
+    if not has_end:
         # An empty batch at the end, to notice that data ends too early.
         end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_empty, spec))
         blocks = blocks.concatenate(end)
-    prefix = os.path.join(kept.path, "view-")
+    pair = _pairs_of_any_size if size is None else _pairs_of_one_size
+    pairs = pair(kept, blocks, size, view)
+    fixed_size = tf.nest.flatten(spec)[0].shape[0]
+    joined = pairs.map(
+        lambda first, batch, rows: _checked(
+            kept, first, batch, rows, view, fixed_size if has_end else 0
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    if has_end:
+        return joined
+    return joined.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
 
-    def file(shard: Any) -> Any:
-        view_text = tf.strings.as_string(view, width=3, fill="0")
-        shard_text = tf.strings.as_string(shard, width=5, fill="0")
-        return tf.strings.join([prefix, view_text, "-shard-", shard_text, ".tfrecord"])
+
+def _pairs_of_one_size(
+    kept: Kept, blocks: tf.data.Dataset, size: int, view: Any
+) -> tf.data.Dataset:
+    """Returns `(first index, batch, rows)`, the rows rebatched natively."""
+    files = [_file(kept, view, shard) for shard in range(kept.shards)]
+    rows = (
+        tf.data.TFRecordDataset(files, buffer_size=1 << 20)
+        .map(
+            lambda record: tf.reshape(
+                tf.io.decode_raw(record, tf.uint8), (-1, kept.rows.bytes)
+            )
+        )
+        .rebatch(size)
+    )
+    # Nothing more, for ever: data that goes on finds no rows.
+    nothing = tf.data.Dataset.from_tensors(tf.zeros((0, kept.rows.bytes), tf.uint8))
+    firsts = tf.data.Dataset.range(0, np.iinfo("int64").max, size)
+    return tf.data.Dataset.zip(firsts, blocks, rows.concatenate(nothing.repeat()))
+
+
+def _pairs_of_any_size(
+    kept: Kept, blocks: tf.data.Dataset, size: None, view: Any
+) -> tf.data.Dataset:
+    """Returns `(first index, batch, rows)`.
+
+    Shards are read whole, one after the other, as the batches come to need them.
+    """
+
+    count = int(blocks.cardinality())
 
     def take_rows(state: Any, batch: Any) -> Any:
         number, first, buffer, start, shard = state
         size = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
+        # The last batch takes all that are left: more than its own is an error.
+        is_last = (size == 0) | (number == count - 1)
+        wanted = size + tf.cast(is_last, tf.int64)
 
         def lacks_rows(buffer: Any, start: Any, shard: Any) -> Any:
             end = start + tf.shape(buffer, tf.int64)[0]
-            return (end < first + size) & (shard < kept.shards)
+            return (end < first + wanted) & (shard < kept.shards)
 
         def read_on(buffer: Any, start: Any, shard: Any) -> Any:
-            more = shards.load(file(shard), kept.rows.bytes)
+            more = shards.load(_file(kept, view, shard), kept.rows.bytes)
             return tf.concat([buffer[first - start :], more], 0), first, shard + 1
 
-        # The loop is entered only where it is needed: most batches are in the buffer.
-        buffer, start, shard = tf.cond(
-            lacks_rows(buffer, start, shard),
-            lambda: tf.while_loop(
-                lacks_rows,
-                read_on,
-                (buffer, start, shard),
-                (tf.TensorShape((None, kept.rows.bytes)), start.shape, shard.shape),
-            ),
-            lambda: (buffer, start, shard),
+        buffer, start, shard = tf.while_loop(
+            lacks_rows,
+            read_on,
+            (buffer, start, shard),
+            (tf.TensorShape((None, kept.rows.bytes)), start.shape, shard.shape),
         )
-        rows = buffer[first - start : first - start + size]
-        is_last = number == count - 1 if count >= 0 else size == 0
-        fixed = tf.nest.flatten(spec)[0].shape[0] or 1
-        with tf.control_dependencies(
-            [
-                _require(
-                    tf.shape(rows, tf.int64)[0] == size,
-                    f"the data has more than the {kept.examples} examples of {kept.path}. ",
-                ),
-                _require(
-                    ~is_last | (first + size > kept.examples - fixed),
-                    f"the data ends after #n# examples, {kept.path} has "
-                    f"{kept.examples}. ",
-                    first + size,
-                ),
-            ]
-        ):
-            rows = tf.identity(rows)
-        rows.set_shape((tf.nest.flatten(spec)[0].shape[0], kept.rows.bytes))
-        state = number + 1, first + size, buffer, start, shard
-        return state, (batch, rows, first)
+        rows = buffer[first - start : first - start + wanted]
+        return (number + 1, first + size, buffer, start, shard), (first, batch, rows)
 
     zero = tf.zeros((), tf.int64)
     nothing = tf.zeros((0, kept.rows.bytes), tf.uint8)
-    rows = blocks.scan((zero, zero, nothing, zero, zero), take_rows)
-    if count < 0:
-        rows = rows.filter(lambda batch, rows, first: tf.shape(rows)[0] > 0)
-    return rows.map(
-        lambda batch, rows, first: _checked(kept, batch, rows, first, view),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+    return blocks.scan((zero, zero, nothing, zero, zero), take_rows)
 
 
-def _checked(kept: Kept, batch: Any, rows: Any, first: Any, view: Any) -> tuple:
+def _file(kept: Kept, view: Any, shard: Any) -> Any:
+    if isinstance(view, int) and isinstance(shard, int):
+        return os.path.join(kept.path, shards.name(view, shard))
+    parts = [
+        tf.strings.as_string(number, width=width, fill="0")
+        for number, width in ((view, 3), (shard, 5))
+    ]
+    prefix = os.path.join(kept.path, "view-")
+    return tf.strings.join([prefix, parts[0], "-shard-", parts[1], ".tfrecord"])
+
+
+def _checked(
+    kept: Kept, first: Any, batch: Any, rows: Any, view: Any, fixed_size: int | None
+) -> tuple:
     """Returns a batch with its soft targets, after comparing fingerprints."""
     inputs = sources.inputs_of(batch)
+    size, found = (
+        tf.shape(part, tf.int64)[0] for part in (tf.nest.flatten(inputs)[0], rows)
+    )
+    # At its end, data in batches of one size may have dropped a remainder.
+    is_end = (size == 0) & (found < (fixed_size or 1))
+    with tf.control_dependencies(
+        [
+            _require(
+                size <= found,
+                f"the data has more than the {kept.examples} examples of {kept.path}.",
+            ),
+            _require(
+                (found == size) | is_end,
+                "the data ends after",
+                first + size,
+                f"examples, {kept.path} has {kept.examples}.",
+            ),
+        ]
+    ):
+        rows = rows[:size]
+    rows.set_shape((tf.nest.flatten(inputs)[0].shape[0], kept.rows.bytes))
     written, written_augmented = kept.rows.fingerprints(rows)
     checks = [
         _require_equal(
             fingerprints.of_examples(inputs),
             written,
             first,
-            f"example #n# of the data is not the one that {kept.path} has the "
-            "teacher's answer for. ",
+            "example",
+            f"of the data is not the one that {kept.path} has an answer of the teacher for.",
         )
     ]
     if kept.augment is not None:
@@ -198,9 +255,9 @@ def _checked(kept: Kept, batch: Any, rows: Any, first: Any, view: Any) -> tuple:
                 fingerprints.of_examples(inputs),
                 written_augmented,
                 first,
-                "example #n# is the one that was written, but augment() makes another "
-                "view of it than the teacher saw; it has changed, or does not draw all "
-                "its randomness from the seed. ",
+                "augment() makes another view of example",
+                "than the teacher saw; it has changed, or does not draw all its "
+                "randomness from the seed.",
             )
         )
     with tf.control_dependencies(checks):
@@ -210,23 +267,21 @@ def _checked(kept: Kept, batch: Any, rows: Any, first: Any, view: Any) -> tuple:
     return (with_targets, *rest)
 
 
-def _require_equal(found: Any, written: Any, first: Any, message: str) -> tf.Operation:
+def _require_equal(
+    found: Any, written: Any, first: Any, before: str, after: str
+) -> tf.Operation:
     same = tf.reduce_all(found == written, -1)
-    index = first + tf.argmin(tf.cast(same, tf.int32))
-    return _require(tf.reduce_all(same), message, index)
+    # Padded, so that an empty batch has a first difference too.
+    index = first + tf.argmin(tf.pad(tf.cast(same, tf.int32), [[0, 1]]))
+    return _require(tf.reduce_all(same), before, index, after)
 
 
-def _require(condition: Any, message: str, number: Any = 0) -> tf.Operation:
-    """Fails with a message if a condition does not hold, "#n#" being the number."""
+def _require(condition: Any, *message: Any) -> tf.Operation:
+    """Fails with a message of strings and numbers if a condition does not hold.
 
-    def complain() -> tf.Tensor:
-        text = tf.strings.regex_replace(
-            f"{_MARK}{message}{_ADVICE}", "#n#", tf.strings.as_string(number)
-        )
-        with tf.control_dependencies([tf.debugging.Assert(False, [text])]):
-            return tf.constant(False)
-
-    return tf.cond(condition, lambda: tf.constant(True), complain).op
+    The raw operation: what TensorFlow wraps around it makes a dataset slow to start.
+    """
+    return tf.raw_ops.Assert(condition=condition, data=[_MARK, *message, _ADVICE])
 
 
 def _empty(spec: tf.TensorSpec) -> tf.Tensor:
@@ -242,7 +297,8 @@ def plain_errors() -> Iterator[None]:
         text = str(error)
         if _MARK in text:
             end = text.index(_ADVICE) + len(_ADVICE)
-            raise ValueError(text[text.index(_MARK) : end]) from error
+            message = text[text.index(_MARK) : end]
+            raise ValueError(message.replace("] [", " ")) from error
         if _DAMAGED in text or "truncated record" in text:
             raise ValueError(
                 "a record of the kept soft targets is damaged: its checksum does not "

@@ -238,6 +238,27 @@ def block_size(example: list[tf.TensorSpec]) -> int:
     return int(min(1024, max(1, _BLOCK_BYTES // max(1, size))))
 
 
+#: What hands batches on as they are.
+_PASSES_BATCHES_ON = (
+    "_PrefetchDataset",
+    "_OptionsDataset",
+    "CacheDataset",
+    "_AssertCardinalityDataset",
+)
+
+
+def batch_size_of(dataset: Any) -> int | None:
+    """Returns the size of every batch but the last, or `None` if it cannot be seen."""
+    size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
+    if size is None:
+        size = getattr(dataset, "_batch_size", None)
+    if size is not None:
+        return int(size)
+    if type(dataset).__name__ in _PASSES_BATCHES_ON:
+        return batch_size_of(dataset._inputs()[0])
+    return None
+
+
 def reshuffles(dataset: Any) -> bool:
     """Tells whether a dataset is known to come in another order each time."""
     if getattr(dataset, "_reshuffle_each_iteration", False):
