@@ -47,6 +47,10 @@ class Teacher:
         self.from_logits = from_logits
         self.model = model
         self.description = description
+        #: Ranks of the inputs with their batch axis, ascending; `None` if not known.
+        self.input_ranks: list[int] | None = None
+        if model is not None and getattr(model, "inputs", None):
+            self.input_ranks = sorted(len(tensor.shape) for tensor in model.inputs)
         self._extractor: keras.Model | None = None
         self._layer_names: tuple[str, ...] = ()
 
@@ -116,6 +120,7 @@ class _Ensemble(Teacher):
         super().__init__(self._no_function, True, None, f"list of {len(members)}")
         self.members = members
         self.average = average
+        self.input_ranks = next(filter(None, (m.input_ranks for m in members)), None)
 
     @staticmethod
     def _no_function(x: Any) -> Any:
@@ -284,7 +289,10 @@ def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
         return next(iter(answer.values())) if len(answer) == 1 else answer
 
     function.keep_alive = loaded  # type: ignore[attr-defined]
-    return Teacher(function, from_logits, None, f"SavedModel {path!r}")
+    teacher = Teacher(function, from_logits, None, f"SavedModel {path!r}")
+    if all(spec.shape.rank is not None for spec in inputs.values()):
+        teacher.input_ranks = sorted(spec.shape.rank for spec in inputs.values())
+    return teacher
 
 
 def shapes_of(model: keras.Model) -> dict[Any, tuple]:

@@ -13,8 +13,8 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
-# A program that the tests start, not a test.
-collect_ignore = ["multi_worker.py"]
+# Programs that the tests start, not tests.
+collect_ignore = ["multi_worker.py", "killed_writers.py"]
 
 FEATURES, CLASSES = 8, 5
 

@@ -17,6 +17,8 @@ from keras_distill.soft_targets.rows import Rows
 
 _MARK = "soft targets and data do not go together:"
 _DAMAGED = "corrupted record"
+# There is no Python control flow for AutoGraph to convert.
+_as_is = tf.autograph.experimental.do_not_convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +67,19 @@ def join(
         _check_length(kept, cardinality, 1)
         size = sources.block_size(kept.inputs)
         blocks = dataset.batch(size)
-    if size is not None and (count := int(blocks.cardinality())) >= 0:
+    count = int(blocks.cardinality())
+    if size is not None:
         _check_length(kept, count, size)
     if kept.views == 1 or epoch is not None:
-        joined = _one_pass(kept, blocks, size, (epoch or 0) % kept.views)
+        joined = _one_pass(kept, blocks, size, count, (epoch or 0) % kept.views)
     else:
         start = tf.data.Dataset.from_tensors(0)
         joined = start.flat_map(
-            lambda _: _one_pass(kept, blocks, size, views.of_epoch(kept.views))
+            _as_is(
+                lambda _: _one_pass(
+                    kept, blocks, size, count, views.of_epoch(kept.views)
+                )
+            )
         )
     if not batched:
         joined = joined.unbatch()
@@ -111,7 +118,7 @@ def _check_length(kept: Kept, count: int, size: int) -> None:
 
 
 def _one_pass(
-    kept: Kept, blocks: tf.data.Dataset, size: int | None, view: Any
+    kept: Kept, blocks: tf.data.Dataset, size: int | None, count: int, view: Any
 ) -> tf.data.Dataset:
     """Returns one pass over batches, with the soft targets of a view.
 
@@ -119,27 +126,34 @@ def _one_pass(
         kept: the store.
         blocks: batches.
         size: of every batch but the last; `None` if not known.
+        count: number of batches; negative if not known.
         view: int, or a scalar int64 tensor.
     """
     spec = blocks.element_spec
-    has_end = int(blocks.cardinality()) >= 0
-    if not has_end:
+    if count < 0:
         # An empty batch at the end, to notice that data ends too early.
         end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_empty, spec))
         blocks = blocks.concatenate(end)
-    pair = _pairs_of_any_size if size is None else _pairs_of_one_size
-    pairs = pair(kept, blocks, size, view)
+    pairs = (
+        _pairs_of_any_size(kept, blocks, count, view)
+        if size is None
+        else _pairs_of_one_size(kept, blocks, size, view)
+    )
     fixed_size = tf.nest.flatten(spec)[0].shape[0]
     joined = pairs.map(
-        lambda first, batch, rows: _checked(
-            kept, first, batch, rows, view, fixed_size if has_end else 0
+        _as_is(
+            lambda first, batch, rows: _checked(
+                kept, first, batch, rows, view, fixed_size
+            )
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    if has_end:
+    if count >= 0:
         return joined
-    return joined.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
+    return joined.filter(
+        _as_is(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
+    )
 
 
 def _pairs_of_one_size(
@@ -150,8 +164,10 @@ def _pairs_of_one_size(
     rows = (
         tf.data.TFRecordDataset(files, buffer_size=1 << 20)
         .map(
-            lambda record: tf.reshape(
-                tf.io.decode_raw(record, tf.uint8), (-1, kept.rows.bytes)
+            _as_is(
+                lambda record: tf.reshape(
+                    tf.io.decode_raw(record, tf.uint8), (-1, kept.rows.bytes)
+                )
             )
         )
         .rebatch(size)
@@ -163,14 +179,12 @@ def _pairs_of_one_size(
 
 
 def _pairs_of_any_size(
-    kept: Kept, blocks: tf.data.Dataset, size: None, view: Any
+    kept: Kept, blocks: tf.data.Dataset, count: int, view: Any
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`.
 
     Shards are read whole, one after the other, as the batches come to need them.
     """
-
-    count = int(blocks.cardinality())
 
     def take_rows(state: Any, batch: Any) -> Any:
         number, first, buffer, start, shard = state
@@ -198,7 +212,7 @@ def _pairs_of_any_size(
 
     zero = tf.zeros((), tf.int64)
     nothing = tf.zeros((0, kept.rows.bytes), tf.uint8)
-    return blocks.scan((zero, zero, nothing, zero, zero), take_rows)
+    return blocks.scan((zero, zero, nothing, zero, zero), _as_is(take_rows))
 
 
 def _file(kept: Kept, view: Any, shard: Any) -> Any:

@@ -85,7 +85,7 @@ class Source:
         else:
             self.dataset = as_dataset(data).map(lambda *e: inputs_of(_element(e)))
             dense(self.dataset.element_spec)
-            ranks = _input_ranks(teacher)
+            ranks = teacher.input_ranks
             if batched is None:
                 batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
             self.batched = batched
@@ -184,16 +184,6 @@ def dense(specs: Any) -> None:
                 f"soft targets are kept for dense tensors, got {spec}; convert it, as "
                 "with tf.sparse.to_dense or RaggedTensor.to_tensor."
             )
-
-
-def _input_ranks(teacher: Teacher) -> list[int] | None:
-    """Returns the ranks of a teacher's inputs, with the batch axis; `None` if unknown."""
-    members = getattr(teacher, "members", [teacher])
-    for member in members:
-        inputs = getattr(member.model, "inputs", None)
-        if inputs:
-            return sorted(len(tensor.shape) for tensor in inputs)
-    return None
 
 
 def is_batched(specs: Any, ranks: list[int]) -> bool:

@@ -41,9 +41,11 @@ def augmented(
     count = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
     indices = first_index + tf.range(count)
 
+    traced = tf.function(augment)
+
     def one(example: Any) -> Any:
         inputs, index = example
-        return augment(inputs, seed_of(seed, view, index))
+        return traced(inputs, seed_of(seed, view, index))
 
     specs = output_specs(augment, inputs)
     return tf.map_fn(one, (inputs, indices), fn_output_signature=specs)

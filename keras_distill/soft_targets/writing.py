@@ -75,9 +75,20 @@ class Job:
         )
 
     def _layout(self) -> Rows:
-        traced = tf.function(self._answer).get_concrete_function(self._seen())
+        try:
+            traced = tf.function(self._answer).get_concrete_function(self._seen())
+        except (TypeError, ValueError) as error:
+            if self.batched is None and self.bound.input_ranks is None:
+                raise ValueError(
+                    f"the {self.bound.description} does not take {self._seen()}. The "
+                    "dataset's elements were taken for batches; pass batched=False if "
+                    "they are single examples."
+                ) from error
+            raise
+        logits, layers = traced.structured_outputs
         return Rows.for_answer(
-            *traced.structured_outputs,
+            logits,
+            layers,
             self.options["dtype"],
             self.options["top_k"],
             self.augment is not None,
@@ -103,6 +114,7 @@ class Job:
         """Returns batches of what the teacher sees, and the fingerprints."""
         seed, augment = self.options["seed"], self.augment
 
+        @tf.autograph.experimental.do_not_convert
         def prepared(index: Any, inputs: Any) -> tuple:
             fingerprint = fingerprints.of_examples(inputs)
             if augment is None:
@@ -110,6 +122,7 @@ class Job:
             inputs = views.augmented(augment, inputs, seed, view, index)
             return inputs, fingerprint, fingerprints.of_examples(inputs)
 
+        @tf.autograph.experimental.do_not_convert
         def with_index(index: Any, inputs: Any) -> tuple:
             size = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
             return index + size, (index, inputs)

@@ -1,0 +1,960 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import joblib
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill.objectives import REST_BETAS, tempered_kl
+from keras_distill.soft_targets import shards, views
+from tests.conftest import (
+    CLASSES,
+    FEATURES,
+    SPARSE,
+    copy_of,
+    largest_difference,
+    mlp,
+    tagger,
+)
+
+COUNT = 100
+
+
+@pytest.fixture
+def many():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(COUNT, FEATURES)).astype("float32")
+    return x, rng.integers(CLASSES, size=COUNT)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "kept")
+
+
+def dataset_of(many):
+    return tf.data.Dataset.from_tensor_slices(many)
+
+
+def written(path, teacher, data, **kwargs):
+    kwargs = {"batch_size": 16, "shard_size": 32, "verbose": False, **kwargs}
+    return kd.SoftTargets.write(path, teacher, data, **kwargs)
+
+
+def keep(*_):
+    return True
+
+
+def same(*parts):
+    return parts
+
+
+def kept_logits(joined):
+    """All soft targets of a joined dataset, examples or batches, as arrays."""
+    batches = joined
+    if len(tf.nest.flatten(joined.element_spec)[0].shape) == 1:
+        batches = joined.batch(64)
+    parts = [batch[0].soft_targets for batch in batches]
+    return tf.nest.map_structure(lambda *p: np.concatenate(p), *parts)
+
+
+def distiller_for(student, teacher=None, **kwargs):
+    distiller = kd.Distiller(student, teacher, **kwargs)
+    distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
+    return distiller
+
+
+# Writing and reading ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda d: d,
+        lambda d: d.batch(16),
+        lambda d: d.batch(16, drop_remainder=True),
+        lambda d: d.batch(7).prefetch(2),
+        lambda d: d.batch(7).map(same),
+        lambda d: d.batch(7).filter(keep),
+        lambda d: d.filter(keep),
+        lambda d: d.map(lambda x, y: x),
+        lambda d: d.map(lambda x, y: (x, y, 1.0)),
+        lambda d: d.map(lambda x, y: x).batch(7),
+    ],
+)
+def test_joins_examples_and_batches_of_any_kind(path, many, arrange):
+    teacher = mlp(32)
+    targets = written(path, teacher, dataset_of(many), dtype="float32")
+    data = arrange(dataset_of(many))
+    joined = targets.join(data)
+    logits = kept_logits(joined)
+    assert (
+        largest_difference(
+            [logits], [teacher.predict(many[0], verbose=0)[: len(logits)]]
+        )
+        < 1e-5
+    )
+    assert len(logits) in (COUNT, COUNT - COUNT % 16)
+    # All else is as it was.
+    was, now = tf.nest.flatten(data.element_spec), tf.nest.flatten(joined.element_spec)
+    assert [s.dtype for s in was] == [now[0].dtype, *[s.dtype for s in now[2:]]]
+    assert int(joined.cardinality()) == int(data.cardinality())
+
+
+@pytest.mark.parametrize(
+    "source", ["examples", "batches", "arrays", "x alone", "function", "unknown length"]
+)
+def test_writes_the_same_from_any_kind_of_data(path, many, source):
+    teacher, data = mlp(32), dataset_of(many)
+    given = {
+        "examples": data,
+        "batches": data.batch(30),
+        "arrays": many,
+        "x alone": many[0],
+        "function": lambda: dataset_of(many),
+        "unknown length": data.batch(9).filter(keep),
+    }[source]
+    targets = written(path, teacher, given)
+    assert len(targets) == COUNT
+    assert (
+        largest_difference(
+            [kept_logits(targets.join(data))], [teacher.predict(many[0], verbose=0)]
+        )
+        < 5e-3
+    )
+    reference = written(path + "-reference", teacher, data)
+    assert targets.manifest["dataset"] == reference.manifest["dataset"]
+    for entry in targets.manifest["shards"]:
+        files = [os.path.join(p, entry["file"]) for p in (path, path + "-reference")]
+        a, b = (pathlib.Path(file).read_bytes() for file in files)
+        assert a == b
+
+
+def test_trains_like_the_live_teacher(path, many):
+    teacher, student = mlp(32), mlp(6)
+    data = dataset_of(many)
+    targets = written(path, teacher, data, dtype="float32")
+    weights = []
+    for distiller, batches in (
+        (distiller_for(copy_of(student), teacher), data.batch(20)),
+        (distiller_for(copy_of(student)), targets.join(data).batch(20)),
+        (distiller_for(copy_of(student)), targets.join(data.batch(20))),
+    ):
+        distiller.fit(batches, epochs=2, verbose=0)
+        weights.append(distiller.student.get_weights())
+    assert largest_difference(weights[0], weights[1]) < 1e-6
+    assert largest_difference(weights[0], weights[2]) < 1e-6
+
+
+def test_ways_to_teach(path, many, tmp_path):
+    x = many[0]
+    softmax = mlp(32, activation="softmax")
+    bare = mlp(32)
+    bare.set_weights(softmax.get_weights())
+    bare.save(tmp_path / "t.keras")
+    bare.export(tmp_path / "t", verbose=False)
+    expected = bare.predict(x, verbose=0)
+    other = mlp(16)
+    for index, (teacher, kwargs, logits) in enumerate(
+        [
+            (softmax, {}, expected),
+            (str(tmp_path / "t.keras"), {}, expected),
+            (str(tmp_path / "t"), {"teacher_from_logits": True}, expected),
+            (
+                lambda x: bare(x),
+                {"teacher_from_logits": True, "batched": False},
+                expected,
+            ),
+            (
+                [bare, other],
+                {"teacher_average": "logits"},
+                (expected + other.predict(x, verbose=0)) / 2,
+            ),
+        ]
+    ):
+        targets = written(
+            f"{path}{index}", teacher, dataset_of(many), dtype="float32", **kwargs
+        )
+        assert largest_difference([kept_logits(targets.join(many))], [logits]) < 1e-5
+    with pytest.raises(
+        ValueError, match="another at every temperature; pass temperature="
+    ):
+        written(path, [bare, other], x)
+    mean = written(path, [bare, other], x, temperature=3.0, dtype="float32")
+    p = [keras.ops.softmax(m.predict(x, verbose=0) / 3.0) for m in (bare, other)]
+    kept = keras.ops.softmax(kept_logits(mean.join(x)) / 3.0)
+    assert largest_difference([kept], [(p[0] + p[1]) / 2]) < 1e-6
+
+
+def test_unknown_teacher_is_judged_by_its_first_batch(path, many):
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(CLASSES, activation="softmax")
+
+        def call(self, x):
+            return keras.ops.softmax(self.dense(x)) if False else self.dense(x) * 1.0
+
+    teacher = Subclassed()
+    teacher(many[0])
+    with pytest.warns(UserWarning, match="taken as probabilities"):
+        targets = written(path, teacher, dataset_of(many).batch(10))
+    p = keras.ops.softmax(kept_logits(targets.join(many)))
+    assert largest_difference([p], [teacher.predict(many[0], verbose=0)]) < 1e-3
+
+
+def test_sequences_and_several_outputs(path, many):
+    tokens = np.random.default_rng(0).integers(1, 20, size=(30, 7))
+    teacher = tagger(8)
+    targets = written(path, teacher, tf.data.Dataset.from_tensor_slices(tokens))
+    assert kept_logits(targets.join(tokens)).shape == (30, 7, CLASSES)
+
+    inputs = {"a": keras.Input((3,)), "b": keras.Input((FEATURES,))}
+    both = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
+    outputs = {
+        "big": keras.layers.Dense(9)(both),
+        "small": keras.layers.Dense(4, activation="softmax")(both),
+    }
+    two = keras.Model(inputs, outputs)
+    x = {"a": many[0][:, :3], "b": many[0]}
+    targets = written(path + "2", two, x, dtype="float32", top_k=4)
+    kept = kept_logits(targets.join(x))
+    assert set(kept) == {"big", "small"}
+    assert (
+        largest_difference(
+            [keras.ops.softmax(kept["small"].values)],
+            [-np.sort(-two.predict(x, verbose=0)["small"])],
+        )
+        < 1e-6
+    )
+    distiller = kd.Distiller(keras.models.clone_model(two), alpha=0.0)
+    distiller.compile("adam")
+    distiller.fit(targets.join(x).batch(10), verbose=0)
+
+
+def test_hidden_layers_are_kept(path, many):
+    teacher, student = mlp(6), mlp(6)
+    objective = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden")
+    data = dataset_of(many)
+    targets = written(path, teacher, data, layers=["hidden"], dtype="float32")
+    weights = []
+    for one_teacher, batches in ((teacher, data), (None, targets.join(data))):
+        distiller = distiller_for(copy_of(student), one_teacher, objective=objective)
+        distiller.fit(batches.batch(20), verbose=0)
+        weights.append(distiller.student.get_weights())
+    assert largest_difference(*weights) < 1e-6
+    with pytest.raises(ValueError, match="needs? a width|6 features|have 5 and 6"):
+        distiller_for(mlp(5), objective=objective).fit(batches.batch(20), verbose=0)
+    projected = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden", True)
+    with pytest.raises(ValueError, match="projection=6"):
+        distiller_for(mlp(5), objective=projected).fit(batches.batch(20), verbose=0)
+    projected = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden", 6)
+    distiller_for(mlp(5), objective=projected).fit(batches.batch(20), verbose=0)
+
+
+def test_another_program_can_read_the_files(path, many):
+    """By what the docstring of SoftTargets says, with TensorFlow alone."""
+    teacher = mlp(32)
+    written(path, teacher, many, top_k=2)
+    with open(os.path.join(path, "manifest.json")) as file:
+        manifest = json.load(file)
+    rows = b""
+    for shard in range(4):
+        file = os.path.join(path, f"view-000-shard-{shard:05d}.tfrecord")
+        for record in tf.data.TFRecordDataset(file).as_numpy_iterator():
+            rows += record
+    types = {"float16": "<f2", "float32": "<f4", "uint8": "u1"}
+    row = np.dtype([(n, types[t], tuple(shape)) for n, t, shape in manifest["row"]])
+    assert row.itemsize == manifest["row_bytes"]
+    table = np.frombuffer(rows, row)
+    assert len(table) == manifest["examples"] == COUNT
+    expected = teacher.predict(many[0], verbose=0)
+    order = np.argsort(-expected, 1)
+    assert (table["indices"] == order[:, :2]).all()
+    largest = np.take_along_axis(expected, order[:, :1], 1)
+    assert np.allclose(table["max"], largest[:, 0])
+    top = np.take_along_axis(expected, order[:, :2], 1) - largest
+    assert np.allclose(table["logits"], top, atol=2e-3)
+    rest = np.take_along_axis(expected, order[:, 2:], 1) - largest
+    for i, beta in enumerate(REST_BETAS[1:]):
+        mass = np.log(np.exp(rest * beta).sum(1))
+        assert np.allclose(table["rest"][:, i], mass, atol=4e-3)
+    assert (table["fingerprint"] == tf.fingerprint(many[0]).numpy()).all()
+
+
+def test_half_precision_is_most_exact_where_it_matters(path, many):
+    teacher = mlp(32)
+    layer = teacher.get_layer("out")
+    layer.set_weights([layer.get_weights()[0] * 3, layer.get_weights()[1] + 40.0])
+    targets = written(path, teacher, many)
+    expected = teacher.predict(many[0], verbose=0)
+    kept = kept_logits(targets.join(many))
+    ours = float(keras.ops.mean(tempered_kl(expected, kept, 4.0)))
+    plain = expected.astype("float16").astype("float32")
+    theirs = float(keras.ops.mean(tempered_kl(expected, plain, 4.0)))
+    assert ours < theirs / 20
+    assert len(targets.manifest["row"]) == 3
+
+
+def test_huge_logits_saturate(path):
+    targets = written(
+        path, lambda x: x * 1e5, np.eye(4, dtype="float32"), teacher_from_logits=True
+    )
+    kept = kept_logits(targets.join(np.eye(4, dtype="float32")))
+    assert np.isfinite(kept).all()
+    assert kept.max() == 1e5
+    assert kept.min() == 1e5 - 65504
+
+
+def test_len_repr_manifest(path, many):
+    teacher = mlp(32)
+    targets = written(path, teacher, many, top_k=2)
+    assert (
+        repr(targets)
+        == f"SoftTargets({path!r}: 100 examples, top 2 of 5 classes in float16, 32.6 bytes each)"
+    )
+    manifest = targets.manifest
+    manifest["classes"] = 7  # a copy
+    assert targets.manifest["classes"] == CLASSES
+    assert manifest["augment"] is None
+    assert manifest["teacher"]["kind"] == "keras.Model"
+    assert set(manifest["versions"]) == {"keras-distill", "tensorflow", "keras"}
+    assert manifest["created"] > "2026"
+    assert sum(entry["rows"] for entry in manifest["shards"]) == len(targets) == COUNT
+    blocks = list(targets.logits())
+    assert sum(len(block.values) for block in blocks) == COUNT
+    targets.verify()
+
+
+def test_opening_with_other_expectations(path, many):
+    teacher = mlp(32)
+    written(path, teacher, many)
+    kd.SoftTargets.open(
+        path, teacher=teacher, classes=CLASSES, top_k=None, dtype="float16"
+    )
+    kd.SoftTargets.open(path, teacher=copy_of(teacher))  # names of layers do not count
+    changed = copy_of(teacher)
+    changed.weights[0].assign_add(1e-6 * np.ones_like(changed.weights[0]))
+    with pytest.raises(ValueError, match="the teacher's weights differ"):
+        kd.SoftTargets.open(path, teacher=changed)
+    with pytest.raises(ValueError, match="the teacher's architecture differ"):
+        kd.SoftTargets.open(path, teacher=mlp(31))
+    with pytest.raises(ValueError, match="top_k is None, not 3; views is 1, not 2"):
+        kd.SoftTargets.open(path, top_k=3, views=2)
+    with pytest.raises(
+        TypeError, match="'topk' is no key of the manifest; it has format"
+    ):
+        kd.SoftTargets.open(path, topk=3)
+    with pytest.raises(FileNotFoundError, match="no soft targets at"):
+        kd.SoftTargets.open(path + "x")
+
+
+def test_remote_paths(many):
+    """TensorFlow's ram:// stands for any file system that only tf.io.gfile knows."""
+    targets = written("ram://store/kept", mlp(32), many)
+    assert kept_logits(targets.join(many)).shape == (COUNT, CLASSES)
+    assert tf.io.gfile.exists("ram://store/kept/manifest.json")
+
+
+def test_written_once(path, many):
+    teacher, calls = mlp(32), []
+
+    class Counting(keras.layers.Layer):
+        def call(self, x):
+            tf.py_function(lambda: calls.append(1), [], [])
+            return x
+
+    counted = keras.Sequential([keras.Input((FEATURES,)), Counting(), teacher])
+    first = written(path, counted, many)
+    assert len(calls) == 1 + -(-COUNT // 16)  # the first batch twice, see `finish`
+    again = written(path, counted, many)
+    assert len(calls) == 1 + -(-COUNT // 16)
+    assert first.manifest == again.manifest
+    with pytest.raises(
+        ValueError,
+        match="holds finished soft targets of another kind: top_k is None, not 2",
+    ):
+        written(path, counted, many, top_k=2)
+    assert written(path, counted, many, top_k=2, overwrite=True).manifest["top_k"] == 2
+
+
+# Alignment ----------------------------------------------------------------------------
+
+
+def error_of(targets, data):
+    """What training says to data that is not the data written."""
+    joined = targets.join(data)
+    batches = joined.batch(10) if len(joined.element_spec[1].shape) == 0 else joined
+    distiller = distiller_for(mlp(6))
+    distiller.fit(batches, verbose=0)
+
+
+@pytest.mark.parametrize("batch", [None, 10, "irregular"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[::-1], "example 0 of the data is not"),
+        (lambda x: x[np.random.default_rng(1).permutation(COUNT)], "example 0 of"),
+        (lambda x: np.delete(x, 41, 0), "example 41 of|the data has 9"),
+        (lambda x: x[:-1], "ends after 99|has 99 examples|more than"),
+        (lambda x: np.concatenate([x, x[:1]]), "has 101 examples|11 batches of 10|more than"),
+        (lambda x: x + np.eye(COUNT, FEATURES, -77, dtype="float32") * 1e-5, "example 77 of"),
+        (lambda x: x / 2, "example 0 of the data is not"),
+    ],
+)  # fmt: skip
+def test_other_data_is_refused(path, many, change, message, batch):
+    x, y = many
+    targets = written(path, mlp(32), x)
+    changed = change(x).astype("float32")
+    data = dataset_of((changed, np.resize(y, len(changed))))
+    if batch == "irregular":
+        data = data.batch(10).map(same).filter(keep)
+    elif batch:
+        data = data.batch(batch)
+    with pytest.raises(ValueError, match=message) as caught:
+        error_of(targets, data)
+    assert "join before shuffle" in str(caught.value)
+
+
+def test_shuffled_and_endless_data_are_refused_at_once(path, many):
+    data = dataset_of(many)
+    with pytest.raises(ValueError, match="shuffled anew each time"):
+        written(path, mlp(32), data.shuffle(10).batch(10))
+    with pytest.raises(ValueError, match="endless"):
+        written(path, mlp(32), data.repeat())
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        written(path, mlp(32), data.take(0))
+    targets = written(path, mlp(32), data)
+    with pytest.raises(ValueError, match="shuffled anew each time"):
+        targets.join(data.shuffle(10))
+    with pytest.raises(ValueError, match="join soft targets before repeat"):
+        targets.join(data.repeat())
+    # An order that cannot be seen to change.
+    rng = np.random.default_rng(0)
+    hidden = tf.data.Dataset.from_generator(
+        lambda: iter(rng.permutation(many[0])),
+        output_signature=tf.TensorSpec((FEATURES,), tf.float32),
+    )
+    with pytest.raises(ValueError, match="did not come twice in the same order"):
+        written(path + "2", mlp(32), hidden)
+    with pytest.raises(FileNotFoundError, match="no finished soft targets"):
+        kd.SoftTargets.open(path + "2")
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda d: d.shuffle(100).batch(7),
+        lambda d: d.repeat(2).shuffle(50).batch(7),
+        lambda d: d.batch(7).map(same, num_parallel_calls=2),
+        lambda d: d.batch(7).shuffle(5).prefetch(2),
+        lambda d: d.cache().shuffle(30).batch(7),
+        lambda d: tf.data.Dataset.range(2).interleave(lambda i: d.shard(2, i)).batch(7),
+        lambda d: d.shard(3, 1).batch(7),
+    ],
+)
+def test_pairs_stay_pairs(path, arrange):
+    """Each example carries its own identity, and so does its teacher's answer."""
+    x = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype("float32")
+    identity = lambda x: x * 1.0  # noqa: E731
+    targets = written(
+        path, identity, x, dtype="float32", teacher_from_logits=True, batched=False
+    )
+    joined = arrange(targets.join(dataset_of((x, np.arange(COUNT)))))
+    for batch, y in joined:
+        assert (batch.inputs.numpy() == batch.soft_targets.numpy()).all()
+        assert (batch.inputs.numpy() == x[y.numpy()]).all()
+
+
+def test_sharding_by_a_strategy_keeps_pairs(path):
+    x = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype("float32")
+    targets = written(
+        path, lambda x: x * 1.0, x, dtype="float32", teacher_from_logits=True
+    )
+    joined = targets.join(dataset_of((x, np.arange(COUNT)))).batch(10)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    seen = []
+    for batch, y in strategy.experimental_distribute_dataset(joined):
+        for part, labels in zip(
+            strategy.experimental_local_results(batch),
+            strategy.experimental_local_results(y),
+            strict=True,
+        ):
+            assert (part.inputs.numpy() == part.soft_targets.numpy()).all()
+            seen += labels.numpy().tolist()
+    assert sorted(seen) == list(range(COUNT))
+
+
+# Top k --------------------------------------------------------------------------------
+
+
+def test_all_k_is_exact(path, many):
+    teacher, student = mlp(32), mlp(6)
+    full = written(path, teacher, many, dtype="float32")
+    top = written(path + "k", teacher, many, dtype="float32", top_k=CLASSES)
+    weights = []
+    for targets in (full, top):
+        distiller = distiller_for(copy_of(student), temperature=3.0)
+        distiller.fit(targets.join(many).batch(20), verbose=0)
+        weights.append(distiller.student.get_weights())
+    assert largest_difference(*weights) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 16 / 13, 2.0, 16 / 3, 20.0])
+def test_top_k_is_a_lower_bound(path, temperature):
+    rng = np.random.default_rng(0)
+    classes = 200
+    z = rng.normal(size=(64, classes)).astype("float32") * 3
+    student = rng.normal(size=(64, classes)).astype("float32") * 2
+    full = np.asarray(tempered_kl(z, student, temperature), "float64")
+    before = np.zeros(64)
+    for k in (1, 5, 50, 199, 200):
+        targets = written(
+            f"{path}{k}",
+            lambda x: x * 1.0,
+            z,
+            top_k=k,
+            dtype="float32",
+            teacher_from_logits=True,
+        )
+        kept = kept_logits(targets.join(z))
+        loss = np.asarray(
+            kd.SoftTargetLoss().loss_per_example(kept, student, temperature)
+        )
+        assert (loss <= full * (1 + 1e-4) + 1e-5).all()
+        assert (loss >= before * (1 - 1e-4) - 1e-5).all()  # finer outcomes, larger KL
+        before = loss
+        # The merged outcome itself, in float64 by hand.
+        p, q = (np.exp(v.astype("float64") / temperature) for v in (z, student))
+        p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+        order = np.argsort(-z, 1)
+        p, q = (np.take_along_axis(v, order, 1) for v in (p, q))
+        p, q = (
+            np.concatenate([v[:, :k], v[:, k:].sum(1, keepdims=True)], 1)
+            for v in (p, q)
+        )
+        p, q = (v[:, : k + (k < classes)] for v in (p, q))
+        by_hand = temperature**2 * (p * np.log(p / q)).sum(1)
+        assert np.allclose(loss, by_hand, rtol=2e-3, atol=1e-4)
+    assert np.allclose(before, full, rtol=1e-5)
+
+
+def test_top_k_gradient_is_that_of_the_merged_kl(path):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(8, 30)).astype("float32")
+    targets = written(
+        path, lambda x: x * 1.0, z, top_k=4, dtype="float32", teacher_from_logits=True
+    )
+    kept = kept_logits(targets.join(z))
+    student = tf.Variable(rng.normal(size=(8, 30)).astype("float32"))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(
+            kd.SoftTargetLoss().loss_per_example(kept, student + 0.0, 2.0)
+        )
+    gradient = tape.gradient(loss, student).numpy()
+    q = tf.nn.softmax(student / 2.0).numpy()
+    p = tf.nn.softmax(z / 2.0).numpy()
+    is_top = np.zeros((8, 30), bool)
+    np.put_along_axis(is_top, np.argsort(-z, 1)[:, :4], True, 1)
+    rest = lambda v: np.where(is_top, 0, v).sum(1, keepdims=True)  # noqa: E731
+    expected = 2.0 * np.where(is_top, q - p, q - rest(p) * q / rest(q))
+    assert np.allclose(gradient, expected, atol=2e-4)
+
+
+def test_top_k_is_refused_where_it_cannot_serve(path, many):
+    targets = written(path, mlp(32), many, top_k=2)
+    batches = targets.join(many).batch(10)
+    with pytest.raises(
+        ValueError, match="LogitMatchingLoss needs all of the teacher's"
+    ):
+        distiller_for(mlp(6), objective=kd.LogitMatchingLoss()).fit(batches)
+    with pytest.raises(ValueError, match="temperatures of at least 1, got 0.5"):
+        distiller_for(mlp(6), temperature=0.5).fit(batches)
+    with pytest.raises(ValueError, match="student has 7 classes and the teacher 5"):
+        distiller_for(mlp(6, classes=7)).fit(batches)
+    with pytest.raises(
+        ValueError, match="top_k must be from 1 to the number of classes, 5"
+    ):
+        written(path + "2", mlp(32), many, top_k=6)
+
+
+def test_teacher_agreement_with_top_k(path, many):
+    teacher = mlp(32)
+    targets = written(path, teacher, many, top_k=1)
+    distiller = kd.Distiller(copy_of(teacher))
+    distiller.compile("sgd", SPARSE, metrics=[kd.TeacherAgreement()])
+    scores = distiller.evaluate(
+        targets.join(many).batch(10), verbose=0, return_dict=True
+    )
+    assert scores["teacher_agreement"] == 1.0
+
+
+# Views --------------------------------------------------------------------------------
+
+
+def shaken(x, seed):
+    return x + tf.random.stateless_normal(x.shape, seed)
+
+
+def shaken_otherwise(x, seed):
+    return x + 2 * tf.random.stateless_normal(x.shape, seed)
+
+
+def test_student_sees_bit_for_bit_what_the_teacher_saw(path, many):
+    teacher = mlp(32)
+    targets = written(
+        path, teacher, many, views=3, augment=shaken, seed=5, dtype="float32"
+    )
+    by_epoch = []
+    for epoch in range(4):
+        seen = np.concatenate(
+            [b[0].inputs for b in targets.join(many, epoch=epoch).batch(64)]
+        )
+        by_epoch.append(seen)
+        kept = kept_logits(targets.join(many, epoch=epoch))
+        assert largest_difference([kept], [teacher.predict(seen, verbose=0)]) < 1e-5
+        for index in (0, 57):  # by the rule of the docstring
+            seed = tf.constant([65536 * 5 + epoch % 3, index], tf.int64)
+            assert (shaken(many[0][index], seed).numpy() == seen[index]).all()
+    assert (by_epoch[3] == by_epoch[0]).all()
+    assert not (by_epoch[0] == by_epoch[1]).any()
+
+
+def test_epoch_chooses_the_view_in_fit(path, many):
+    targets = written(path, mlp(32), many, views=3, augment=shaken)
+    expected = [
+        next(iter(targets.join(many, epoch=e).batch(1)))[0].inputs.numpy()
+        for e in range(3)
+    ]
+    seen = []
+
+    class Watching(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(CLASSES)
+
+        def call(self, x, training=None):
+            if training:
+                tf.py_function(lambda x: seen.append(x[:1].numpy()), [x], [])
+            return self.dense(x)
+
+    for batches in (
+        targets.join(many).batch(COUNT),
+        targets.join(dataset_of(many).batch(COUNT)),
+    ):
+        seen.clear()
+        distiller = kd.Distiller(Watching(), student_from_logits=True)
+        distiller.compile("sgd", SPARSE)
+        distiller.fit(batches, epochs=7, initial_epoch=1, verbose=0)
+        got = [[(x == e).all() for e in expected].index(True) for x in seen]
+        assert got[-6:] == [1, 2, 0, 1, 2, 0]
+        assert views.epoch == 0
+
+
+def test_changed_augmentation_is_refused(path, many, monkeypatch):
+    written(path, mlp(32), many, augment=shaken)
+    with pytest.raises(ValueError, match="pass that function: SoftTargets.open"):
+        kd.SoftTargets.open(path).join(many)
+    with pytest.raises(
+        ValueError, match="augment is 'tests.test_soft_targets.shaken', not"
+    ):
+        kd.SoftTargets.open(path, augment=shaken_otherwise)
+    monkeypatch.setattr(shaken_otherwise, "__qualname__", "shaken")
+    changed = kd.SoftTargets.open(path, augment=shaken_otherwise)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match="makes another view of example.* .0. .than",
+    ):
+        kept_logits(changed.join(many))
+    with pytest.raises(ValueError, match="views=2 without augment"):
+        written(path, mlp(32), many, views=2)
+
+
+# Parts, processes, crashes ------------------------------------------------------------
+
+
+def bytes_of(path):
+    files = sorted(name for name in os.listdir(path) if name.startswith("view-"))
+    return {name: pathlib.Path(path, name).read_bytes() for name in files}
+
+
+def test_parts_are_those_of_one_process(path, many):
+    teacher = mlp(32)
+    whole = written(path, teacher, many, views=2, augment=shaken)
+    for i in (2, 0, 1):
+        assert (
+            written(path + "p", teacher, many, views=2, augment=shaken, part=(i, 3))
+            is None
+        )
+    with pytest.raises(
+        FileNotFoundError, match="holds no finished soft targets, 8 shards"
+    ):
+        kd.SoftTargets.open(path + "p")
+    parts = written(path + "p", teacher, many, views=2, augment=shaken)
+    assert bytes_of(path) == bytes_of(path + "p")
+    assert whole.manifest["dataset"] == parts.manifest["dataset"]
+
+
+def test_loky_processes_write_the_same(path, many):
+    teacher = mlp(32)
+    written(path, teacher, many)
+    written(path + "2", teacher, many, n_jobs=2)
+    assert bytes_of(path) == bytes_of(path + "2")
+    with pytest.raises(
+        TypeError, match="cannot be sent to another process; pass arrays"
+    ):
+        written(path + "3", teacher, dataset_of(many), n_jobs=2)
+
+
+def test_dask_cluster_writes_the_same(path, many):
+    distributed = pytest.importorskip("distributed")
+    teacher = mlp(32)
+    written(path, teacher, many)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask", n_jobs=2),
+    ):
+        written(path + "2", teacher, many)
+    assert bytes_of(path) == bytes_of(path + "2")
+
+
+def test_ray_writes_the_same(path, many):
+    ray = pytest.importorskip("ray")
+    joblib_ray = pytest.importorskip("ray.util.joblib")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        joblib_ray.register_ray()
+        teacher = mlp(32)
+        written(path, teacher, many)
+        with joblib.parallel_config(backend="ray", n_jobs=2):
+            written(path + "2", teacher, many)
+        assert bytes_of(path) == bytes_of(path + "2")
+    finally:
+        ray.shutdown()
+
+
+def test_killed_at_twenty_random_moments(path, tmp_path):
+    """Real processes, killed by SIGKILL; forked from one that has imported TensorFlow."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_writers", path, "20"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kills"] == 20
+    assert result["same_bytes"]
+    assert result["most_shards_redone"] <= 1
+    assert result["unfinished_opened"] == 0
+
+
+def test_full_disk_is_said_and_resumed(path, many, tmp_path):
+    """A real file system of 16 kB, where one may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = "mount -t tmpfs -o size={}k tmpfs " + str(disk)
+    if os.system(size.format(16) + " 2> /dev/null"):
+        pytest.skip("no file system can be mounted here")
+    try:
+        x = np.random.default_rng(0).normal(size=(1000, FEATURES)).astype("float32")
+        teacher = mlp(32)
+        with pytest.raises(
+            OSError, match="could not be written.*goes on after the last"
+        ):
+            written(str(disk / "kept"), teacher, x)
+        there = len(shards.existing(str(disk / "kept")))
+        assert there > 0
+        with pytest.raises(FileNotFoundError, match=f"{there} shards so far"):
+            kd.SoftTargets.open(disk / "kept")
+        os.system(f"mount -o remount,size=256k {disk}")
+        resumed = written(str(disk / "kept"), teacher, x)
+        assert len(resumed) == 1000
+        written(path, teacher, x)
+        assert bytes_of(path) == bytes_of(disk / "kept")
+    finally:
+        os.system(f"umount {disk}")
+
+
+def test_every_flipped_byte_is_found(path, many):
+    targets = written(path, mlp(32), many)
+    joined = targets.join(dataset_of(many).batch(50))
+    rng = np.random.default_rng(0)
+    files = [os.path.join(path, entry["file"]) for entry in targets.manifest["shards"]]
+    found = 0
+    for _ in range(300):
+        file = files[rng.integers(len(files))]
+        whole = pathlib.Path(file).read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        with open(file, "wb") as out:
+            out.write(flipped)
+        try:
+            for _ in joined:
+                pass
+        except tf.errors.DataLossError:
+            found += 1
+        with open(file, "wb") as out:
+            out.write(whole)
+    assert found == 300
+    assert len(list(joined)) == 2
+
+    with open(files[1], "wb") as out:
+        out.write(flipped[:10] + bytes([flipped[10] ^ 1]) + flipped[11:])
+    with pytest.raises(
+        ValueError, match="a record of the kept soft targets is damaged"
+    ):
+        distiller_for(mlp(6)).fit(joined, verbose=0)
+    with pytest.raises(ValueError, match="shard-0000.* is damaged: its checksum"):
+        targets.verify()
+
+
+def test_manifest_that_was_changed_is_refused(path, many):
+    written(path, mlp(32), many)
+    file = os.path.join(path, "manifest.json")
+    text = pathlib.Path(file).read_text()
+    with open(file, "w") as out:
+        out.write(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        kd.SoftTargets.open(path)
+
+
+def test_lost_shard_is_written_again(path, many):
+    teacher = mlp(32)
+    targets = written(path, teacher, many)
+    before = bytes_of(path)
+    os.remove(os.path.join(path, targets.manifest["shards"][1]["file"]))
+    with pytest.raises(ValueError, match="Delete this file and manifest.json"):
+        kd.SoftTargets.open(path)
+    os.remove(os.path.join(path, "manifest.json"))
+    written(path, teacher, many)
+    assert bytes_of(path) == before
+
+
+def test_changed_teacher_does_not_resume(path, many):
+    calls = []
+
+    def teacher(x):
+        return x[:, :CLASSES] * (1.0 + len(calls))
+
+    kwargs = {"teacher_from_logits": True, "batched": False}
+    written(path, teacher, many, part=(0, 2), **kwargs)
+    calls.append(1)
+    with pytest.raises(ValueError, match="the teacher answers otherwise than when"):
+        written(path, teacher, many, **kwargs)
+    kwargs = {"batch_size": 16, "shard_size": 32, "verbose": False}
+    written(path + "2", mlp(32), many, part=(0, 2))
+    with pytest.raises(
+        ValueError,
+        match="unfinished soft targets of another kind: the teacher's weights",
+    ):
+        kd.SoftTargets.write(path + "2", mlp(32), many, **kwargs)
+
+
+def test_second_writer_is_refused(path, many):
+    """A real second process holds the path."""
+    os.makedirs(path)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys, time\n"
+            "file = open(sys.argv[1] + '/.lock', 'w')\n"
+            "fcntl.flock(file, fcntl.LOCK_EX)\n"
+            "print('held', flush=True)\n"
+            "time.sleep(60)",
+            path,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(
+            BlockingIOError, match="another process is writing soft targets"
+        ):
+            written(path, mlp(32), many)
+        with pytest.raises(BlockingIOError, match="another process"):
+            written(path, mlp(32), many, part=(0, 2))
+    finally:
+        holder.kill()
+        holder.wait()
+    assert len(written(path, mlp(32), many)) == COUNT
+
+
+# Bad input ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (
+            {"dtype": "int8"},
+            ValueError,
+            "dtype must be one of float16, bfloat16, float32",
+        ),
+        ({"views": 0}, ValueError, "views must be a whole number >= 1"),
+        ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
+        ({"shard_size": 0}, ValueError, "shard_size must be a whole number >= 1"),
+        ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number >= 1"),
+        ({"part": (3, 3)}, ValueError, r"part must be \(i, n\) with i from 0 to n - 1"),
+        ({"layers": ["nowhere"]}, ValueError, "the teacher has no layer 'nowhere'"),
+    ],
+)
+def test_wrong_arguments(path, many, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        written(path, mlp(32), many, **kwargs)
+    assert not os.path.exists(path)
+
+
+def test_wrong_data(path, many):
+    x, y = many
+    linear = lambda x: x * 1.0  # noqa: E731
+    with pytest.raises(
+        TypeError, match="must be a tf.data.Dataset, arrays, or a function"
+    ):
+        written(path, mlp(32), "data")
+    with pytest.raises(ValueError, match="different lengths"):
+        written(path, mlp(32), (x, y[:5]))
+    with pytest.raises(TypeError, match="must return a tf.data.Dataset, got int"):
+        written(path, mlp(32), lambda: 3)
+    with pytest.raises(ValueError, match="batches would have"):
+        written(path, mlp(32), tf.data.Dataset.from_tensors(x[0, 0]))
+    bad = x.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(ValueError, match="pass batched=False if they are single"):
+        dense = mlp(32)
+        written(path, lambda x: dense(x), dataset_of(many), teacher_from_logits=True)
+    with pytest.raises(ValueError, match="example 3 .view 0. is not finite"):
+        written(path, linear, bad, teacher_from_logits=True)
+    ragged = tf.data.Dataset.from_generator(
+        lambda: (np.zeros(n, "int32") for n in (2, 3)),
+        output_signature=tf.TensorSpec((None,), tf.int32),
+    )
+    with pytest.raises(ValueError, match="pad the examples to a fixed length"):
+        written(path + "2", tagger(8), ragged)
+
+
+def test_fresh_process_joins_without_any_teacher(path, many):
+    written(path, mlp(32), many)
+    code = (
+        "import sys, numpy as np, keras_distill as kd\n"
+        "t = kd.SoftTargets.open(sys.argv[1])\n"
+        "x = np.load(sys.argv[2])\n"
+        "print(sum(len(b[0].soft_targets) for b in t.join(x).batch(10)))"
+    )
+    np.save(path + ".npy", many[0])
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, path + ".npy"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(COUNT)
