@@ -931,8 +931,8 @@ def test_wrong_data(path, many):
         written(path, mlp(32), tf.data.Dataset.from_tensors(x[0, 0]))
     bad = x.copy()
     bad[3, 2] = np.nan
+    dense = mlp(32)
     with pytest.raises(ValueError, match="pass batched=False if they are single"):
-        dense = mlp(32)
         written(path, lambda x: dense(x), dataset_of(many), teacher_from_logits=True)
     with pytest.raises(ValueError, match="example 3 .view 0. is not finite"):
         written(path, linear, bad, teacher_from_logits=True)
