@@ -9,8 +9,13 @@ import os
 import sys
 import tempfile
 
+#: Set for the processes that our commands start.
+_VARIABLE = "KERAS_DISTILL_QUIET"
+
 
 def _is_our_command() -> bool:
+    if os.environ.get(_VARIABLE):
+        return True
     script = os.path.basename(sys.argv[0] if sys.argv else "")
     return script == "keras-distill" or sys.orig_argv[1:3] == ["-m", "keras_distill"]
 
@@ -18,6 +23,7 @@ def _is_our_command() -> bool:
 def _import_tensorflow_quietly() -> None:
     """Imports TensorFlow with standard error kept aside, shown only if that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ[_VARIABLE] = "1"
     logging.getLogger("absl").setLevel(logging.ERROR)
     sys.stderr.flush()
     standard_error = os.dup(2)

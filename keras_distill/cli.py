@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +49,96 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=int, default=None, help="of each training; fits the dataset"
     )
     demo.add_argument("--seed", type=int, default=0, help="makes the run repeatable")
+    demo.set_defaults(run=_demo)
+
+    cache = commands.add_parser(
+        "cache",
+        help="keep a teacher's soft targets for a dataset on disk",
+        description=(
+            "Runs a teacher once over a split of a dataset, in its own order, and keeps "
+            "its logits. Started again, it goes on after the last whole shard. In Python: "
+            "SoftTargets.open(PATH).join(datasets.load(DATASET, shuffle=False, "
+            "batch_size=None).train)."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    cache.add_argument("teacher", help="a .keras file or a SavedModel directory")
+    cache.add_argument("dataset", help='"digits", or a TFDS dataset: mnist, ...')
+    cache.add_argument("path", help="folder for the soft targets")
+    cache.add_argument(
+        "--split", choices=["train", "validation", "test"], default="train",
+        help="of the dataset; validation is a tenth of the training examples",
+    )  # fmt: skip
+    cache.add_argument(
+        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
+    )
+    cache.add_argument(
+        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
+        help="for datasets whose images differ in size",
+    )  # fmt: skip
+    cache.add_argument(
+        "--top-k", type=int, default=None, help="keep the k largest logits; default all"
+    )
+    cache.add_argument(
+        "--dtype", choices=["float16", "bfloat16", "float32"], default="float16",
+        help="of the logits on disk",
+    )  # fmt: skip
+    cache.add_argument(
+        "--batch-size", type=int, default=128, help="examples the teacher sees at once"
+    )
+    cache.add_argument(
+        "--workers", type=int, default=1, help="processes that share the work"
+    )
+    cache.add_argument(
+        "--overwrite", action="store_true", help="replace soft targets of another kind"
+    )
+    cache.set_defaults(run=_cache)
     return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from keras_distill import demo
+
+    demo.run(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        output=options.output or f"keras-distill-demo-{options.dataset}",
+        temperature=options.temperature,
+        alpha=options.alpha,
+        epochs=options.epochs,
+        seed=options.seed,
+    )
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from keras_distill import datasets
+    from keras_distill.soft_targets import SoftTargets
+
+    main_process = os.getpid()
+
+    def data() -> Any:
+        loaded = datasets.load(
+            options.dataset,
+            data_dir=options.data_dir,
+            batch_size=None,
+            image_size=options.image_size and tuple(options.image_size),
+            shuffle=False,
+            verbose=os.getpid() == main_process,
+        )
+        return getattr(loaded, options.split)
+
+    targets = SoftTargets.write(
+        options.path,
+        options.teacher,
+        data,
+        top_k=options.top_k,
+        dtype=options.dtype,
+        batch_size=options.batch_size,
+        batched=False,
+        n_jobs=options.workers,
+        overwrite=options.overwrite,
+    )
+    print(targets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,17 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        from keras_distill import demo
-
-        demo.run(
-            dataset=options.dataset,
-            data_dir=options.data_dir,
-            output=options.output or f"keras-distill-demo-{options.dataset}",
-            temperature=options.temperature,
-            alpha=options.alpha,
-            epochs=options.epochs,
-            seed=options.seed,
-        )
+        options.run(options)
     except KeyboardInterrupt:
         print("\nkeras-distill: stopped.", file=sys.stderr)
         return 130

@@ -59,11 +59,13 @@ def load(
     name: str,
     *,
     data_dir: str | os.PathLike | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     validation_fraction: float = 0.1,
     image_size: tuple[int, int] | None = None,
     normalize: bool = True,
+    shuffle: bool = True,
     seed: int = 0,
+    verbose: bool = True,
 ) -> Data:
     """Loads a classification dataset by its name.
 
@@ -72,13 +74,16 @@ def load(
             TFDS name such as "mnist" or "cifar100:3.0.2".
         data_dir: where TFDS keeps prepared data; `None` (default) is TFDS's own default,
             which `TFDS_DATA_DIR` sets.
-        batch_size: int, default 128.
+        batch_size: int, default 128; `None` for single examples.
         validation_fraction: part of the training examples kept for validation, between
             0 and 1, default 0.1.
         image_size: `(height, width)` in pixels to resize images to, for datasets whose
             images differ in size.
         normalize: whether integer images become float32 in [0, 1]. Default `True`.
+        shuffle: whether training examples come in a new order each epoch. Default
+            `True`; `False` to write soft targets for them.
         seed: of the shuffling; the splits are the same for every seed.
+        verbose: whether to show progress bars.
 
     Returns:
         `Data`.
@@ -98,7 +103,7 @@ def load(
             "validation_fraction must be between 0 and 1, got "
             f"{validation_fraction}; 0.1 keeps a tenth of the training examples."
         )
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if name == "digits":
         if image_size is not None or not normalize:
@@ -106,13 +111,34 @@ def load(
                 "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS "
                 "datasets."
             )
-        return _digits(batch_size, validation_fraction, seed)
-    return _tfds(
-        name, data_dir, batch_size, validation_fraction, image_size, normalize, seed
+        datasets, class_names, shape, prepare = _digits(validation_fraction)
+    else:
+        datasets, class_names, shape, prepare = _tfds(
+            name, data_dir, validation_fraction, image_size, normalize, verbose
+        )
+    sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
+    for split, dataset in datasets.items():
+        if split == "train" and shuffle:
+            dataset = dataset.shuffle(min(sizes[split], 100_000), seed=seed)
+        if prepare is not None:
+            dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        if batch_size is not None:
+            dataset = dataset.batch(batch_size)
+        datasets[split] = dataset.prefetch(tf.data.AUTOTUNE)
+    return Data(
+        name=name,
+        class_names=class_names,
+        input_shape=shape,
+        sizes=sizes,
+        **datasets,
     )
 
 
-def _digits(batch_size: int, validation_fraction: float, seed: int) -> Data:
+#: Unbatched splits, class names, the shape of an example, and what prepares one.
+_Parts = tuple[dict[str, tf.data.Dataset], list[str], tuple[int, ...], Callable | None]
+
+
+def _digits(validation_fraction: float) -> _Parts:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -134,21 +160,17 @@ def _digits(batch_size: int, validation_fraction: float, seed: int) -> Data:
             "test": (x_test, y_test),
         }.items()
     }
-    return _batched(
-        "digits", datasets, [str(digit) for digit in range(10)], (8, 8, 1), batch_size,
-        seed, None,
-    )  # fmt: skip
+    return datasets, [str(digit) for digit in range(10)], (8, 8, 1), None
 
 
 def _tfds(
     name: str,
     data_dir: str | os.PathLike | None,
-    batch_size: int,
     validation_fraction: float,
     image_size: tuple[int, int] | None,
     normalize: bool,
-    seed: int,
-) -> Data:
+    verbose: bool,
+) -> _Parts:
     import tensorflow_datasets as tfds
 
     try:
@@ -190,12 +212,15 @@ def _tfds(
     if np.prod(shape) * sum(counts.values()) <= _IN_MEMORY_BYTES and is_numeric:
         datasets = {
             split: tf.data.Dataset.from_tensor_slices(
-                to_arrays(dataset.batch(1000), f"reading {name} {split}")
+                to_arrays(
+                    dataset.batch(1000),
+                    f"reading {name} {split}" if verbose else None,
+                )
             )
             for split, dataset in datasets.items()
         }
     class_names = [label.int2str(i) for i in range(label.num_classes)]
-    return _batched(name, datasets, class_names, shape, batch_size, seed, prepare)
+    return datasets, class_names, shape, prepare
 
 
 def _split_names(
@@ -288,32 +313,6 @@ def _why_unreachable(url: str) -> str | None:
     thread.start()
     thread.join(_PROBE_SECONDS)
     return reason[0]
-
-
-def _batched(
-    name: str,
-    datasets: dict[str, tf.data.Dataset],
-    class_names: list[str],
-    input_shape: tuple[int, ...],
-    batch_size: int,
-    seed: int,
-    prepare: Callable | None,
-) -> Data:
-    sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
-    batched = {}
-    for split, dataset in datasets.items():
-        if split == "train":
-            dataset = dataset.shuffle(min(sizes[split], 100_000), seed=seed)
-        if prepare is not None:
-            dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-        batched[split] = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-    return Data(
-        name=name,
-        class_names=class_names,
-        input_shape=input_shape,
-        sizes=sizes,
-        **batched,
-    )
 
 
 def to_arrays(

@@ -934,6 +934,10 @@ def test_wrong_data(path, many):
     dense = mlp(32)
     with pytest.raises(ValueError, match="pass batched=False if they are single"):
         written(path, lambda x: dense(x), dataset_of(many), teacher_from_logits=True)
+    with pytest.raises(
+        ValueError, match="does not take batches of shape .None, 3.; give"
+    ):
+        written(path, dense, x[:, :3])
     with pytest.raises(ValueError, match="example 3 .view 0. is not finite"):
         written(path, linear, bad, teacher_from_logits=True)
     ragged = tf.data.Dataset.from_generator(

@@ -78,13 +78,17 @@ class Job:
         try:
             traced = tf.function(self._answer).get_concrete_function(self._seen())
         except (TypeError, ValueError) as error:
+            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(self._seen()))
+            hint = "give it the data that it was made for"
             if self.batched is None and self.bound.input_ranks is None:
-                raise ValueError(
-                    f"the {self.bound.description} does not take {self._seen()}. The "
-                    "dataset's elements were taken for batches; pass batched=False if "
-                    "they are single examples."
-                ) from error
-            raise
+                hint = (
+                    "the dataset's elements were taken for batches, pass batched=False "
+                    "if they are single examples"
+                )
+            raise ValueError(
+                f"the {self.bound.description} does not take batches of shape {shapes}; "
+                f"{hint}."
+            ) from error
         logits, layers = traced.structured_outputs
         return Rows.for_answer(
             logits,
