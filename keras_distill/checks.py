@@ -265,10 +265,10 @@ def shape_of_logits(logits: Any) -> tuple:
     """Returns the shape of a batch of logits or `TopKLogits`, its first axis free."""
     if not isinstance(logits, TopKLogits):
         return (None, *logits.shape[1:])
-    classes = logits.indices.shape[-1]
+    classes = logits.k
     if logits.has_rest:  # at b = 0 it is the log of how many there are
         classes += round(float(np.exp(np.asarray(logits.rest).flat[0])))
-    return (None, *logits.indices.shape[1:-1], classes)
+    return (None, *logits.packed.shape[1:-1], classes)
 
 
 def top_k_can_be_matched(kept: Any, terms: list, temperature: Any) -> None:

@@ -614,18 +614,11 @@ class Distiller(MultiWorkerFit, keras.Model):
             return None
         # One tensor may be both output and logits.
         tensors = {id(value): value for value in keras.tree.flatten(answer)}
-        floats = {
-            key: value
-            for key, value in tensors.items()
-            if keras.backend.is_float_dtype(
-                keras.backend.standardize_dtype(value.dtype)
-            )
-        }
-        finite = [ops.all(ops.isfinite(value)) for value in floats.values()]
+        finite = [ops.all(ops.isfinite(value)) for value in tensors.values()]
         all_finite = functools.reduce(ops.logical_and, finite)
         self._untracked.non_finite.assign_add(ops.cast(~all_finite, "float32"))
         # The student outlives a broken teacher: its weights stay finite.
-        for key, value in floats.items():
+        for key, value in tensors.items():
             tensors[key] = ops.where(all_finite, value, ops.zeros((), value.dtype))
         return keras.tree.map_structure(lambda value: tensors[id(value)], answer)
 

@@ -232,8 +232,6 @@ def _seen_by(term: Any, answer: Answer, role: str, key: Any) -> Any:
 
 def _in_float32(logits: Any) -> Any:
     dtype = keras.backend.standardize_dtype(logits.dtype)
-    if not keras.backend.is_float_dtype(dtype):
-        return logits  # the classes of `TopKLogits`
     return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
 
 

@@ -30,24 +30,44 @@ def check_temperature(temperature: Any) -> None:
 class TopKLogits(NamedTuple):
     """The k largest logits of each example, and how much mass all others have.
 
-    What stands for logits in a batch from a `SoftTargets` store with `top_k`.
+    What stands for logits in a batch from a `SoftTargets` store with `top_k`. One tensor,
+    because a pipeline's cost goes by their number.
 
     Attributes:
-        values: float32 `(batch, ..., k)`, the k largest logits, largest first.
-        indices: int32 `(batch, ..., k)`, their classes.
-        rest: float32 `(batch, ..., 8)`: `logsumexp(b * z)` over the logits `z` of all
-            other classes, at the inverse temperatures b of `REST_BETAS`; or zeros
-            `(batch, ..., 1)` if there are no other classes.
+        packed: float32 `(batch, ..., 2 k + 8)`: `values`, `indices` and `rest`, one after
+            another; or `(batch, ..., 2 k + 1)` if there are no other classes.
     """
 
-    values: Any
-    indices: Any
-    rest: Any
+    packed: Any
+
+    @property
+    def k(self) -> int:
+        """How many logits were kept."""
+        return (self.packed.shape[-1] - (8 if self.has_rest else 1)) // 2
 
     @property
     def has_rest(self) -> bool:
         """Whether there are other classes than the k."""
-        return self.rest.shape[-1] > 1
+        return self.packed.shape[-1] % 2 == 0
+
+    @property
+    def values(self) -> Any:
+        """The k largest logits, float32 `(batch, ..., k)`, largest first."""
+        return self.packed[..., : self.k]
+
+    @property
+    def indices(self) -> Any:
+        """Their classes, int32 `(batch, ..., k)`; exact below 2**24 classes."""
+        return ops.cast(self.packed[..., self.k : 2 * self.k], "int32")
+
+    @property
+    def rest(self) -> Any:
+        """Mass of the others, float32 `(batch, ..., 8)`.
+
+        `logsumexp(b * z)` over the logits `z` of all other classes, at the inverse
+        temperatures b of `REST_BETAS`.
+        """
+        return self.packed[..., 2 * self.k :]
 
     def rest_at(self, temperature: Any) -> Any:
         """Returns `logsumexp(z / T)` over the other classes, `(batch, ...)`.
@@ -242,7 +262,7 @@ def _with_one_rest(
     student_top = ops.take_along_axis(student_logits, teacher.indices, axis=-1)
     if not teacher.has_rest:
         return teacher.values, student_top
-    classes, k = student_logits.shape[-1], teacher.indices.shape[-1]
+    classes, k = student_logits.shape[-1], teacher.k
     # The classes of the rest, by one scatter over the flattened batch.
     indices = ops.reshape(teacher.indices, (-1, k))
     rows = ops.shape(indices)[0]

@@ -208,18 +208,18 @@ class Rows:
             logits += largest
         if self.top_k is None:
             return logits
+        indices = tf.cast(values[f"{prefix}indices"], tf.float32)
         rest = values.get(f"{prefix}rest")
         if rest is None:
-            # Not of size 0: TensorFlow's unbatch() crashes on those.
-            rest = tf.zeros_like(logits[..., :1])
-        else:
-            rest = tf.cast(rest, tf.float32)
-            if largest is not None:
-                rest += largest * REST_BETAS[1:]
-            number = tf.math.log(float(classes - self.top_k))
-            rest = tf.concat([tf.fill(tf.shape(rest[..., :1]), number), rest], -1)
-        indices = tf.cast(values[f"{prefix}indices"], tf.int32)
-        return TopKLogits(logits, indices, rest)
+            return TopKLogits(
+                tf.concat([logits, indices, tf.zeros_like(logits[..., :1])], -1)
+            )
+        rest = tf.cast(rest, tf.float32)
+        if largest is not None:
+            rest += largest * REST_BETAS[1:]
+        number = tf.math.log(float(classes - self.top_k))
+        number = tf.fill(tf.shape(rest[..., :1]), number)
+        return TopKLogits(tf.concat([logits, indices, number, rest], -1))
 
 
 def _prefix(key: Any) -> str:
