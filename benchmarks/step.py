@@ -302,7 +302,7 @@ def main():
     parser.add_argument("--no-memory", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.examples, args.no_memory = 5, 1280, True
+        args.rounds, args.examples, args.no_memory = 2, 640, True
     results = []
     for index, setting in enumerate(settings(args.quick)):
         result = run_setting(setting, args.examples, args.rounds)

@@ -1,6 +1,11 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow's start-up log of every worker would stand between the results.
+os.environ["KERAS_DISTILL_QUIET"] = "1"
+import keras_distill  # noqa: F401
+
+del os.environ["KERAS_DISTILL_QUIET"]
 
 import keras
 import numpy as np

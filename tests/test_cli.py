@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from keras_distill import cli
+from keras_distill import SoftTargets, cli, datasets, models
 
 COMMAND = [sys.executable, "-m", "keras_distill"]
 
@@ -128,3 +128,22 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("keras-distill ")
+
+
+def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
+    data = datasets.load("digits", shuffle=False, batch_size=None)
+    teacher = models.mlp(data.input_shape, data.classes, (16,))
+    teacher.save(tmp_path / "teacher.keras")
+    done = run(["cache", "teacher.keras", "digits", "kept", "--top-k", "3"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1131 examples, top 3 of 10 classes in float16" in done.stdout
+    assert "oneDNN" not in done.stderr
+    targets = SoftTargets.open(tmp_path / "kept", teacher=teacher)
+    count = sum(len(batch[0].inputs) for batch in targets.join(data.train).batch(100))
+    assert count == len(targets) == data.sizes["train"]
+
+    assert cli.main(["cache", str(tmp_path / "none.keras"), "digits", "x"]) == 1
+    again = ["cache", str(tmp_path / "teacher.keras"), "digits", str(tmp_path / "kept")]
+    assert cli.main(again) == 1  # of another kind: all logits
+    assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
+    assert len(SoftTargets.open(tmp_path / "kept")) == data.sizes["test"]

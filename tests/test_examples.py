@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import subprocess
@@ -49,6 +50,34 @@ def test_digits_benchmark(tmp_path):
 def test_mnist_benchmark(tmp_path):
     output = run("benchmarks/mnist.py", "--quick", folder=tmp_path)
     assert "| mean |" in output
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_kept_mnist_benchmark(tmp_path):
+    output = run(
+        "benchmarks/mnist_kept.py",
+        "--quick",
+        "--picture",
+        "curves.png",
+        folder=tmp_path,
+    )
+    assert "| live |" in output
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.slow
+def test_step_benchmark(tmp_path):
+    output = run("benchmarks/step.py", "--quick", "--json", "s.json", folder=tmp_path)
+    assert "| kept targets / plain |" in output
+    assert len(json.loads((tmp_path / "s.json").read_text())) == 3
+
+
+@pytest.mark.slow
+def test_soft_targets_benchmark(tmp_path):
+    output = run("benchmarks/soft_targets.py", "--quick", folder=tmp_path)
+    assert "writing rate / teacher.predict" in output
+    assert "| 100 | 1000 |" in output
 
 
 def test_examples_are_short():

@@ -47,7 +47,7 @@ def test_every_import_is_declared():
     }
     modules = {"scikit_learn": "sklearn"}
     declared = {modules.get(name, name) for name in declared}
-    for path in (ROOT / "keras_distill").glob("*.py"):
+    for path in (ROOT / "keras_distill").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

@@ -14,10 +14,13 @@ def blocks(language):
 
 
 @pytest.mark.slow
-def test_python_example_runs_as_printed(tmp_path):
-    (example,) = blocks("python")
-    assert len([line for line in example.splitlines() if line.strip()]) <= 16
-    (tmp_path / "example.py").write_text(example)
+def test_python_examples_run_one_after_the_other(tmp_path):
+    examples = blocks("python")
+    for example in examples:
+        assert len([line for line in example.splitlines() if line.strip()]) <= 16
+    # All but the number of epochs as printed.
+    program = "\n".join(examples).replace("epochs=30", "epochs=3")
+    (tmp_path / "example.py").write_text(program)
     done = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True,
         check=False,
