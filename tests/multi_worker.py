@@ -1,6 +1,6 @@
 """One worker of test_distributed: trains and writes its weights and history.
 
-python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|plain
+python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|kept|plain
 """
 
 import json
@@ -49,18 +49,25 @@ def main():
     options.experimental_distribute.auto_shard_policy = policy
     dataset = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(16)
     dataset = dataset.with_options(options)
+    train = dataset
+    if what == "kept":  # join chooses the policy by itself
+        targets = kd.SoftTargets.open(os.path.join(os.path.dirname(folder), "kept"))
+        train = tf.data.Dataset.from_tensor_slices((x, y, weight))
+        train = targets.join(train).batch(16)
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = mlp(6)
         if what == "ours":
             model = kd.Distiller(model, mlp(32), alpha=0.3)
+        elif what == "kept":
+            model = kd.Distiller(model, alpha=0.3)
         model.compile(
             keras.optimizers.Adam(0.01),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
     history = model.fit(
-        dataset, validation_data=dataset, epochs=2, shuffle=False, verbose=0
+        train, validation_data=dataset, epochs=2, shuffle=False, verbose=0
     ).history
     np.savez(os.path.join(folder, f"weights{index}.npz"), *model.get_weights())
     with open(os.path.join(folder, f"history{index}.json"), "w") as file:

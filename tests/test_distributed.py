@@ -143,13 +143,19 @@ def result(folder, index):
 
 
 @pytest.mark.slow
-def test_two_worker_processes_equal_one_process(tmp_path):
+@pytest.mark.parametrize("what", ["ours", "kept"])
+def test_two_worker_processes_equal_one_process(tmp_path, what):
+    if what == "kept":
+        x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        kd.SoftTargets.write(
+            tmp_path / "kept", mlp(32), x, shard_size=16, batch_size=16
+        )
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    codes, errors = run_workers(alone, [], "ours")
+    codes, errors = run_workers(alone, [], what)
     assert codes == [0], errors
-    codes, errors = run_workers(together, free_ports(2), "ours")
+    codes, errors = run_workers(together, free_ports(2), what)
     assert codes == [0, 0], errors
     one, logs_one = result(alone, 0)
     assert (logs_one.pop("replicas")) == 1
