@@ -216,8 +216,8 @@ def draw(results, path):
     axes.axhline(goal, color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(goal - 2.0, goal + 0.6)
     axes.annotate(
-        "best of hard labels, mean over seeds", (0.99, goal), (0, 3),
-        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+        "best of hard labels,\nmean over seeds", (0.01, goal), (0, 3),
+        xycoords=("axes fraction", "data"), textcoords="offset points",
     )  # fmt: skip
     axes.set_xlabel("seconds of training, writing the soft targets included")
     axes.set_ylabel("test accuracy, %")

@@ -250,6 +250,15 @@ def kept_are_logits(kept: Any, from_logits: Any) -> None:
     """Refuses kept soft targets that are not finite, or look like probabilities."""
     finite(kept, "batch 0")
     parts = [part for _, part in by_output(kept)]
+    if from_logits is False and not all(
+        not isinstance(part, TopKLogits) and look_like_probabilities(part)
+        for part in parts
+    ):
+        raise ValueError(
+            "teacher_from_logits is False, but the kept soft targets are not "
+            "probabilities; SoftTargets keeps logits whatever the teacher gives, so leave "
+            "it out."
+        )
     if from_logits is None and all(
         not isinstance(part, TopKLogits) and look_like_probabilities(part)
         for part in parts
@@ -285,15 +294,22 @@ def top_k_can_be_matched(kept: Any, terms: list, temperature: Any) -> None:
                 "targets were kept with top_k; write them without it, or use "
                 "SoftTargetLoss."
             )
-    has_rest = any(part.has_rest for part in top_k)
+    if not any(part.has_rest for part in top_k):
+        return
     own = [t.temperature for t in terms if getattr(t, "temperature", None) is not None]
-    for value in [temperature.lowest(), *own]:
-        if has_rest and value < 1.0:
-            raise ValueError(
-                "soft targets kept with top_k know the mass of the other classes for "
-                f"temperatures of at least 1, got {value}; raise the temperature, or "
-                "write them without top_k."
-            )
+    for value in own:
+        hot_enough_for_top_k(value)
+    temperature.check_also(hot_enough_for_top_k)
+
+
+def hot_enough_for_top_k(temperature: float) -> None:
+    """Refuses a temperature at which `TopKLogits` do not know the mass of the rest."""
+    if temperature < 1.0:
+        raise ValueError(
+            "soft targets kept with top_k know the mass of the other classes for "
+            f"temperatures of at least 1, got {temperature}; raise the temperature, or "
+            "write them without top_k."
+        )
 
 
 def mean_at_one_temperature(teacher: Any, terms: list) -> None:

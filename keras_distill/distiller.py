@@ -378,6 +378,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             if first is None:
                 raise ValueError(checks.EMPTY)
             self._check_first_batch(*keras.utils.unpack_x_y_sample_weight(first))
+            if self._untracked.watch is not None:
+                self._untracked.watch.check_schedules()
             self._untracked.looks_at_first_batch = False
             self.train_function = self._untracked.traced_before
             self.make_train_function()  # traces only if there is no trace that fits
@@ -413,6 +415,20 @@ class Distiller(MultiWorkerFit, keras.Model):
         """
         with self._only_judging(), plain_errors():
             return super().evaluate(_wrapped(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns the student's outputs, as `keras.Model.predict` does.
+
+        Args:
+            x: as for `keras.Model.predict`; may be joined with kept soft targets.
+            *args: as for `keras.Model.predict`.
+            **kwargs: as for `keras.Model.predict`.
+
+        Returns:
+            As `keras.Model.predict`.
+        """
+        with plain_errors():
+            return super().predict(_wrapped(x), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
@@ -725,6 +741,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 raise ValueError(checks.NOTHING_TEACHES)
             return
         judged = self._untracked.matching.outputs_with_classes
+        self._untracked.temperature.check_also(lambda number: None)
         if kept is None:
             inputs = _as_tensors(inputs)
             teacher.look_at(inputs, judged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ class Knob:
     def __init__(self, name: str, value: Any) -> None:
         self.name = name
         self.schedule: LearningRateSchedule | None = None
+        self.further_check: Callable[[float], None] = lambda number: None
         checks.knob(name, value)
         start = 1.0 if isinstance(value, LearningRateSchedule) else value
         self.variable = keras.Variable(
@@ -34,6 +36,8 @@ class Knob:
     def set(self, value: Any) -> bool:
         """Sets it; returns whether traces made before are no longer right."""
         checks.knob(self.name, value)
+        if not isinstance(value, LearningRateSchedule):
+            self.further_check(value)
         had_schedule = self.schedule is not None
         if isinstance(value, LearningRateSchedule):
             self.schedule = value
@@ -49,9 +53,11 @@ class Knob:
             return ops.convert_to_tensor(self.variable)
         return ops.cast(self.schedule(optimizer.iterations), "float32")
 
-    def lowest(self) -> float:
-        """Returns the number; of a schedule, its value at the start."""
-        return self.number if self.schedule is None else float(self.schedule(0))
+    def check_also(self, check: Callable[[float], None]) -> None:
+        """Holds the number, now and later, to a further check; a schedule by epoch."""
+        self.further_check = check
+        if self.schedule is None:
+            check(self.number)
 
     def check_at(self, step: int) -> None:
         """Raises `ValueError` if a schedule is out of range at a step."""
@@ -59,6 +65,7 @@ class Knob:
             value = float(self.schedule(step))
             try:
                 checks.knob(self.name, value)
+                self.further_check(value)
             except ValueError as error:
                 raise ValueError(f"the schedule at step {step}: {error}") from None
 
@@ -87,6 +94,10 @@ class TeacherWatch(keras.callbacks.Callback):
         """Notes the epoch; raises `ValueError` for a schedule out of its range."""
         self.epoch = views.epoch = epoch
         self.batch = 0
+        self.check_schedules()
+
+    def check_schedules(self) -> None:
+        """Holds schedules to their ranges, at both ends of the epoch."""
         start = int(ops.convert_to_numpy(self.model.optimizer.iterations))
         for step in (start, start + (self.params.get("steps") or 1) - 1):
             for knob in (self.untracked.temperature, self.untracked.alpha):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.objectives import REST_BETAS, tempered_kl
-from keras_distill.soft_targets import shards, views
+from keras_distill.soft_targets import jobs, manifest, shards, views
 from tests.conftest import (
     CLASSES,
     FEATURES,
@@ -238,6 +238,29 @@ def test_sequences_and_several_outputs(path, many):
     distiller.fit(targets.join(x).batch(10), verbose=0)
 
 
+def test_two_inputs_as_a_tuple(path, many):
+    inputs = [keras.Input((3,)), keras.Input((FEATURES,))]
+    teacher = keras.Model(
+        inputs, keras.layers.Dense(CLASSES)(keras.layers.Concatenate()(inputs))
+    )
+    x = many[0][:, :3], many[0]
+    for data in (dataset_of((x,)), dataset_of((x, many[1])).batch(7)):
+        targets = written(path, teacher, data, overwrite=True)
+        kept = kept_logits(targets.join(data))
+        assert largest_difference([kept], [teacher.predict(x, verbose=0)]) < 5e-3
+
+
+def test_predict_takes_joined_data_and_says_what_is_wrong(path, many):
+    targets = written(path, mlp(32), many)
+    student = mlp(6)
+    distiller = distiller_for(student)
+    found = distiller.predict(targets.join(many).batch(10), verbose=0)
+    assert largest_difference([found], [student.predict(many[0], verbose=0)]) < 1e-6
+    other = targets.join(many[0][::-1].copy()).batch(10)
+    with pytest.raises(ValueError, match="example 0 of the data"):
+        distiller.predict(other, verbose=0)
+
+
 def test_hidden_layers_are_kept(path, many):
     teacher, student = mlp(6), mlp(6)
     objective = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden")
@@ -406,6 +429,9 @@ def error_of(targets, data):
         (lambda x: np.concatenate([x, x[:1]]), "has 101 examples|11 batches of 10|more than"),
         (lambda x: x + np.eye(COUNT, FEATURES, -77, dtype="float32") * 1e-5, "example 77 of"),
         (lambda x: x / 2, "example 0 of the data is not"),
+        (lambda x: x[:80], "ends after 80|has 80 examples|8 batches of 10|more than"),
+        (lambda x: x.reshape(COUNT, 2, 4), "axes"),
+        (lambda x: np.tile(x, 2), r"is float32 .16,., the soft targets"),
     ],
 )  # fmt: skip
 def test_other_data_is_refused(path, many, change, message, batch):
@@ -584,6 +610,39 @@ def test_top_k_is_refused_where_it_cannot_serve(path, many):
         written(path + "2", mlp(32), many, top_k=6)
 
 
+def test_top_k_at_temperatures_that_come_later(path, many):
+    targets = written(path, mlp(32), many, top_k=2)
+    batches = targets.join(many).batch(10)
+    schedule = keras.optimizers.schedules.PolynomialDecay(4.0, 10, 0.2)
+    with pytest.raises(ValueError, match="temperatures of at least 1, got 0.5"):
+        distiller_for(mlp(6), temperature=schedule).fit(batches, epochs=3, verbose=0)
+    distiller = distiller_for(mlp(6))
+    distiller.fit(batches, verbose=0)
+    with pytest.raises(ValueError, match="temperatures of at least 1, got 0.2"):
+        distiller.temperature = 0.2
+
+
+def test_logits_that_spread_too_widely_for_top_k(path):
+    z = np.random.default_rng(0).normal(size=(20, 50)).astype("float32")
+    z[:, :10] = -1e9  # masked classes
+    kwargs = {"teacher_from_logits": True, "dtype": "float32"}
+    with pytest.raises(
+        ValueError, match="spread too widely for top_k=3.*clip its logits"
+    ):
+        written(path, lambda x: x * 1.0, z, top_k=3, **kwargs)
+    z[:, :10] = -25.0
+    written(path + "2", lambda x: x * 1.0, z, top_k=3, **kwargs)
+
+
+def test_kept_logits_are_not_taken_for_probabilities(path, many):
+    for top_k in (None, 2):
+        targets = written(f"{path}{top_k}", mlp(32), many, top_k=top_k)
+        with pytest.raises(ValueError, match="keeps logits whatever the teacher gives"):
+            distiller_for(mlp(6), teacher_from_logits=False).fit(
+                targets.join(many).batch(10), verbose=0
+            )
+
+
 def test_teacher_agreement_with_top_k(path, many):
     teacher = mlp(32)
     targets = written(path, teacher, many, top_k=1)
@@ -754,9 +813,12 @@ def test_killed_at_twenty_random_moments(path, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] == 20
+    assert result["partial"] >= 10  # most kills left some shards and not all
+    assert result["finished"] >= 1
     assert result["same_bytes"]
     assert result["most_shards_redone"] <= 1
     assert result["unfinished_opened"] == 0
+    assert result["left_over"] == []
 
 
 def test_full_disk_is_said_and_resumed(path, many, tmp_path):
@@ -889,6 +951,62 @@ def test_second_writer_is_refused(path, many):
         holder.kill()
         holder.wait()
     assert len(written(path, mlp(32), many)) == COUNT
+
+
+def test_another_teacher_or_other_data_does_not_open_a_finished_store(path, many):
+    x = many[0]
+    kwargs = {"batched": False}
+    make = lambda sign: lambda x: sign * x[:, :CLASSES]  # noqa: E731
+    written(path, make(1.0), x, teacher_from_logits=True, **kwargs)
+    with pytest.raises(ValueError, match="answers otherwise than when the first"):
+        written(path, make(-1.0), x, teacher_from_logits=True, **kwargs)
+    with pytest.raises(ValueError, match="from_logits is True, not False"):
+        written(path, make(1.0), x, teacher_from_logits=False, **kwargs)
+    with pytest.raises(ValueError, match="did not come twice in the same order"):
+        written(path, make(1.0), 2 * x, teacher_from_logits=True, **kwargs)
+    with pytest.raises(ValueError, match="examples is 100, not 50"):
+        written(path, make(1.0), x[:50], teacher_from_logits=True, **kwargs)
+
+
+def test_writer_that_outlived_its_store_stops(path, many):
+    written(path, mlp(32), many, part=(0, 2))
+    job_settings = manifest.read(path, manifest.SETTINGS)
+    manifest.write(path, manifest.SETTINGS, {**job_settings, "seed": 3})
+    job = jobs.Job(path, None, None, None, None, {}, {"seed": 0})
+    with pytest.raises(
+        OSError, match="given to soft targets of another kind meanwhile"
+    ):
+        job._write_shard(0, 1, [np.zeros((1, 8), "uint8")])
+    with pytest.raises(ValueError, match="overwrite=True with part would erase"):
+        written(path, mlp(32), many, part=(1, 2), overwrite=True)
+
+
+def test_shard_numbers_of_any_length(tmp_path):
+    for shard in (7, 99_999, 123_456):
+        (tmp_path / shards.name(0, shard)).touch()
+    assert shards.existing(str(tmp_path)) == {(0, 7), (0, 99_999), (0, 123_456)}
+
+
+def test_empty_shard_is_named(path, many):
+    teacher = mlp(32)
+    targets = written(path, teacher, many)
+    file = pathlib.Path(path, targets.manifest["shards"][2]["file"])
+    file.write_bytes(b"")
+    pathlib.Path(path, "manifest.json").unlink()
+    with pytest.raises(ValueError, match="shard-00002.tfrecord is damaged"):
+        written(path, teacher, many)
+    file.unlink()
+    assert len(written(path, teacher, many)) == COUNT
+
+
+def test_impossible_paths(many):
+    with pytest.raises(OSError, match="soft targets could not be written"):
+        written("/dev/null/kept", mlp(32), many)
+
+
+def test_file_urls_are_local(path, many):
+    written("file://" + path, mlp(32), many)
+    assert len(kd.SoftTargets.open(path)) == COUNT
 
 
 # Bad input ----------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def join(
     if batched is None:
         ranks = sorted(len(one.shape) + 1 for one in kept.inputs)
         batched = sources.is_batched(sources.inputs_of(spec), ranks)
+    _check_specs(kept, sources.inputs_of(spec), batched)
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
@@ -64,12 +65,13 @@ def join(
     if batched:
         blocks, size = dataset, sources.batch_size_of(dataset)
     else:
-        _check_length(kept, cardinality, 1)
+        _check_length(kept, cardinality, 1, False)
         size = sources.block_size(kept.inputs)
         blocks = dataset.batch(size)
     count = int(blocks.cardinality())
     if size is not None:
-        _check_length(kept, count, size)
+        has_one_size = tf.nest.flatten(blocks.element_spec)[0].shape[0] is not None
+        _check_length(kept, count, size, may_drop=has_one_size)
     if kept.views == 1 or epoch is not None:
         joined = _one_pass(kept, blocks, size, count, (epoch or 0) % kept.views)
     else:
@@ -96,19 +98,39 @@ def join(
 _ADVICE = (
     "Give the data that they were written for, whole and in the same order: join before "
     "shuffle, take, skip, filter and repeat, and do those afterwards. If the data or its "
-    "preparation has changed, write them anew."
+    "preparation has changed, write them anew with overwrite=True."
 )
 
 
-def _check_length(kept: Kept, count: int, size: int) -> None:
+def _check_specs(kept: Kept, inputs: Any, batched: bool) -> None:
+    """Refuses inputs of other shapes or dtypes: fingerprints are of the bytes alone."""
+    found = [
+        tf.TensorSpec(one.shape[1:] if batched else one.shape, one.dtype)
+        for one in tf.nest.flatten(inputs)
+    ]
+    for one, written in zip(found, kept.inputs, strict=True):
+        if one.dtype != written.dtype or not one.shape.is_compatible_with(
+            written.shape
+        ):
+            raise ValueError(
+                f"{_MARK} an input is {one.dtype.name} {tuple(one.shape)}, the soft "
+                f"targets in {kept.path} are for {written.dtype.name} "
+                f"{tuple(written.shape)}. {_ADVICE}"
+            )
+
+
+def _check_length(kept: Kept, count: int, size: int, may_drop: bool) -> None:
     """Refuses, before any reading, data of another length where it can be known.
 
     Args:
         kept: the store.
         count: number of batches; negative if not known.
-        size: of a batch; the last may be smaller, or left out.
+        size: of a batch; the last may be smaller.
+        may_drop: whether a smaller last batch may have been left out.
     """
-    smallest, largest = (count - 1) * size + 1, (count + 1) * size - 1
+    smallest, largest = (count - 1) * size + 1, count * size
+    if may_drop:
+        largest += size - 1
     if count >= 0 and not smallest <= kept.examples <= largest:
         has = f"{count} examples" if size == 1 else f"{count} batches of {size}"
         raise ValueError(

@@ -21,6 +21,7 @@ SETTINGS = "settings.json"
 #: What must agree for shards to be of one store.
 KEYS = (
     "teacher",
+    "from_logits",
     "outputs",
     "classes",
     "dtype",

@@ -258,6 +258,32 @@ def _saturated(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(values, dtype)
 
 
+def rest_error(logits: tf.Tensor, k: int) -> tuple[float, float]:
+    """Returns the largest error of `TopKLogits.rest_at`, and its temperature.
+
+    Args:
+        logits: float32 `(batch, ..., classes)`.
+        k: below the number of classes.
+
+    Returns:
+        The error in the probability of all classes but the k largest.
+    """
+    sorted_logits = tf.sort(logits, direction="DESCENDING")
+    values, indices = tf.math.top_k(logits, k)
+    largest = values[..., :1]
+    rest = _log_masses(logits - largest, indices) + largest * REST_BETAS[1:]
+    number = tf.fill(tf.shape(largest), tf.math.log(float(logits.shape[-1] - k)))
+    packed = [values, tf.cast(indices, tf.float32), number, rest]
+    top = TopKLogits(tf.concat(packed, -1))
+    found = []
+    for temperature in (1.4, 2.0, 3.5, 8.0, 30.0):
+        whole = tf.reduce_logsumexp(logits / temperature, -1)
+        true = tf.reduce_logsumexp(sorted_logits[..., k:] / temperature, -1)
+        error = tf.exp(top.rest_at(temperature) - whole) - tf.exp(true - whole)
+        found.append((float(tf.reduce_max(tf.abs(error))), temperature))
+    return max(found)
+
+
 def _log_masses(relative: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """Returns `logsumexp(b * z)` over the classes not in `indices`, for b in REST_BETAS.
 

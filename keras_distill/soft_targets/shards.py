@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -58,8 +59,8 @@ def remove_temporary(path: str, only: str | None = None) -> None:
 def existing(path: str) -> set[tuple[int, int]]:
     """Returns view and shard of each finished shard."""
     names = tf.io.gfile.listdir(path) if tf.io.gfile.isdir(path) else []
-    found = [n.rstrip("/") for n in names if n.startswith("view-")]
-    return {(int(n[5:8]), int(n[15:20])) for n in found if n.endswith(".tfrecord")}
+    found = [re.fullmatch(r"view-(\d+)-shard-(\d+)\.tfrecord", n) for n in names]
+    return {(int(match[1]), int(match[2])) for match in found if match}
 
 
 def load(file: Any, row_bytes: int) -> tf.Tensor:
@@ -94,5 +95,6 @@ def damaged(file: str) -> str:
     """Returns the message for a shard whose checksum does not hold."""
     return (
         f"{file} is damaged: its checksum does not hold. Delete this file and "
-        "manifest.json, and write again with the same arguments: only it is written anew."
+        "manifest.json, and write again with the same arguments: what is missing is "
+        "written anew."
     )

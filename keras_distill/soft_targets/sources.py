@@ -30,6 +30,7 @@ def as_dataset(data: Any) -> tf.data.Dataset:
 
     Raises:
         TypeError: if it is neither arrays, a dataset nor a function that returns one.
+        ValueError: if it is known to be shuffled anew each time.
     """
     if callable(data):
         data = data()
@@ -39,6 +40,12 @@ def as_dataset(data: Any) -> tf.data.Dataset:
                 f"{type(data).__name__}."
             )
     if isinstance(data, tf.data.Dataset):
+        if reshuffles(data):
+            raise ValueError(
+                "the dataset is shuffled anew each time it is read, so soft targets could "
+                "not be joined to it. Write them before shuffle(), then "
+                "targets.join(data).shuffle(...)."
+            )
         return data
     check_arrays(data)
     return tf.data.Dataset.from_tensor_slices(data)
@@ -83,7 +90,8 @@ class Source:
                 self.arrays,
             )
         else:
-            self.dataset = as_dataset(data).map(lambda *e: inputs_of(_element(e)))
+            # map() has unpacked the element, if it is a tuple.
+            self.dataset = as_dataset(data).map(lambda *element: element[0])
             dense(self.dataset.element_spec)
             ranks = teacher.input_ranks
             if batched is None:
@@ -169,11 +177,6 @@ class Source:
                         self.arrays,
                     )
                     first = end
-
-
-def _element(parts: tuple) -> Any:
-    """Returns an element as it was before `map` unpacked it into arguments."""
-    return parts if len(parts) > 1 else parts[0]
 
 
 def dense(specs: Any) -> None:

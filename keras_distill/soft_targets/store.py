@@ -98,7 +98,7 @@ class SoftTargets:
 
         A killed run goes on after its last whole shard when called again with the same
         arguments, and ends with the same bytes. Called again on a finished store of the
-        same teacher and settings, it only opens it.
+        same teacher and settings, it compares one batch and opens it.
 
         Args:
             path: a folder, on any file system that `tf.io.gfile` knows.
@@ -107,8 +107,9 @@ class SoftTargets:
             dataset: a `tf.data.Dataset` of examples or batches, `x`, `(x, y)` or `(x, y,
                 sample_weight)`, in the same order each time; arrays, or a tuple or dict
                 of them; or a function without arguments that returns such a dataset.
-            top_k: keep only the k largest logits, and the log-mass of all others.
-                Default: all logits.
+            top_k: keep only the k largest logits, and the log-mass of all others at
+                eight temperatures: the mass at any T >= 1 is interpolated, exact at these
+                and to about a thousandth elsewhere. Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
             layers: names of hidden layers to keep too, for `HiddenLayerLoss`.
             views: int, how many augmented views of each example; default 1.
@@ -129,7 +130,8 @@ class SoftTargets:
                 or a function.
             part: `(i, n)`: write only the i-th of n parts of the shards, by hand on
                 several machines that share the path. A last call without it finishes.
-            overwrite: whether to replace what is there. Default `False`.
+            overwrite: whether to begin anew, replacing what is there. Default `False`.
+                Not with `part`.
             verbose: whether to show a progress bar where it takes over two seconds.
 
         Returns:
@@ -137,15 +139,15 @@ class SoftTargets:
 
         Raises:
             ValueError: if an argument is out of range, the data is empty, endless or
-                shuffled anew each time, the teacher's answer is not finite, or the path
-                holds soft targets of another kind, saying what differs.
+                shuffled anew each time, the teacher's answer is not finite, its logits
+                spread too widely for `top_k`, or the path holds soft targets of another
+                kind, saying what differs.
             TypeError: if the data is of no kind that can be read, or is a dataset object
                 and `n_jobs` more than 1.
             BlockingIOError: if another process is writing to a local path.
             OSError: if the disk is full; what was written stays.
         """
         path = _path(path)
-        writing.check_order(dataset)
         writing.write(
             path,
             teacher,
@@ -234,8 +236,10 @@ class SoftTargets:
         `repeat`, `take` and `cache`; before or after `batch`.
 
         With several views, the student gets in epoch e the view `e % views`, the very
-        bits that the teacher saw. The epoch is that of the running `Distiller.fit`, which
-        begins anew with each; `cache` after `join` would hold on to one view.
+        bits that the teacher saw. The epoch is that of the running `Distiller.fit`, read
+        where a pass over the data begins: let `fit` count the epochs, since `repeat` begins
+        the next pass early, and `cache` after `join` would hold on to one view. Elsewhere
+        say `epoch=`.
 
         Args:
             dataset: as for `write`, in the same order; labels and weights may be others.
@@ -257,7 +261,6 @@ class SoftTargets:
                 f"these soft targets are for views made by {self._content['augment']}; "
                 "pass that function: SoftTargets.open(path, augment=...)."
             )
-        writing.check_order(dataset)
         specs = [
             tf.TensorSpec(shape, dtype) for shape, dtype in self._content["inputs"]
         ]
@@ -355,5 +358,5 @@ class SoftTargets:
 
 
 def _path(path: str | os.PathLike) -> str:
-    path = os.fspath(path)
+    path = os.fspath(path).removeprefix("file://")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
-import fcntl
 import hashlib
 import os
 import threading
@@ -20,175 +18,17 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from keras_distill.objectives import by_output
+from keras_distill.objectives import TopKLogits, by_output
 from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
-from keras_distill.soft_targets.rows import DTYPES, Rows
+from keras_distill.soft_targets.jobs import Job
+from keras_distill.soft_targets.locks import file_errors, lock, settling
+from keras_distill.soft_targets.rows import DTYPES
 from keras_distill.teachers import as_teacher
 
 #: Bytes of a shard, where its size is not given.
 _SHARD_BYTES = 16_000_000
 #: How close a teacher's answers must be to those of an earlier run on another machine.
 _CLOSE = 1e-2
-
-
-@dataclasses.dataclass
-class Job:
-    """All that a process needs in order to write any shard; can be pickled.
-
-    Attributes:
-        path: of the store.
-        teacher: as the user gave it.
-        data: as the user gave it.
-        batched: whether a dataset's elements are batches.
-        augment: makes the views; `None` for none.
-        options: the rest, by name.
-    """
-
-    path: str
-    teacher: Any
-    data: Any
-    batched: bool | None
-    augment: Callable | None
-    options: dict[str, Any]
-
-    def start(self) -> None:
-        """Binds teacher and data; once in every process."""
-        o = self.options
-        self.bound = as_teacher(self.teacher, o["from_logits"], o["average"])
-        self.bound.match_layers(o["layers"])
-        self.source = sources.Source(self.data, self.batched, self.bound)
-        self.rows = self._layout()
-        self.step = tf.function(self._step, reduce_retracing=True)
-
-    def __getstate__(self) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: self.__dict__[name] for name in names}
-
-    def _seen(self) -> Any:
-        """Returns the specs of what the teacher sees, batch first."""
-        specs = self.source.specs
-        if self.augment is None:
-            return specs
-        return tf.nest.map_structure(
-            lambda s: tf.TensorSpec((None, *s.shape), s.dtype),
-            views.output_specs(self.augment, specs),
-        )
-
-    def _layout(self) -> Rows:
-        try:
-            traced = tf.function(self._answer).get_concrete_function(self._seen())
-        except (TypeError, ValueError) as error:
-            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(self._seen()))
-            hint = "give it the data that it was made for"
-            if self.batched is None and self.bound.input_ranks is None:
-                hint = (
-                    "the dataset's elements were taken for batches, pass batched=False "
-                    "if they are single examples"
-                )
-            raise ValueError(
-                f"the {self.bound.description} does not take batches of shape {shapes}; "
-                f"{hint}."
-            ) from error
-        logits, layers = traced.structured_outputs
-        return Rows.for_answer(
-            logits,
-            layers,
-            self.options["dtype"],
-            self.options["top_k"],
-            self.augment is not None,
-        )
-
-    def _answer(self, inputs: Any) -> Any:
-        temperature = tf.constant(self.options["temperature"] or 1.0)
-        answer = self.bound(inputs, temperature)
-        logits = answer.logits
-        return list(logits) if isinstance(logits, tuple) else logits, answer.layers
-
-    def _step(self, inputs: Any, fingerprint: Any, augmented: Any) -> Any:
-        """Returns the rows of a batch, and which of the answers are finite."""
-        logits, layers = self._answer(inputs)
-        finite = [
-            tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
-            for part in [*(part for _, part in by_output(logits)), *layers.values()]
-        ]
-        rows = self.rows.encode(fingerprint, augmented, logits, layers)
-        return rows, tf.reduce_all(tf.stack(finite), 0)
-
-    def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
-        """Returns batches of what the teacher sees, and the fingerprints."""
-        seed, augment = self.options["seed"], self.augment
-
-        @tf.autograph.experimental.do_not_convert
-        def prepared(index: Any, inputs: Any) -> tuple:
-            fingerprint = fingerprints.of_examples(inputs)
-            if augment is None:
-                return inputs, fingerprint, fingerprint
-            inputs = views.augmented(augment, inputs, seed, view, index)
-            return inputs, fingerprint, fingerprints.of_examples(inputs)
-
-        @tf.autograph.experimental.do_not_convert
-        def with_index(index: Any, inputs: Any) -> tuple:
-            size = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
-            return index + size, (index, inputs)
-
-        o = self.options
-        return (
-            self.source.batches(first, count, o["batch_size"], o["shard_size"])
-            .scan(tf.constant(first, tf.int64), with_index)
-            .map(prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-
-    def write(
-        self, view: int, shard: int, count: int | None, told: Callable[[int], Any]
-    ) -> int:
-        """Writes consecutive shards of a view.
-
-        Args:
-            view: int.
-            shard: the first.
-            count: how many; `None` for all that the data has.
-            told: called with the number of examples, after each batch.
-
-        Returns:
-            The number of examples.
-        """
-        size = self.options["shard_size"]
-        done, rows, buffered = 0, [], 0
-        with _readable_errors():
-            for inputs, fingerprint, augmented in self.batches(
-                view, shard * size, count
-            ):
-                part, finite = self.step(inputs, fingerprint, augmented)
-                if not bool(tf.reduce_all(finite)):
-                    bad = shard * size + buffered + int(np.argmin(finite))
-                    raise ValueError(
-                        f"the teacher's answer for example {bad} (view {view}) is not "
-                        "finite (NaN or infinity); check its inputs and weights."
-                    )
-                rows.append(part.numpy())
-                buffered += len(rows[-1])
-                done += len(rows[-1])
-                if buffered == size:
-                    shards.write(self.path, view, shard, np.concatenate(rows))
-                    rows, buffered, shard = [], 0, shard + 1
-                told(len(part))
-        if rows:
-            shards.write(self.path, view, shard, np.concatenate(rows))
-        return done
-
-
-@contextlib.contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        if "Cannot batch tensors" in str(error) or "Cannot add tensor" in str(error):
-            raise ValueError(
-                "the examples differ in shape, so they do not batch; pad or resize them "
-                "to one shape."
-            ) from error
-        raise
 
 
 def write(
@@ -215,6 +55,11 @@ def write(
 ) -> None:
     """Writes a store; see `SoftTargets.write`."""
     _check(dtype, views, augment, seed, shard_size, batch_size, part)
+    if overwrite and part is not None:
+        raise ValueError(
+            "overwrite=True with part would erase what other parts have written; delete "
+            f"{path!r} first."
+        )
     began = time.monotonic()
     options = {
         "from_logits": teacher_from_logits,
@@ -234,14 +79,22 @@ def write(
         fitting = max(1, min(16_384, _SHARD_BYTES // job.rows.bytes) // batch_size)
         options["shard_size"] = fitting * batch_size
     settings = _settings(job, views)
-    tf.io.gfile.makedirs(path)
-    with _lock(path, part):
-        if _is_written(path, settings, overwrite, part):
-            return
-        run = _Run(job, settings, views, verbose)
-        run.write(n_jobs, part)
-        if part is None:
-            run.finish(time.monotonic() - began)
+    with file_errors(path):
+        tf.io.gfile.makedirs(path)
+        with lock(path, part):
+            with settling(path):
+                is_written = _is_written(path, settings, overwrite, part)
+            job.settings = {
+                key: settings[key] for key in manifest.KEYS if key != "examples"
+            }
+            run = _Run(job, settings, views, verbose)
+            if (0, 0) in shards.existing(path):
+                run.check_first_batch()
+            if is_written:
+                return
+            run.write(n_jobs, part)
+            if part is None:
+                run.finish(time.monotonic() - began)
 
 
 def _check(
@@ -311,6 +164,15 @@ def _settle_logits(job: Job, temperature: float | None) -> None:
     o["from_logits"] = settled[0]
 
 
+def _settled(bound: Any) -> Any:
+    """Returns whether a teacher's outputs are logits, as a value of the manifest."""
+    members = getattr(bound, "members", None)
+    if members is not None:
+        return [_settled(member) for member in members]
+    given = bound.from_logits
+    return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
+
+
 def _settings(job: Job, number_of_views: int) -> dict[str, Any]:
     o, rows = job.options, job.rows
     teacher = fingerprints.of_teacher(job.teacher)
@@ -321,6 +183,7 @@ def _settings(job: Job, number_of_views: int) -> dict[str, Any]:
         "format": manifest.FORMAT,
         "format_version": manifest.VERSION,
         "teacher": teacher,
+        "from_logits": _settled(job.bound),
         "outputs": rows.outputs,
         "outputs_are_dict": rows.is_dict,
         "classes": rows.classes[0] if rows.outputs == [None] else rows.classes,
@@ -381,32 +244,6 @@ def _clear(path: str) -> None:
             tf.io.gfile.remove(os.path.join(path, name))
     for view, shard in shards.existing(path):
         tf.io.gfile.remove(os.path.join(path, shards.name(view, shard)))
-
-
-@contextlib.contextmanager
-def _lock(path: str, part: tuple[int, int] | None) -> Iterator[None]:
-    """Keeps a second writer out, by a lock that dies with the process.
-
-    Writers of different parts share the store. Only for local paths: other file systems
-    have no locks.
-    """
-    if "://" in path:
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        wanted = [(".lock", fcntl.LOCK_EX if part is None else fcntl.LOCK_SH)]
-        if part is not None:
-            wanted.append((f".lock-{part[0]}-of-{part[1]}", fcntl.LOCK_EX))
-        for name, kind in wanted:
-            file = stack.enter_context(open(os.path.join(path, name), "w"))
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(
-                    f"another process is writing soft targets to {path!r}; wait for it, "
-                    "or choose another path."
-                ) from error
-        yield
 
 
 class _Run:
@@ -521,7 +358,7 @@ class _Run:
     def finish(self, seconds: float) -> None:
         """Reads all shards again, then writes the manifest."""
         files, digest = self._verified()
-        self._check_first_batch()
+        self.check_first_batch()
         assert self.examples is not None
         content = {
             **self.settings,
@@ -542,25 +379,27 @@ class _Run:
         """Reads every record; all views must be of the same examples."""
         files, digests = [], []
         for view in range(self.views):
-            digest, examples = hashlib.sha256(), 0
+            digest = hashlib.sha256()
             for shard in range(self._shards()):
+                is_last = shard == self._shards() - 1
+                assert self.examples is not None
+                wanted = self.examples - shard * self.size if is_last else self.size
                 name = shards.name(view, shard)
                 file = os.path.join(self.job.path, name)
                 count = 0
                 for rows in shards.read(file, self.job.rows.bytes):
                     digest.update(rows[:, : fingerprints.BYTES].tobytes())
                     count += len(rows)
+                if count != wanted:
+                    raise ValueError(shards.damaged(file))
                 size = int(tf.io.gfile.stat(file).length)
                 files.append({"file": name, "rows": count, "bytes": size})
-                examples += count
-            digests.append((examples, digest.hexdigest()[:32]))
-        if any(one != (self.examples, digests[0][1]) for one in digests):
-            raise ValueError(
-                f"{_UNSTEADY} (examples by view: {[e for e, _ in digests]})."
-            )
-        return files, digests[0][1]
+            digests.append(digest.hexdigest()[:32])
+        if any(one != digests[0] for one in digests):
+            raise ValueError(f"{_UNSTEADY}.")
+        return files, digests[0]
 
-    def _check_first_batch(self) -> None:
+    def check_first_batch(self) -> None:
         """Compares data and teacher as they are now with the first rows on disk."""
         inputs, fingerprint, augmented = next(iter(self.job.batches(0, 0, 1)))
         now = self.job.step(inputs, fingerprint, augmented)[0]
@@ -572,7 +411,13 @@ class _Run:
         ):
             raise ValueError(f"{_UNSTEADY}.")
         answers = [
-            keras.tree.flatten(self.job.rows.decode(rows)) for rows in (now, then)
+            [
+                *keras.tree.flatten(
+                    [_comparable(part) for _, part in by_output(logits)]
+                ),
+                *layers.values(),
+            ]
+            for logits, layers in map(self.job.rows.decode, (now, then))
         ]
         for a, b in zip(*answers, strict=True):
             if not np.allclose(a, b, rtol=_CLOSE, atol=_CLOSE):
@@ -589,14 +434,11 @@ _UNSTEADY = (
 )
 
 
-def check_order(data: Any) -> None:
-    """Refuses a dataset that is shuffled anew each time."""
-    if isinstance(data, tf.data.Dataset) and sources.reshuffles(data):
-        raise ValueError(
-            "the dataset is shuffled anew each time it is read, so soft targets could "
-            "not be joined to it. Write them before shuffle(), then "
-            "targets.join(data).shuffle(...)."
-        )
+def _comparable(logits: Any) -> list[tf.Tensor]:
+    """Returns what does not jump when two classes change places by rounding."""
+    if isinstance(logits, TopKLogits):
+        return [logits.values, logits.rest]
+    return [logits]
 
 
 def _consecutive(missing: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
