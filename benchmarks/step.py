@@ -113,16 +113,20 @@ def compiled(model):
     return model
 
 
-def contenders(setting, examples, folder):
-    """Returns `(model, dataset)` by name; the first is what the others are a ratio to."""
+def contenders(setting, examples, folder, only=None):
+    """Returns `(model, dataset)` by name, of all or only one."""
     _, build_student, build_teacher, shape, classes, hidden = setting
     rng = np.random.default_rng(0)
     x = rng.random((examples, *shape), "float32")
     y = rng.integers(classes, size=examples)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
-    teacher = build_teacher()
+    # Alone, the plain and the kept one are to be seen without any teacher in memory.
+    teacher = None if only in (PLAIN, KEPT) else build_teacher()
     layers = [hidden] if hidden else []
-    kept = kd.SoftTargets.write(folder, teacher, data, layers=layers, verbose=False)
+    if only is None:
+        kd.SoftTargets.write(folder, teacher, data, layers=layers, verbose=False)
+    if only in (None, KEPT):
+        kept = kd.SoftTargets.open(folder)
 
     objective = kd.SoftTargetLoss()
     keras_terms = [
@@ -147,14 +151,14 @@ def contenders(setting, examples, folder):
             objective=objective,
         )
 
-    found = {
-        PLAIN: (build_student(), data),
-        FLOOR: (TeacherThenPlainStep(build_student(), teacher), data),
-        KEPT: (ours(None), kept.join(data)),
-        LIVE: (ours(teacher), data),
-        KERAS: (
+    makers = {
+        PLAIN: lambda: (build_student(), data),
+        FLOOR: lambda: (TeacherThenPlainStep(build_student(), teacher), data),
+        KEPT: lambda: (ours(None), kept.join(data)),
+        LIVE: lambda: (ours(teacher), data),
+        KERAS: lambda: (
             keras.distillation.Distiller(
-                teacher=build_teacher(),
+                teacher=teacher,
                 student=build_student(),
                 distillation_losses=keras_terms,
                 student_loss_weight=ALPHA,
@@ -163,13 +167,14 @@ def contenders(setting, examples, folder):
         ),
     }
     if not hidden:
-        found[TEXTBOOK] = (Textbook(build_student(), build_teacher()), data)
+        makers[TEXTBOOK] = lambda: (Textbook(build_student(), build_teacher()), data)
     options = tf.data.Options()
     options.autotune.enabled = False
-    return {
-        name: (compiled(model), data.prefetch(2).with_options(options))
-        for name, (model, data) in found.items()
-    }
+    found = {}
+    for name in makers if only is None else [only]:
+        model, dataset = makers[name]()
+        found[name] = compiled(model), dataset.prefetch(2).with_options(options)
+    return found
 
 
 PLAIN = "plain student.fit"
@@ -239,19 +244,23 @@ def run_setting(setting, examples, rounds):
 def peak_memory(index, name, examples, quick):
     """Peak resident memory in MB of a fresh process that fits one of them once."""
     code = (
-        "import resource, sys, tempfile; sys.path.insert(0, sys.argv[1]); import step\n"
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import step\n"
         "setting = list(step.settings(sys.argv[5] == 'True'))[int(sys.argv[2])]\n"
-        "with tempfile.TemporaryDirectory() as folder:\n"
-        "    found = step.contenders(setting, int(sys.argv[4]), folder)\n"
-        "    model, data = found[sys.argv[3]]; del found\n"
+        "name = None if sys.argv[3] == 'None' else sys.argv[3]\n"
+        "found = step.contenders(setting, int(sys.argv[4]), sys.argv[6], name)\n"
+        "if name:\n"
+        "    model, data = found[name]\n"
         "    model.fit(data, verbose=0, shuffle=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     here = str(pathlib.Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", code, here, str(index), name, str(examples), str(quick)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        for one in ("None", name):  # the first only writes the soft targets
+            arguments = [here, str(index), one, str(examples), str(quick), folder]
+            done = subprocess.run(
+                [sys.executable, "-c", code, *arguments],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
     return int(done.stdout)
 
 
