@@ -244,14 +244,15 @@ def run_setting(setting, examples, rounds):
 def peak_memory(index, name, examples, quick):
     """Peak resident memory in MB of a fresh process that fits one of them once."""
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import step\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import step\n"
         "setting = list(step.settings(sys.argv[5] == 'True'))[int(sys.argv[2])]\n"
         "name = None if sys.argv[3] == 'None' else sys.argv[3]\n"
         "found = step.contenders(setting, int(sys.argv[4]), sys.argv[6], name)\n"
         "if name:\n"
         "    model, data = found[name]\n"
         "    model.fit(data, verbose=0, shuffle=False)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        # Not getrusage: that goes on counting from the parent's peak.
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     here = str(pathlib.Path(__file__).parent)
     with tempfile.TemporaryDirectory() as folder:
@@ -261,7 +262,7 @@ def peak_memory(index, name, examples, quick):
                 [sys.executable, "-c", code, *arguments],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
-    return int(done.stdout)
+    return int(done.stdout) // 1024
 
 
 def table(results):
