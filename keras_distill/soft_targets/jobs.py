@@ -48,7 +48,7 @@ class Job:
         self.bound.match_layers(o["layers"])
         self.source = sources.Source(self.data, self.batched, self.bound)
         self.rows = self._layout()
-        self.step = tf.function(self._step, reduce_retracing=True)
+        self.next_rows = tf.function(self._next_rows, reduce_retracing=True)
 
     def __getstate__(self) -> dict[str, Any]:
         names = [field.name for field in dataclasses.fields(self)]
@@ -94,15 +94,20 @@ class Job:
         logits = answer.logits
         return list(logits) if isinstance(logits, tuple) else logits, answer.layers
 
-    def _step(self, inputs: Any, fingerprint: Any, augmented: Any) -> Any:
-        """Returns the rows of a batch, and which of the answers are finite."""
+    def _next_rows(self, iterator: Any) -> tuple:
+        """Returns the rows of the next batch, which of its answers are finite, logits.
+
+        The iterator is read in the graph, which spares Python a call for every part.
+        """
+        inputs, fingerprint, augmented = next(iterator)
         logits, layers = self._answer(inputs)
         finite = [
             tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
             for part in [*(part for _, part in by_output(logits)), *layers.values()]
         ]
         rows = self.rows.encode(fingerprint, augmented, logits, layers)
-        return rows, tf.reduce_all(tf.stack(finite), 0)
+        finite = tf.reduce_all(tf.stack(finite), 0)
+        return rows, finite, tf.reduce_all(finite), logits
 
     def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
         """Returns batches of what the teacher sees, and the fingerprints."""
@@ -145,26 +150,28 @@ class Job:
         """
         size = self.options["shard_size"]
         done, rows, buffered = 0, [], 0
-        with _readable_errors():
-            for inputs, fingerprint, augmented in self.batches(
-                view, shard * size, count
-            ):
-                part, finite = self.step(inputs, fingerprint, augmented)
-                if not bool(tf.reduce_all(finite)):
-                    bad = shard * size + buffered + int(np.argmin(finite))
-                    raise ValueError(
-                        f"the teacher's answer for example {bad} (view {view}) is not "
-                        "finite (NaN or infinity); check its inputs and weights."
-                    )
-                if not done:
-                    self._check_rest(inputs)
-                rows.append(part.numpy())
-                buffered += len(rows[-1])
-                done += len(rows[-1])
-                if buffered == size:
-                    self._write_shard(view, shard, rows)
-                    rows, buffered, shard = [], 0, shard + 1
-                told(len(part))
+        batches = iter(self.batches(view, shard * size, count))
+        while True:
+            with _readable_errors():
+                try:
+                    part, finite, all_finite, logits = self.next_rows(batches)
+                except tf.errors.OutOfRangeError:
+                    break
+            if not all_finite.numpy():
+                bad = shard * size + buffered + int(np.argmin(finite))
+                raise ValueError(
+                    f"the teacher's answer for example {bad} (view {view}) is not finite "
+                    "(NaN or infinity); check its inputs and weights."
+                )
+            if not done:
+                self._check_rest(logits)
+            rows.append(part.numpy())
+            buffered += len(rows[-1])
+            done += len(rows[-1])
+            if buffered == size:
+                self._write_shard(view, shard, rows)
+                rows, buffered, shard = [], 0, shard + 1
+            told(part.shape[0])
         if rows:
             self._write_shard(view, shard, rows)
         return done
@@ -182,12 +189,12 @@ class Job:
             )
         shards.write(self.path, view, shard, np.concatenate(rows))
 
-    def _check_rest(self, inputs: Any) -> None:
+    def _check_rest(self, logits: Any) -> None:
         """Refuses logits whose rest is not well said by its mass at a few temperatures."""
         k = self.options["top_k"]
         if k is None:
             return
-        for key, output in by_output(self._answer(inputs)[0]):
+        for key, output in by_output(logits):
             if k == output.shape[-1]:
                 continue
             error, temperature = rest_error(tf.cast(output, tf.float32), k)
