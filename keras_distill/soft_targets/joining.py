@@ -183,17 +183,7 @@ def _pairs_of_one_size(
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`, the rows rebatched natively."""
     files = [_file(kept, view, shard) for shard in range(kept.shards)]
-    rows = (
-        tf.data.TFRecordDataset(files, buffer_size=1 << 20)
-        .map(
-            _as_is(
-                lambda record: tf.reshape(
-                    tf.io.decode_raw(record, tf.uint8), (-1, kept.rows.bytes)
-                )
-            )
-        )
-        .rebatch(size)
-    )
+    rows = shards.stream(files, kept.rows.bytes).rebatch(size)
     # Nothing more, for ever: data that goes on finds no rows.
     nothing = tf.data.Dataset.from_tensors(tf.zeros((0, kept.rows.bytes), tf.uint8))
     firsts = tf.data.Dataset.range(0, np.iinfo("int64").max, size)

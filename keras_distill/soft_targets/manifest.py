@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_distill.soft_targets import shards
+from keras_distill.soft_targets.locks import file_errors
 
 FORMAT = "keras_distill soft targets"
 VERSION = 1
@@ -41,10 +42,11 @@ KEYS = (
 def write(path: str, name: str, content: dict[str, Any]) -> None:
     """Writes JSON under a temporary name, then renames it; with its own checksum."""
     content = {**content, "checksum": _checksum(content)}
-    temporary = os.path.join(path, f".tmp-{uuid.uuid4().hex}")
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(json.dumps(content, indent=1))
-    tf.io.gfile.rename(temporary, os.path.join(path, name), overwrite=True)
+    temporary = os.path.join(path, f"{shards.TEMPORARY}{uuid.uuid4().hex}")
+    with file_errors(path):
+        with tf.io.gfile.GFile(temporary, "w") as file:
+            file.write(json.dumps(content, indent=1))
+        tf.io.gfile.rename(temporary, os.path.join(path, name), overwrite=True)
 
 
 def read(path: str, name: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 #: Rows of one record; TFRecord has a checksum for each. A shorter one ends a shard.
 ROWS_PER_RECORD = 1024
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 
 def name(view: int, shard: int) -> str:
@@ -33,7 +33,7 @@ def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
     Raises:
         OSError: if the disk is full or refuses; what was finished before stays.
     """
-    temporary = os.path.join(path, f"{_TEMPORARY}{uuid.uuid4().hex}")
+    temporary = os.path.join(path, f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with tf.io.TFRecordWriter(temporary) as writer:
             for start in range(0, len(rows), ROWS_PER_RECORD):
@@ -50,7 +50,7 @@ def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
 
 def remove_temporary(path: str, only: str | None = None) -> None:
     """Removes what killed writers left behind."""
-    left = [only] if only else tf.io.gfile.glob(os.path.join(path, f"{_TEMPORARY}*"))
+    left = [only] if only else tf.io.gfile.glob(os.path.join(path, f"{TEMPORARY}*"))
     for file in left:
         if tf.io.gfile.exists(file):
             tf.io.gfile.remove(file)
@@ -76,6 +76,14 @@ def load(file: Any, row_bytes: int) -> tf.Tensor:
     records = tf.data.TFRecordDataset(file, buffer_size=1 << 20)
     joined = records.batch(1 << 30).map(tf.strings.reduce_join).get_single_element()
     return tf.reshape(tf.io.decode_raw(joined, tf.uint8), (-1, row_bytes))
+
+
+def stream(files: Any, row_bytes: int) -> tf.data.Dataset:
+    """Returns the records of shards, one after another, as uint8 `(rows, bytes)`."""
+    decode = tf.autograph.experimental.do_not_convert(
+        lambda record: tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, row_bytes))
+    )
+    return tf.data.TFRecordDataset(files, buffer_size=1 << 20).map(decode)
 
 
 def read(file: str, row_bytes: int) -> Iterator[np.ndarray]:

@@ -293,10 +293,8 @@ class SoftTargets:
             )
         rows = self._rows()
         files = [self._file(view, shard) for shard in range(self._shards_per_view())]
-        return tf.data.TFRecordDataset(files).map(
-            lambda record: rows.decode(
-                tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, rows.bytes))
-            )[0],
+        return shards.stream(files, rows.bytes).map(
+            lambda block: rows.decode(block)[0],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -81,20 +81,20 @@ def write(
     settings = _settings(job, views)
     with file_errors(path):
         tf.io.gfile.makedirs(path)
-        with lock(path, part):
-            with settling(path):
-                is_written = _is_written(path, settings, overwrite, part)
-            job.settings = {
-                key: settings[key] for key in manifest.KEYS if key != "examples"
-            }
-            run = _Run(job, settings, views, verbose)
-            if (0, 0) in shards.existing(path):
-                run.check_first_batch()
-            if is_written:
-                return
-            run.write(n_jobs, part)
-            if part is None:
-                run.finish(time.monotonic() - began)
+    with lock(path, part):
+        with settling(path):
+            is_written = _is_written(path, settings, overwrite, part)
+        job.settings = {
+            key: settings[key] for key in manifest.KEYS if key != "examples"
+        }
+        run = _Run(job, settings, views, verbose)
+        if (0, 0) in shards.existing(path):
+            run.check_first_batch()
+        if is_written:
+            return
+        run.write(n_jobs, part)
+        if part is None:
+            run.finish(time.monotonic() - began)
 
 
 def _check(
