@@ -21,6 +21,12 @@ from keras_distill.objectives import (
     WeightedSum,
 )
 from keras_distill.soft_targets import SoftTargets
+from keras_distill.specialists import (
+    SpecialistBuilder,
+    SpecialistEnsemble,
+    class_covariance,
+    cluster_classes,
+)
 from keras_distill.teachers import as_teacher
 
 __version__ = _version("keras-distill")
@@ -35,10 +41,14 @@ __all__ = [
     "Objective",
     "SoftTargetLoss",
     "SoftTargets",
+    "SpecialistBuilder",
+    "SpecialistEnsemble",
     "TeacherAgreement",
     "TopKLogits",
     "WeightedSum",
     "as_teacher",
+    "class_covariance",
+    "cluster_classes",
     "compare",
     "datasets",
     "evaluate",

@@ -24,7 +24,8 @@ def _import_tensorflow_quietly() -> None:
     """Imports TensorFlow with standard error kept aside, shown only if that fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ[_VARIABLE] = "1"
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     sys.stderr.flush()
     standard_error = os.dup(2)
     with tempfile.TemporaryFile() as log:

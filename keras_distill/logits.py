@@ -38,7 +38,8 @@ def gives_logits(model: Any, outputs: Collection | None = None) -> Any:
     """Tells from a model's last layers whether its outputs are logits.
 
     Args:
-        model: any model; a subclassed one does not say.
+        model: any model; a subclassed one does not say, unless it has an attribute
+            `outputs_are_logits`, a bool.
         outputs: keys of the outputs that matter; the others, which may be features,
             are answered by `True`: they are left as they are. `None` for all.
 
@@ -52,7 +53,8 @@ def gives_logits(model: Any, outputs: Collection | None = None) -> Any:
             exclude each other, so that there is no softmax to distil.
     """
     if not getattr(model, "outputs", None):
-        return None
+        # A subclassed model may say it by an attribute of this name.
+        return getattr(model, "outputs_are_logits", None)
     answers = {
         key: (outputs is not None and key not in outputs)
         or _is_logits(output, model.name)
@@ -99,6 +101,9 @@ def _is_logits(tensor: Any, model_name: str) -> bool | None:
 
 
 def _activation_answer(layer: Any, model_name: str) -> bool | None:
+    said = getattr(layer, "outputs_are_logits", None)
+    if said is not None:
+        return said
     activation = getattr(layer, "activation", None)
     if activation is None or isinstance(layer, keras.layers.RNN):
         return None

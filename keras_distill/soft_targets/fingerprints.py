@@ -66,6 +66,17 @@ def name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def of_arrays(arrays: list[np.ndarray]) -> str:
+    """Returns a hex digest of arrays: their types, shapes and values."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        flat = array.reshape(-1)
+        for start in range(0, len(flat), 1 << 22):  # a memory map need not fit
+            digest.update(flat[start : start + (1 << 22)].tobytes())
+    return digest.hexdigest()[:32]
+
+
 def _digest(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -74,12 +85,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _of_weights(model: keras.Model) -> str:
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
-        digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()[:32]
+    return of_arrays([keras.ops.convert_to_numpy(v) for v in model.weights])
 
 
 def _architecture(model: keras.Model) -> str:

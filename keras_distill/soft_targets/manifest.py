@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from keras_distill import files
 from keras_distill.soft_targets import shards
-from keras_distill.soft_targets.locks import file_errors
 
 FORMAT = "keras_distill soft targets"
 VERSION = 1
@@ -40,13 +37,8 @@ KEYS = (
 
 
 def write(path: str, name: str, content: dict[str, Any]) -> None:
-    """Writes JSON under a temporary name, then renames it; with its own checksum."""
-    content = {**content, "checksum": _checksum(content)}
-    temporary = os.path.join(path, f"{shards.TEMPORARY}{uuid.uuid4().hex}")
-    with file_errors(path):
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(json.dumps(content, indent=1))
-        tf.io.gfile.rename(temporary, os.path.join(path, name), overwrite=True)
+    """Writes a manifest whole or not at all."""
+    files.write_json(path, name, content)
 
 
 def read(path: str, name: str) -> dict[str, Any] | None:
@@ -55,30 +47,13 @@ def read(path: str, name: str) -> dict[str, Any] | None:
     Raises:
         ValueError: if it is damaged, or of a newer format.
     """
-    file_name = os.path.join(path, name)
-    if not tf.io.gfile.exists(file_name):
-        return None
-    with tf.io.gfile.GFile(file_name) as file:
-        text = file.read()
-    try:
-        content = json.loads(text)
-        is_whole = content.pop("checksum") == _checksum(content)
-    except (ValueError, KeyError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(
-            f"{file_name} is damaged; delete {path!r} and write the soft targets anew."
-        )
-    if content["format_version"] > VERSION:
+    content = files.read_json(path, name)
+    if content is not None and content["format_version"] > VERSION:
         raise ValueError(
             f"{path!r} has format version {content['format_version']}, this keras_distill "
             f"reads up to {VERSION}; install a newer one."
         )
     return content
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(found: Mapping, wanted: Mapping) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import files
+
 #: Rows of one record; TFRecord has a checksum for each. A shorter one ends a shard.
 ROWS_PER_RECORD = 1024
-TEMPORARY = ".tmp-"
 
 
 def name(view: int, shard: int) -> str:
@@ -33,27 +34,19 @@ def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
     Raises:
         OSError: if the disk is full or refuses; what was finished before stays.
     """
-    temporary = os.path.join(path, f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary = os.path.join(path, f"{files.TEMPORARY}{uuid.uuid4().hex}")
     try:
         with tf.io.TFRecordWriter(temporary) as writer:
             for start in range(0, len(rows), ROWS_PER_RECORD):
                 writer.write(rows[start : start + ROWS_PER_RECORD].tobytes())
         tf.io.gfile.rename(temporary, os.path.join(path, name(view, shard)), True)
     except tf.errors.OpError as error:
-        remove_temporary(path, temporary)
+        files.remove_temporary(path, temporary)
         raise OSError(
             f"shard {shard} of view {view} could not be written to {path!r}: "
             f"{error.message}. Free space there and write again with the same "
             "arguments: it goes on after the last whole shard."
         ) from error
-
-
-def remove_temporary(path: str, only: str | None = None) -> None:
-    """Removes what killed writers left behind."""
-    left = [only] if only else tf.io.gfile.glob(os.path.join(path, f"{TEMPORARY}*"))
-    for file in left:
-        if tf.io.gfile.exists(file):
-            tf.io.gfile.remove(file)
 
 
 def existing(path: str) -> set[tuple[int, int]]:
@@ -78,12 +71,12 @@ def load(file: Any, row_bytes: int) -> tf.Tensor:
     return tf.reshape(tf.io.decode_raw(joined, tf.uint8), (-1, row_bytes))
 
 
-def stream(files: Any, row_bytes: int) -> tf.data.Dataset:
+def stream(paths: Any, row_bytes: int) -> tf.data.Dataset:
     """Returns the records of shards, one after another, as uint8 `(rows, bytes)`."""
     decode = tf.autograph.experimental.do_not_convert(
         lambda record: tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, row_bytes))
     )
-    return tf.data.TFRecordDataset(files, buffer_size=1 << 20).map(decode)
+    return tf.data.TFRecordDataset(paths, buffer_size=1 << 20).map(decode)
 
 
 def read(file: str, row_bytes: int) -> Iterator[np.ndarray]:

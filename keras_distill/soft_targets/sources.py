@@ -25,8 +25,12 @@ def is_arrays(data: Any) -> bool:
     return not isinstance(data, tf.data.Dataset) and not callable(data)
 
 
-def as_dataset(data: Any) -> tf.data.Dataset:
+def as_dataset(data: Any, any_order: bool = False) -> tf.data.Dataset:
     """Returns a dataset of what was given, arrays as examples.
+
+    Args:
+        data: arrays, a dataset, or a function that returns one.
+        any_order: whether it may be shuffled anew each time.
 
     Raises:
         TypeError: if it is neither arrays, a dataset nor a function that returns one.
@@ -40,7 +44,7 @@ def as_dataset(data: Any) -> tf.data.Dataset:
                 f"{type(data).__name__}."
             )
     if isinstance(data, tf.data.Dataset):
-        if reshuffles(data):
+        if not any_order and reshuffles(data):
             raise ValueError(
                 "the dataset is shuffled anew each time it is read, so soft targets could "
                 "not be joined to it. Write them before shuffle(), then "
@@ -78,9 +82,16 @@ class Source:
         batched: whether a dataset's elements are batches; `None` finds out from the
             teacher's inputs, and takes them for batches where these are not known.
         teacher: the bound teacher.
+        any_order: whether a dataset may be shuffled anew each time.
     """
 
-    def __init__(self, data: Any, batched: bool | None, teacher: Teacher) -> None:
+    def __init__(
+        self,
+        data: Any,
+        batched: bool | None,
+        teacher: Teacher,
+        any_order: bool = False,
+    ) -> None:
         self.arrays = inputs_of(data) if is_arrays(data) else None
         if self.arrays is not None:
             self.length: int | None = check_arrays(data)
@@ -91,7 +102,7 @@ class Source:
             )
         else:
             # map() has unpacked the element, if it is a tuple.
-            self.dataset = as_dataset(data).map(lambda *element: element[0])
+            self.dataset = as_dataset(data, any_order).map(lambda *element: element[0])
             dense(self.dataset.element_spec)
             ranks = teacher.input_ranks
             if batched is None:

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from keras_distill.files import file_errors, lock, remove_temporary, settling
 from keras_distill.objectives import TopKLogits, by_output
 from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
 from keras_distill.soft_targets.jobs import Job
-from keras_distill.soft_targets.locks import file_errors, lock, settling
 from keras_distill.soft_targets.rows import DTYPES
 from keras_distill.teachers import as_teacher
 
@@ -233,7 +233,7 @@ def _is_written(
         _clear(path)
         manifest.write(path, manifest.SETTINGS, settings)
     if part is None:
-        shards.remove_temporary(path)
+        remove_temporary(path)
     return False
 
 

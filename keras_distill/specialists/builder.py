@@ -1,0 +1,423 @@
+"""SpecialistBuilder: trains the specialists and puts the ensemble together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import joblib
+import keras
+import numpy as np
+import tensorflow as tf
+from joblib.externals.loky.backend.reduction import dumps
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from keras.optimizers.schedules import LearningRateSchedule
+from tqdm.auto import tqdm
+
+from keras_distill import checks, files
+from keras_distill.soft_targets import fingerprints, manifest
+from keras_distill.specialists import training
+from keras_distill.specialists.clusters import Cluster, check_clusters
+from keras_distill.specialists.ensemble import SpecialistEnsemble, _check, classes_of
+from keras_distill.specialists.sampling import TrainingData
+from keras_distill.specialists.training import Job, Stage
+from keras_distill.teachers import as_teacher
+
+SETTINGS = "settings.json"
+
+
+class SpecialistBuilder:
+    """Trains one specialist for each cluster of classes, and composes the ensemble.
+
+    Each specialist tells the classes of its cluster apart and puts all others into one,
+    the dustbin. By default it is a copy of the generalist, with its weights, whose logits
+    of the other classes are taken together; before training, it answers exactly as the
+    generalist. Its training set is half examples of its cluster, half a random draw of
+    the rest, and it is trained in two stages:
+
+    1. on hard labels;
+    2. on the generalist's soft targets for the cluster and the dustbin, together with the
+       labels, by `Distiller`. This keeps it from overfitting the little data it sees.
+
+    The answer is corrected for the training set's mix of classes (`PriorCorrection`).
+
+    Args:
+        generalist: `keras.Model`, Functional or Sequential, with logits or probabilities
+            `(batch, classes)`. It is not changed.
+        clusters: class numbers of each specialist, as `cluster_classes` returns them or by
+            hand; at least two clusters of at least two classes. They may overlap, and need
+            not hold all classes.
+        build_specialist: function `(generalist, outputs)` that returns an uncompiled
+            `keras.Model` with that many logits or probabilities; `generalist` is a copy of
+            its own, to take layers from. `None` (default) for the generalist's own
+            architecture.
+        head: "dustbin" (default): outputs are the cluster's classes and the dustbin, last.
+            "all": outputs are all classes (section 6.1 of the paper).
+        n: how many of the generalist's most likely classes choose the specialists of an
+            example; default 1. See `SpecialistEnsemble`.
+
+    Raises:
+        TypeError: if the generalist is no model, or a cluster no sequence of classes.
+        ValueError: if clusters and generalist do not fit.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> x, y = np.random.rand(64, 8).astype("float32"), np.arange(64) % 4
+    >>> builder = SpecialistBuilder(model, clusters=[[0, 1], [2, 3]])
+    >>> ensemble = builder.fit((x, y), hard_epochs=1, soft_epochs=1, verbose=False)
+    >>> ensemble.predict(x, verbose=0).shape
+    (64, 4)
+
+    Reference: arXiv:1503.02531, sections 5 and 6.
+    """
+
+    def __init__(
+        self,
+        generalist: keras.Model,
+        clusters: Sequence[Sequence[int]],
+        *,
+        build_specialist: Callable[[keras.Model, int], keras.Model] | None = None,
+        head: str = "dustbin",
+        n: int | None = 1,
+    ) -> None:
+        self.classes = classes_of(generalist)
+        _check(n, head, 0.0, 1, self.classes)
+        self.clusters: list[Cluster] = check_clusters(clusters, self.classes)
+        if build_specialist is not None and not callable(build_specialist):
+            raise TypeError(
+                "build_specialist must be a function (generalist, outputs) that returns a "
+                f"keras.Model, got {build_specialist!r}."
+            )
+        self.generalist = generalist
+        self.build_specialist = build_specialist
+        self.head = head
+        self.n = n
+        #: After `fit`, one dict per specialist: history, seconds, worker.
+        self.records: list[dict[str, Any]] = []
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        hard_epochs: int = 4,
+        hard_learning_rate: float = 3e-4,
+        soft_epochs: int = 4,
+        soft_learning_rate: float = 3e-4,
+        temperature: float = 2.0,
+        alpha: float = 0.5,
+        optimizer: Any = "adam",
+        batch_size: int = 128,
+        batched: bool | None = None,
+        seed: int = 0,
+        n_jobs: int | None = None,
+        threads: int | None = None,
+        work_dir: str | os.PathLike | None = None,
+        verbose: bool = True,
+    ) -> SpecialistEnsemble:
+        """Trains the specialists, in parallel if wanted, and returns the ensemble.
+
+        An epoch of a specialist has all examples of its cluster once, and as many others.
+        In each stage the learning rate falls to 0 along a cosine.
+
+        With `n_jobs` and `joblib.parallel_config` the specialists are trained in other
+        processes, here by loky, or by Dask or Ray on other machines. Same seed and same
+        number of threads: the same specialists, to the bit, by whomever they are trained.
+        Each is written to `work_dir` when it is trained; run again with the same
+        arguments after an interruption, `fit` trains only those that are missing.
+
+        Args:
+            data: `(x, y)` or `(x, y, sample_weight)` arrays; or a function that returns a
+                `tf.data.Dataset` of such examples or batches; or, for training in this
+                process, the dataset itself. Labels are whole numbers or one-hot.
+            hard_epochs: int >= 0 of the first stage; 0 leaves it out.
+            hard_learning_rate: float > 0, at its beginning.
+            soft_epochs: int >= 0 of the second stage; 0 leaves it out.
+            soft_learning_rate: float > 0, at its beginning.
+            temperature: T > 0 of the second stage.
+            alpha: weight of the hard labels in the second stage, from 0 to 1.
+            optimizer: name of a Keras optimizer, or one whose settings are copied; its
+                learning rate is replaced.
+            batch_size: int.
+            batched: bool, whether a dataset's elements are batches; `None` finds out.
+            seed: int >= 0, of all draws and of new weights. A specialist trained in this
+                process sets TensorFlow's global seed.
+            n_jobs: int, how many are trained at once; -1 for as many as there are cores;
+                `None` (default) is 1 or what `joblib.parallel_config` says.
+            threads: int, of TensorFlow in each process of a pool; `None` (default)
+                divides this machine's cores among loky's processes.
+            work_dir: folder for what is trained, shared by all processes; `None`
+                (default) for a temporary one that is removed in the end.
+            verbose: whether to show a progress bar, after two seconds.
+
+        Returns:
+            `SpecialistEnsemble`.
+
+        Raises:
+            TypeError: if the data is of no such kind, or cannot be sent to another process.
+            ValueError: before any training, if an argument is out of range, the data does
+                not fit the generalist, a class of a cluster has no example,
+                `build_specialist` returns another number of outputs, or `work_dir` holds
+                specialists of another kind, naming the difference.
+            BlockingIOError: if another run works in `work_dir`.
+            RuntimeError: if a process was killed while it trained.
+        """
+        stages = _stages(
+            hard_epochs, hard_learning_rate, soft_epochs, soft_learning_rate,
+            temperature, alpha,
+        )  # fmt: skip
+        _check_whole("batch_size", batch_size, 1)
+        _check_whole("seed", seed, 0)
+        if threads is not None:
+            _check_whole("threads", threads, 1)
+        jobs = joblib.effective_n_jobs(n_jobs)
+        if jobs > 1 and isinstance(data, tf.data.Dataset):
+            raise TypeError(
+                "a tf.data.Dataset cannot be sent to another process; pass (x, y) arrays, "
+                "or a function that returns the dataset, or n_jobs=1."
+            )
+        ranks = as_teacher(self.generalist, from_logits=True).input_ranks
+        source = TrainingData(data, self.classes, ranks or [], batched)
+        self._check_counts(source.counts)
+        with contextlib.ExitStack() as stack:
+            if work_dir is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+            else:
+                folder = os.path.abspath(os.path.expanduser(os.fspath(work_dir)))
+                os.makedirs(folder, exist_ok=True)
+            doing = "training specialists in"
+            stack.enter_context(files.lock(folder, doing=doing))
+            job = Job(
+                work_dir=folder,
+                data=source,
+                clusters=self.clusters,
+                head=self.head,
+                build_specialist=self.build_specialist,
+                stages=stages,
+                optimizer=_optimizer_config(optimizer),
+                batch_size=batch_size,
+                seed=seed,
+                threads=threads or max(1, (os.cpu_count() or 1) // jobs),
+            )
+            self._settle(job)
+            self._train(job, jobs, verbose)
+            return self._composed(job)
+
+    def _check_counts(self, counts: np.ndarray) -> None:
+        for index, cluster in enumerate(self.clusters):
+            empty = [c for c in cluster if counts[c] == 0]
+            if empty:
+                raise ValueError(
+                    f"the class {empty[0]} of cluster {index} has no example in the "
+                    "data; leave it out of the clusters, or give data that has it."
+                )
+            if counts.sum() == counts[list(cluster)].sum():
+                raise ValueError(
+                    f"all examples of the data are of the classes of cluster {index}, so "
+                    "there is nothing for its dustbin; give data of the other classes."
+                )
+
+    def _settle(self, job: Job) -> None:
+        """Begins a work directory, or makes sure that it is of the same kind."""
+        wanted = {
+            "format": "keras_distill specialists",
+            "generalist": fingerprints.of_teacher(self.generalist),
+            "clusters": job.clusters,
+            "head": job.head,
+            "build_specialist": self.build_specialist
+            and fingerprints.name_of(self.build_specialist),
+            "data": job.data.fingerprint(),
+            "stages": [vars(stage) for stage in job.stages],
+            "optimizer": job.optimizer,
+            "batch_size": job.batch_size,
+            "seed": job.seed,
+        }
+        found = files.read_json(job.work_dir, SETTINGS)
+        if found is not None and (phrases := _differences(found, wanted)):
+            raise ValueError(
+                f"{job.work_dir!r} holds specialists of another kind: "
+                f"{'; '.join(phrases)}. Choose another work_dir, or delete it."
+            )
+        files.remove_temporary(job.work_dir)
+        path = os.path.join(job.work_dir, training.GENERALIST)
+        if found is None or not os.path.exists(path):
+            temporary = os.path.join(job.work_dir, f"{files.TEMPORARY}g.keras")
+            self.generalist.save(temporary, include_optimizer=False)
+            os.replace(temporary, path)
+        # Before any training: a wrong model is refused at once.
+        for index in self._one_of_each_size():
+            job.new_specialist(index)
+        if found is None:
+            files.write_json(job.work_dir, SETTINGS, wanted, "specialists")
+
+    def _one_of_each_size(self) -> list[int]:
+        sizes = {len(c): index for index, c in enumerate(self.clusters)}
+        return sorted(sizes.values()) if self.head == "dustbin" else [0]
+
+    def _train(self, job: Job, jobs: int, verbose: bool) -> None:
+        every = range(len(self.clusters))
+        missing = [m for m in every if training.read_record(job.work_dir, m) is None]
+        training.forget_progress(job.work_dir, missing)
+        # The longest first, so that no process is left alone with it.
+        missing.sort(key=lambda m: -job.sampler(m).special)
+        if not missing:
+            return
+        parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
+        in_worker = jobs > 1
+        train = joblib.delayed(training.train_in_worker if in_worker else Job.train)
+        if in_worker:
+            _check_can_be_sent(job)
+        with _progress(job, missing, len(self.clusters), verbose):
+            try:
+                parallel(train(job, m) for m in missing)
+            except TerminatedWorkerError as error:
+                left = [
+                    m for m in missing if training.read_record(job.work_dir, m) is None
+                ]
+                raise RuntimeError(
+                    f"a process that trained specialists was killed, perhaps for want of "
+                    f"memory; {len(left)} of {len(self.clusters)} specialists are "
+                    "missing. With work_dir, run fit again with the same arguments: it "
+                    "goes on with them."
+                ) from error
+        if left := [
+            m for m in missing if training.read_record(job.work_dir, m) is None
+        ]:
+            raise OSError(
+                f"{len(left)} specialists trained by other processes are not to be seen in "
+                f"{job.work_dir!r}; give a work_dir that all of them share."
+            )
+
+    def _composed(self, job: Job) -> SpecialistEnsemble:
+        self.records = []
+        specialists = []
+        for index in range(len(self.clusters)):
+            record = training.read_record(job.work_dir, index)
+            assert record is not None
+            self.records.append(record)
+            path = os.path.join(job.work_dir, training.model_name(index))
+            specialist = keras.saving.load_model(path, compile=False)
+            specialist.name = f"specialist_{index}"
+            specialists.append(specialist)
+        return SpecialistEnsemble(
+            self.generalist, specialists, self.clusters, n=self.n, head=self.head
+        )
+
+
+def _stages(
+    hard_epochs: int,
+    hard_learning_rate: float,
+    soft_epochs: int,
+    soft_learning_rate: float,
+    temperature: float,
+    alpha: float,
+) -> list[Stage]:
+    for name, value in (("temperature", temperature), ("alpha", alpha)):
+        if isinstance(value, LearningRateSchedule):
+            raise ValueError(f"{name} must be a number here, got {value!r}.")
+        checks.knob(name, value)
+    for name, epochs, rate in (
+        ("hard", hard_epochs, hard_learning_rate),
+        ("soft", soft_epochs, soft_learning_rate),
+    ):
+        _check_whole(f"{name}_epochs", epochs, 0)
+        if not (isinstance(rate, (int, float)) and 0 < rate < np.inf):
+            raise ValueError(f"{name}_learning_rate must be > 0, got {rate!r}.")
+    stages = [
+        Stage("hard", hard_epochs, float(hard_learning_rate), 1.0, 1.0),
+        Stage(
+            "soft",
+            soft_epochs,
+            float(soft_learning_rate),
+            float(temperature),
+            float(alpha),
+        ),
+    ]
+    stages = [stage for stage in stages if stage.epochs]
+    if not stages:
+        raise ValueError(
+            "hard_epochs and soft_epochs are both 0, so nothing would be trained; give "
+            "one of them."
+        )
+    return stages
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+
+
+def _optimizer_config(optimizer: Any) -> dict[str, Any]:
+    """Returns an optimizer's settings, its learning rate aside."""
+    config = keras.optimizers.serialize(keras.optimizers.get(optimizer))
+    config["config"] = {**config["config"], "learning_rate": 0.001}
+    return training.as_text(config)
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Returns a phrase for each setting that differs."""
+    flat = [
+        {**content, "teacher": content["generalist"], **content["data"]}
+        for content in (found, training.as_text(wanted))
+    ]
+    for content in flat:
+        del content["generalist"], content["data"]
+    phrases = manifest.differences(flat[0], flat[1])
+    return [
+        phrase.replace("the teacher's", "the generalist's").replace(
+            "arrays is", "the data's fingerprint is"
+        )
+        for phrase in phrases
+    ]
+
+
+def _check_can_be_sent(job: Job) -> None:
+    kinds = (TypeError, ValueError, AttributeError, pickle.PicklingError)
+    try:
+        dumps(job.build_specialist)
+        if not job.data.is_arrays:
+            dumps(job.data.data)
+    except (*kinds, tf.errors.OpError) as error:
+        raise TypeError(
+            "the data or build_specialist cannot be sent to another process "
+            f"({error}); pass (x, y) arrays or a function that makes the dataset itself, "
+            "without models or datasets from outside it, or n_jobs=1."
+        ) from error
+
+
+@contextlib.contextmanager
+def _progress(
+    job: Job, missing: list[int], total: int, verbose: bool
+) -> Iterator[None]:
+    """Shows the epochs of all specialists on one bar, whoever trains them."""
+    epochs = sum(stage.epochs for stage in job.stages)
+    bar = tqdm(
+        desc="training specialists",
+        total=total * epochs,
+        initial=(total - len(missing)) * epochs,
+        unit="epoch",
+        ncols=90,
+        leave=False,
+        delay=2.0,
+        disable=not verbose,
+    )
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            done = training.epochs_done(job.work_dir, missing)
+            bar.set_postfix_str(f"{(bar.initial + done) // epochs} of {total}", False)
+            bar.update(bar.initial + done - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        bar.close()

@@ -1,0 +1,354 @@
+"""SpecialistEnsemble: a generalist and its specialists as one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_distill.logits import gives_logits, settle, to_logits
+from keras_distill.objectives import PACKAGE
+from keras_distill.specialists.clusters import check_clusters
+from keras_distill.specialists.combination import combine
+from keras_distill.specialists.heads import HEADS, outputs_of
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SpecialistEnsemble(keras.Model):
+    """Answers with log-probabilities over all classes, from all that know something.
+
+    For each example the generalist's `n` most likely classes choose the specialists: those
+    whose cluster holds one of them are active. The answer is `log q`, where q minimises
+
+        KL(g || q) + sum over active m of KL(p_m || q)
+
+    and q's probability of a specialist's dustbin is its sum over the classes outside that
+    cluster (`combine` has the fixed point). Only active specialists run, and only on the
+    examples for which they are, so that the cost of an example does not grow with the
+    number of specialists. All of it is in the graph.
+
+    It can be evaluated, predicted, saved, exported and used as a teacher like any model.
+    It is not trained as a whole. `specialists`, `clusters` and `generalist` can be read.
+
+    Args:
+        generalist: `keras.Model` with logits or probabilities `(batch, classes)`.
+        specialists: `keras.Model`s, each with logits `(batch, len(cluster) + 1)`, dustbin
+            last; with `head="all"`, `(batch, classes)`.
+        clusters: the class numbers of each specialist.
+        n: int >= 1, how many of the generalist's most likely classes choose; default 1.
+            `None`: all specialists are active for every example.
+        head: "dustbin" (default) or "all", what the specialists' outputs are.
+        routed: whether only active specialists run (default). `False` runs all on all
+            examples, the same answer at more cost, for XLA, which cannot compile shapes
+            that depend on values.
+        tolerance: the fixed point ends when no probability changes by more; default 1e-6.
+        max_iterations: int >= 1, the most updates of the fixed point; default 100.
+        name: str.
+        **kwargs: passed to `keras.Model`.
+
+    Raises:
+        TypeError: if something is not a model.
+        ValueError: if numbers of clusters, specialists, outputs or classes do not fit, or
+            a number is out of range.
+
+    Example:
+    >>> def model(outputs):
+    ...     return keras.Sequential([keras.Input((8,)), keras.layers.Dense(outputs)])
+    >>> ensemble = SpecialistEnsemble(model(5), [model(3)], [[0, 1]])
+    >>> ensemble.predict(np.zeros((4, 8), "float32"), verbose=0).shape
+    (4, 5)
+
+    Reference: arXiv:1503.02531, section 5.4.
+    """
+
+    #: Read by `gives_logits`: log-probabilities are logits.
+    outputs_are_logits = True
+
+    def __init__(
+        self,
+        generalist: keras.Model,
+        specialists: Sequence[keras.Model] = (),
+        clusters: Sequence[Sequence[int]] = (),
+        *,
+        n: int | None = 1,
+        head: str = "dustbin",
+        routed: bool = True,
+        tolerance: float = 1e-6,
+        max_iterations: int = 100,
+        name: str = "specialist_ensemble",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        classes = classes_of(generalist)
+        _check(n, head, tolerance, max_iterations, classes)
+        self.clusters = [list(c) for c in check_clusters(clusters, classes, 0)]
+        _check_specialists(specialists, self.clusters, head, classes)
+        self.generalist = generalist
+        self.specialists = list(specialists)
+        self.classes = classes
+        self.n = n
+        self.head = head
+        self.routed = routed
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        # Routing has shapes that depend on values, which XLA cannot compile.
+        self.supports_jit = not routed
+        self._from_logits = [
+            _logits_or_probabilities(model) for model in (generalist, *specialists)
+        ]
+        self._member = np.zeros((len(self.clusters), classes), "float32")
+        for row, cluster in zip(self._member, self.clusters, strict=True):
+            row[cluster] = 1.0
+        self.built = True
+
+    @property
+    def inputs(self) -> Any:
+        """The generalist's inputs."""
+        return self.generalist.inputs
+
+    @property
+    def input(self) -> Any:
+        """The generalist's inputs, in the structure that `call` takes."""
+        return self.generalist.input
+
+    def call(self, inputs: Any) -> Any:
+        """Returns log-probabilities, float32 `(batch, classes)`.
+
+        Args:
+            inputs: a batch, as the generalist takes it.
+        """
+        log_g = self._log_probabilities(0, inputs)
+        if not self.specialists:
+            return log_g
+        active = self.active(log_g)
+        answers = [
+            self._answer(m, inputs, active[:, m]) for m in range(len(self.specialists))
+        ]
+        if self.head == "dustbin":
+            dustbin = ops.stack([p[:, -1] for p in answers], 1)
+            columns = np.concatenate(self.clusters)
+            kept = ops.concatenate([p[:, :-1] for p in answers], 1)
+            # Sums the columns of one class.
+            special = ops.transpose(
+                ops.segment_sum(ops.transpose(kept), columns, self.classes)
+            )
+            outside = 1.0 - self._member
+        else:
+            dustbin = ops.zeros_like(active)
+            special = sum(answers[1:], answers[0])
+            outside = np.zeros_like(self._member)
+        return combine(
+            log_g,
+            special,
+            dustbin,
+            active,
+            outside,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+
+    def active(self, log_g: Any) -> Any:
+        """Returns which specialists are active, float32 `(batch, specialists)`.
+
+        Args:
+            log_g: the generalist's logits or log-probabilities `(batch, classes)`.
+        """
+        if self.n is None:
+            return ops.ones((ops.shape(log_g)[0], len(self.specialists)), "float32")
+        likely = ops.top_k(log_g, self.n, sorted=False)[1]
+        hits = ops.sum(ops.take(self._member.T.copy(), likely, axis=0), 1)
+        return ops.cast(hits > 0, "float32")
+
+    def _log_probabilities(self, index: int, inputs: Any) -> Any:
+        model = self.generalist if index == 0 else self.specialists[index - 1]
+        logits = to_logits(model(inputs, training=False), self._from_logits[index])
+        return ops.log_softmax(ops.cast(logits, "float32"), -1)
+
+    def _answer(self, m: int, inputs: Any, active: Any) -> Any:
+        """Returns the probabilities of a specialist, 0 in rows where it is not active."""
+        if not self.routed or self.n is None:
+            return ops.exp(self._log_probabilities(m + 1, inputs)) * active[:, None]
+        rows = tf.where(active > 0)
+        width = outputs_of(self.head, self.clusters[m], self.classes)
+        shape = tf.cast((tf.shape(active)[0], width), tf.int64)
+
+        def some() -> Any:
+            chosen = keras.tree.map_structure(
+                lambda x: tf.gather(x, rows[:, 0]), inputs
+            )
+            return tf.scatter_nd(
+                rows, tf.exp(self._log_probabilities(m + 1, chosen)), shape
+            )
+
+        return tf.cond(tf.size(rows) > 0, some, lambda: tf.zeros(shape, tf.float32))
+
+    def with_specialist(
+        self, specialist: keras.Model, cluster: Sequence[int]
+    ) -> SpecialistEnsemble:
+        """Returns an ensemble of the same models and one more.
+
+        Args:
+            specialist: with outputs as those of the others.
+            cluster: its class numbers.
+        """
+        return self._of(
+            [*self.specialists, specialist], [*self.clusters, list(cluster)]
+        )
+
+    def without_specialist(self, index: int) -> SpecialistEnsemble:
+        """Returns an ensemble of the same models but one.
+
+        Args:
+            index: of the specialist to leave out.
+
+        Raises:
+            IndexError: if there is none.
+        """
+        if not 0 <= index < len(self.specialists):
+            raise IndexError(
+                f"there is no specialist {index}; they are 0 to "
+                f"{len(self.specialists) - 1}."
+            )
+        keep = [m for m in range(len(self.specialists)) if m != index]
+        return self._of(
+            [self.specialists[m] for m in keep], [self.clusters[m] for m in keep]
+        )
+
+    def with_settings(self, **settings: Any) -> SpecialistEnsemble:
+        """Returns an ensemble of the same models with other settings.
+
+        Args:
+            **settings: `n`, `routed`, `tolerance` or `max_iterations`.
+        """
+        return self._of(self.specialists, self.clusters, **settings)
+
+    def _of(self, specialists: list, clusters: list, **settings: Any) -> Any:
+        return SpecialistEnsemble(
+            self.generalist, specialists, clusters, **{**self._settings(), **settings}
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "head": self.head,
+            "routed": self.routed,
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments; models as their own configurations."""
+        as_config = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "generalist": as_config(self.generalist),
+            "specialists": [as_config(model) for model in self.specialists],
+            "clusters": self.clusters,
+            **self._settings(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Returns an ensemble made from `get_config`."""
+        config = dict(config)
+
+        def model(content: Any) -> Any:
+            return keras.saving.deserialize_keras_object(
+                content, custom_objects=custom_objects
+            )
+
+        config["generalist"] = model(config["generalist"])
+        config["specialists"] = [model(content) for content in config["specialists"]]
+        return cls(**config)
+
+
+def classes_of(generalist: Any) -> int:
+    """Returns the number of classes of a generalist.
+
+    Raises:
+        TypeError: if it is not a `keras.Model`.
+        ValueError: if it does not have one output `(batch, classes)` that can be seen.
+    """
+    if not isinstance(generalist, keras.Model):
+        raise TypeError(f"generalist must be a keras.Model, got {generalist!r}.")
+    outputs = getattr(generalist, "outputs", None)
+    if not outputs:
+        raise ValueError(
+            f"the outputs of {generalist.name!r} are not known; give a Functional or "
+            "built Sequential model, as with keras.Model(inputs, model(inputs))."
+        )
+    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+        shapes = [tuple(output.shape) for output in outputs]
+        raise ValueError(
+            f"the generalist must have one output (batch, classes), got {shapes}."
+        )
+    if outputs[0].shape[-1] < 2:
+        raise ValueError("the generalist has 1 class: a softmax over it is always 1.")
+    return int(outputs[0].shape[-1])
+
+
+def _logits_or_probabilities(model: keras.Model) -> bool:
+    """Tells what a model gives; asks it where its layers do not say."""
+    found = gives_logits(model)
+    if found is None:
+        rng = np.random.default_rng(0)
+
+        def example(tensor: Any) -> Any:
+            shape = [2 if i == 0 else n or 8 for i, n in enumerate(tensor.shape)]
+            return tf.cast(rng.uniform(size=shape), tensor.dtype)
+
+        inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
+        batch = keras.tree.map_structure(example, inputs)
+        found = settle(model(batch, training=False), None, model.name, "from_logits")
+    return bool(found)
+
+
+def _check(
+    n: int | None, head: str, tolerance: float, max_iterations: int, classes: int
+) -> None:
+    if n is not None and (not isinstance(n, int) or not 1 <= n <= classes):
+        raise ValueError(
+            f"n must be from 1 to the number of classes, {classes}, or None for all "
+            f"specialists; got {n!r}."
+        )
+    if head not in HEADS:
+        raise ValueError(f'head must be "dustbin" or "all", got {head!r}.')
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
+    if not isinstance(max_iterations, int) or max_iterations < 1:
+        raise ValueError(
+            f"max_iterations must be a whole number >= 1, got {max_iterations!r}."
+        )
+
+
+def _check_specialists(
+    specialists: Sequence[Any], clusters: list[list[int]], head: str, classes: int
+) -> None:
+    if len(specialists) != len(clusters):
+        raise ValueError(
+            f"there are {len(specialists)} specialists and {len(clusters)} clusters; "
+            "give one cluster for each."
+        )
+    for index, (model, cluster) in enumerate(zip(specialists, clusters, strict=True)):
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"specialist {index} must be a keras.Model, got {model!r}.")
+        check_outputs(model, outputs_of(head, cluster, classes), f"specialist {index}")
+
+
+def check_outputs(model: keras.Model, wanted: int, who: str) -> None:
+    """Refuses a specialist whose outputs are not of the wanted number.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    shapes = [tuple(output.shape) for output in getattr(model, "outputs", None) or []]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][-1] != wanted:
+        raise ValueError(
+            f"{who} must have one output (batch, {wanted}), that is one logit for each "
+            f"class of its cluster and the dustbin, or for all classes with "
+            f'head="all"; got {shapes}.'
+        )

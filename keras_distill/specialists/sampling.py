@@ -1,0 +1,260 @@
+"""The training set of a specialist: half its own classes, half a draw of the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill.soft_targets import fingerprints
+from keras_distill.soft_targets.sources import (
+    as_dataset,
+    check_arrays,
+    is_arrays,
+    is_batched,
+)
+
+#: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
+_SHUFFLED = 10_000
+
+
+@dataclasses.dataclass
+class TrainingData:
+    """Labelled data as the user gave it, and how often each class is in it.
+
+    Args:
+        data: a tuple `(x, y)` or `(x, y, sample_weight)` of arrays, a `tf.data.Dataset` of
+            such examples or batches, or a function without arguments that returns one.
+        classes: number of classes.
+        ranks: of the model's inputs with their batch axis, ascending.
+        batched: bool, whether a dataset's elements are batches; `None` finds out.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if it has no labels, or labels out of range.
+    """
+
+    data: Any
+    classes: int
+    ranks: list[int]
+    batched: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.is_arrays = is_arrays(self.data)
+        if self.is_arrays:
+            check_arrays(self.data)
+            self._check_structure(self.data)
+            self.data = keras.tree.map_structure(np.asarray, tuple(self.data))
+            self.labels: np.ndarray | None = self._integers(self.data[1])
+            self.counts = np.bincount(self.labels, minlength=self.classes)
+            return
+        self.labels = None
+        dataset = as_dataset(self.data, any_order=True)
+        self._check_structure(dataset.element_spec)
+        if self.batched is None:
+            self.batched = is_batched(dataset.element_spec[0], self.ranks)
+        self.counts = self._count(dataset)
+
+    def _check_structure(self, structure: Any) -> None:
+        if not isinstance(structure, tuple) or len(structure) not in (2, 3):
+            raise ValueError(
+                "specialists are trained on labelled data: give (x, y) or (x, y, "
+                "sample_weight) arrays, or a dataset of these."
+            )
+
+    def _integers(self, y: np.ndarray) -> np.ndarray:
+        if y.ndim == 2 and y.shape[1] == self.classes and self.classes > 1:
+            y = y.argmax(-1)
+        y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+        self._check_labels(y.ndim, y.dtype.kind in "iub", y.shape)
+        self._check_range(int(y.min()), int(y.max()))
+        return y.astype("int64")
+
+    def _check_labels(self, ndim: int, is_whole: bool, shape: Any) -> None:
+        if ndim != 1 or not is_whole:
+            raise ValueError(
+                "labels must be whole numbers, one for each example, or one-hot over the "
+                f"generalist's {self.classes} classes; got shape {shape}."
+            )
+
+    def _check_range(self, low: int, high: int) -> None:
+        if low < 0 or high >= self.classes:
+            raise ValueError(
+                f"the labels go from {low} to {high}, but the generalist has "
+                f"{self.classes} outputs, for the classes 0 to {self.classes - 1}; the "
+                "data is of another kind."
+            )
+
+    def _count(self, dataset: tf.data.Dataset) -> np.ndarray:
+        """Reads all labels once."""
+        spec = dataset.element_spec[1]
+        shape = spec.shape if self.batched else [None, *spec.shape]
+        if len(shape) == 1 or shape[-1] == 1:
+            self._check_labels(1, spec.dtype.is_integer, shape)
+        elif shape[-1] != self.classes or len(shape) != 2:
+            self._check_labels(len(shape), True, shape)
+        bins = self.classes
+        counts = np.zeros(bins, "int64")
+        labels = dataset.map(lambda x, y, *rest: self.integers_of(y, self.batched))
+        for y in (labels if self.batched else labels.batch(1024)).as_numpy_iterator():
+            y = y.reshape(-1)
+            if len(y):
+                self._check_range(int(y.min()), int(y.max()))
+                counts += np.bincount(y, minlength=bins)
+        if not counts.any():
+            raise ValueError("the training data is empty; check what made it.")
+        return counts
+
+    def integers_of(self, y: Any, batched: bool | None) -> tf.Tensor:
+        """Returns integer labels `(batch,)`, or `()` for one example."""
+        rank = 1 if batched else 0
+        if y.shape.rank == rank:
+            return tf.cast(y, tf.int64)
+        if y.shape[-1] == 1:
+            return tf.cast(tf.squeeze(y, -1), tf.int64)
+        return tf.argmax(y, -1)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what tells this data from other: of arrays all, of datasets the labels."""
+        content: dict[str, Any] = {"examples_by_class": self.counts.tolist()}
+        if self.is_arrays:
+            content["arrays"] = fingerprints.of_arrays(keras.tree.flatten(self.data))
+        return content
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterSampler:
+    """Draws the training set of one specialist, anew for each epoch.
+
+    An epoch has every example of the special classes once, and as many of the rest, drawn
+    at random; so that within both halves the classes are mixed as in the data. Nothing
+    is copied: arrays are indexed, datasets are read through once an epoch and each
+    example of the rest is kept with the probability special / rest.
+
+    Args:
+        source: the data.
+        cluster: class numbers.
+        relabel: whether classes become positions in the cluster, and the rest the
+            dustbin, `len(cluster)`; else they stay.
+        batch_size: int.
+        seed: int; the same seed gives the same draws.
+    """
+
+    source: TrainingData
+    cluster: Sequence[int]
+    relabel: bool
+    batch_size: int
+    seed: int
+
+    @property
+    def special(self) -> int:
+        """Examples of the special classes."""
+        return int(self.source.counts[list(self.cluster)].sum())
+
+    @property
+    def rest(self) -> int:
+        """Examples of all other classes."""
+        return int(self.source.counts.sum()) - self.special
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return -(-2 * self.special // self.batch_size)
+
+    def dataset(self) -> tf.data.Dataset:
+        """Returns endless batches; `steps_per_epoch` of them are an epoch."""
+        make = self._of_arrays if self.source.is_arrays else self._of_stream
+        return make().prefetch(2)
+
+    def _table(self) -> np.ndarray:
+        """Returns the new label of each class."""
+        classes = self.source.classes
+        if not self.relabel:
+            return np.arange(classes)
+        table = np.full(classes, len(self.cluster), "int64")
+        table[list(self.cluster)] = np.arange(len(self.cluster))
+        return table
+
+    def _of_arrays(self) -> tf.data.Dataset:
+        arrays = self.source.data
+
+        def spec(a: np.ndarray) -> tf.TensorSpec:
+            return tf.TensorSpec((None, *a.shape[1:]), a.dtype)
+
+        x, *weight = (
+            keras.tree.map_structure(spec, arrays[i])
+            for i in range(len(arrays))
+            if i != 1
+        )
+        signature = (x, tf.TensorSpec((None,), tf.int64), *weight)
+        return tf.data.Dataset.from_generator(self._batches, output_signature=signature)
+
+    def _batches(self) -> Iterator[Any]:
+        x, _, *weight = self.source.data
+        labels, table = self.source.labels, self._table()
+        assert labels is not None
+        is_special = np.isin(labels, list(self.cluster))
+        special, rest = np.flatnonzero(is_special), np.flatnonzero(~is_special)
+        rng = np.random.default_rng(self.seed)
+        while True:
+            drawn = rng.choice(rest, len(special), replace=len(rest) < len(special))
+            order = rng.permutation(np.concatenate([special, drawn]))
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                yield (
+                    keras.tree.map_structure(lambda a, rows=rows: a[rows], x),
+                    table[labels[rows]],
+                    *(w[rows] for w in weight),
+                )
+
+    def _of_stream(self) -> tf.data.Dataset:
+        source = self.source
+        examples = as_dataset(source.data, any_order=True)
+        if source.batched:
+            examples = examples.unbatch()
+        table = tf.constant(self._table())
+        is_special = np.zeros(source.classes, bool)
+        is_special[list(self.cluster)] = True
+        special = tf.constant(is_special)
+        rate = self.special / self.rest
+
+        def relabelled(x: Any, y: Any, *weight: Any) -> tuple:
+            return x, source.integers_of(y, False), *weight
+
+        def one_epoch(epoch: Any) -> tf.data.Dataset:
+            def copies(index: Any, example: tuple) -> Any:
+                u = tf.random.stateless_uniform(
+                    (), tf.stack([self.seed + epoch, index])
+                )
+                whole = tf.cast(tf.floor(rate), tf.int64)
+                drawn = whole + tf.cast(u < rate - np.floor(rate), tf.int64)
+                return tf.where(tf.gather(special, example[1]), np.int64(1), drawn)
+
+            numbered = examples.map(relabelled).enumerate()
+            if rate <= 1:
+                return numbered.filter(lambda i, e: copies(i, e) > 0).map(
+                    lambda i, e: e
+                )
+            return numbered.flat_map(
+                lambda i, e: tf.data.Dataset.from_tensors(e).repeat(copies(i, e))
+            )
+
+        epochs = tf.data.Dataset.range(np.iinfo("int64").max)
+        return (
+            epochs.flat_map(one_epoch)
+            .shuffle(min(2 * self.special, _SHUFFLED), seed=self.seed)
+            .map(lambda x, y, *weight: (x, tf.gather(table, y), *weight))
+            .batch(self.batch_size)
+        )
+
+
+def seed_of(*numbers: int) -> int:
+    """Returns a seed that no other numbers give."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+Data = Any | Callable[[], tf.data.Dataset]
