@@ -24,8 +24,10 @@ from keras_distill.soft_targets import SoftTargets
 from keras_distill.specialists import (
     SpecialistBuilder,
     SpecialistEnsemble,
+    SpecialistReport,
     class_covariance,
     cluster_classes,
+    specialist_report,
 )
 from keras_distill.teachers import as_teacher
 
@@ -43,6 +45,7 @@ __all__ = [
     "SoftTargets",
     "SpecialistBuilder",
     "SpecialistEnsemble",
+    "SpecialistReport",
     "TeacherAgreement",
     "TopKLogits",
     "WeightedSum",
@@ -54,4 +57,5 @@ __all__ = [
     "evaluate",
     "export_savedmodel",
     "models",
+    "specialist_report",
 ]

@@ -88,7 +88,9 @@ class SpecialistBuilder:
         self.classes = classes_of(generalist)
         _check(n, head, 0.0, 1, self.classes)
         self.clusters: list[Cluster] = check_clusters(clusters, self.classes)
-        if build_specialist is not None and not callable(build_specialist):
+        if build_specialist is not None and (
+            not callable(build_specialist) or isinstance(build_specialist, keras.Model)
+        ):
             raise TypeError(
                 "build_specialist must be a function (generalist, outputs) that returns a "
                 f"keras.Model, got {build_specialist!r}."
@@ -354,7 +356,9 @@ def _check_whole(name: str, value: Any, least: int) -> None:
 def _optimizer_config(optimizer: Any) -> dict[str, Any]:
     """Returns an optimizer's settings, its learning rate aside."""
     config = keras.optimizers.serialize(keras.optimizers.get(optimizer))
-    config["config"] = {**config["config"], "learning_rate": 0.001}
+    # Names count up in a process; they would differ when a run is taken up again.
+    settings = {k: v for k, v in config["config"].items() if k != "name"}
+    config["config"] = {**settings, "learning_rate": 0.001}
     return training.as_text(config)
 
 
@@ -395,10 +399,11 @@ def _progress(
 ) -> Iterator[None]:
     """Shows the epochs of all specialists on one bar, whoever trains them."""
     epochs = sum(stage.epochs for stage in job.stages)
+    before = (total - len(missing)) * epochs
     bar = tqdm(
         desc="training specialists",
         total=total * epochs,
-        initial=(total - len(missing)) * epochs,
+        initial=before,
         unit="epoch",
         ncols=90,
         leave=False,
@@ -409,9 +414,9 @@ def _progress(
 
     def watch() -> None:
         while not over.wait(0.5):
-            done = training.epochs_done(job.work_dir, missing)
-            bar.set_postfix_str(f"{(bar.initial + done) // epochs} of {total}", False)
-            bar.update(bar.initial + done - bar.n)
+            done = before + training.epochs_done(job.work_dir, missing)
+            bar.set_postfix_str(f"{done // epochs} of {total}", False)
+            bar.update(done - bar.n)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -1,0 +1,487 @@
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import joblib
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.special import softmax
+
+import keras_distill as kd
+from keras_distill.specialists.heads import as_specialist, log_ratio
+from keras_distill.specialists.sampling import ClusterSampler, TrainingData
+from tests.conftest import CLASSES, FEATURES, largest_difference, mlp
+
+CLUSTERS = [[0, 1], [2, 3, 4]]
+COUNTS = np.array([300, 60, 200, 20, 20])
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    rng = np.random.default_rng(2)
+    y = rng.permutation(np.repeat(np.arange(CLASSES), COUNTS))
+    x = rng.normal(size=(len(y), FEATURES)).astype("float32")
+    x[:, 0] = np.arange(len(y))  # tells the examples apart
+    return x, y
+
+
+# Heads -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+@pytest.mark.parametrize("head", ["dustbin", "all"])
+def test_first_prediction_is_the_generalists(data, activation, head):
+    x, _ = data
+    generalist = mlp(activation=activation)
+    cluster = [1, 3]
+    ratios = log_ratio(head, cluster, COUNTS)
+    specialist = as_specialist(generalist, head, cluster, ratios, CLASSES, True)
+    p = np.asarray(generalist(x))
+    p = p if activation else softmax(p, -1)
+    rest = np.delete(p, cluster, -1)
+    wanted = np.column_stack([p[:, cluster], rest.sum(-1)]) if head == "dustbin" else p
+    np.testing.assert_allclose(softmax(specialist(x), -1), wanted, atol=1e-5)
+    # In training it is the posterior under the mix that is half special.
+    special, total = COUNTS[cluster].sum(), COUNTS.sum()
+    oversampled = np.full(wanted.shape[-1], 1 / (total - special))
+    oversampled[[0, 1] if head == "dustbin" else cluster] = 1 / special
+    sampled = wanted * oversampled
+    np.testing.assert_allclose(
+        softmax(specialist(x, training=True), -1),
+        sampled / sampled.sum(-1, keepdims=True),
+        atol=1e-5,
+    )
+
+
+# Training sets -----------------------------------------------------------------------
+
+
+def epochs_of(source, cluster, epochs, relabel=True, batch_size=16):
+    sampler = ClusterSampler(source, cluster, relabel, batch_size, seed=7)
+    batches = iter(sampler.dataset())
+    found = []
+    for _ in range(epochs):
+        parts = list(itertools.islice(batches, sampler.steps_per_epoch))
+        found.append(tuple(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return sampler, found
+
+
+@pytest.mark.parametrize("form", ["arrays", "examples", "batches", "one-hot"])
+def test_half_special_half_rest_mixed_as_the_data(skewed, form):
+    x, y = skewed
+    labels = np.eye(CLASSES)[y] if form == "one-hot" else y
+    whole = tf.data.Dataset.from_tensor_slices((x, labels))
+    given = {
+        "arrays": (x, labels),
+        "one-hot": (x, labels),
+        "examples": lambda: whole,
+        "batches": lambda: whole.batch(50),
+    }[form]
+    source = TrainingData(given, CLASSES, [2])
+    np.testing.assert_array_equal(source.counts, COUNTS)
+    cluster = [1, 4]  # 80 of 600
+    sampler, epochs = epochs_of(source, cluster, 12)
+    assert (sampler.special, sampler.rest, sampler.steps_per_epoch) == (80, 520, 10)
+    x_drawn, y_drawn = (np.concatenate(part) for part in zip(*epochs, strict=True))
+    original = y[x_drawn[:, 0].astype(int)]
+    # Relabelled, each with its own inputs.
+    table = np.full(CLASSES, 2)
+    table[cluster] = [0, 1]
+    np.testing.assert_array_equal(y_drawn, table[original])
+    share = np.bincount(original, minlength=CLASSES) / len(original)
+    wanted = np.where(np.isin(range(CLASSES), cluster), COUNTS / 80, COUNTS / 520) / 2
+    exact = form in ("arrays", "one-hot")
+    # 960 drawn of each half: three standard deviations are 0.04.
+    np.testing.assert_allclose(share, wanted, atol=0.04)
+    if exact:
+        assert share[cluster].sum() == 0.5
+    rest = [set(e[0][e[1] == 2][:, 0].astype(int)) for e in epochs]
+    assert len(set.union(*rest)) > 400  # fresh draws, not the same 80
+    special = set(x_drawn[np.isin(original, cluster)][:, 0].astype(int))
+    assert len(special) == 80
+
+
+@pytest.mark.parametrize("form", ["arrays", "stream"])
+def test_a_cluster_larger_than_the_rest(skewed, form):
+    x, y = skewed
+    whole = tf.data.Dataset.from_tensor_slices((x, y))
+    source = TrainingData((x, y) if form == "arrays" else whole, CLASSES, [2])
+    _, epochs = epochs_of(source, [0, 1, 3], 4, relabel=False)
+    drawn = np.concatenate([e[1] for e in epochs])
+    assert np.isin(drawn, [0, 1, 3]).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_arrays_are_not_copied_and_weights_stay_with_their_examples(skewed):
+    x, y = skewed
+    source = TrainingData((x, y, x[:, 0]), CLASSES, [2])
+    assert np.shares_memory(source.data[0], x)
+    _, [(inputs, _, weight)] = epochs_of(source, [1, 4], 1)
+    np.testing.assert_array_equal(inputs[:, 0], weight)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (lambda x, y: (x, y + 1), ValueError, "labels go from 1 to 5.* 5 outputs"),
+        (lambda x, y: x, ValueError, "trained on labelled data"),
+        (lambda x, y: (x, x), ValueError, "labels must be whole numbers"),
+        (lambda x, y: (x, y[:5]), ValueError, "different lengths"),
+        (lambda x, y: [x, None], TypeError, "dataset must be"),
+        (
+            lambda x, y: tf.data.Dataset.from_tensor_slices((x, y + 1)),
+            ValueError,
+            "labels go from 1 to 5",
+        ),
+        (
+            lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)).take(0),
+            ValueError,
+            "the training data is empty",
+        ),
+        (
+            lambda x, y: tf.data.Dataset.from_tensor_slices((x, x)),
+            ValueError,
+            "labels must be whole numbers",
+        ),
+        (lambda x, y: lambda: (x, y), TypeError, "must return a tf.data.Dataset"),
+    ],
+)
+def test_data_of_another_kind_is_refused(skewed, given, error, message):
+    with pytest.raises(error, match=message):
+        kd.SpecialistBuilder(mlp(), CLUSTERS).fit(given(*skewed))
+
+
+# What is learned ---------------------------------------------------------------------
+
+
+def gaussian_classes(rng, size, prior):
+    """Classes on a line, each normal with variance 1; the posterior is known."""
+    centres = np.array([-2.0, -1.0, 1.0, 2.0])
+    y = rng.choice(4, size, p=prior)
+    x = (centres[y] + rng.normal(size=size)).astype("float32")[:, None]
+    posterior = prior * np.exp(-((x - centres) ** 2) / 2)
+    return x, y, posterior / posterior.sum(-1, keepdims=True)
+
+
+def test_corrected_probabilities_are_calibrated():
+    prior = np.array([0.04, 0.06, 0.5, 0.4])
+    rng = np.random.default_rng(0)
+    x, y, _ = gaussian_classes(rng, 20_000, prior)
+
+    def build(generalist, outputs):
+        return keras.Sequential(
+            [
+                keras.Input((1,)),
+                keras.layers.Dense(32, "tanh"),
+                keras.layers.Dense(outputs),
+            ]
+        )
+
+    generalist = keras.Sequential([keras.Input((1,)), keras.layers.Dense(4)])
+    builder = kd.SpecialistBuilder(generalist, [[0, 1], [2, 3]], build_specialist=build)
+    model = builder.fit(
+        (x, y), hard_epochs=12, hard_learning_rate=2e-2, soft_epochs=0, verbose=False
+    )
+    specialist = model.specialists[0]
+    x, y, posterior = gaussian_classes(rng, 20_000, prior)
+    wanted = np.column_stack([posterior[:, :2], posterior[:, 2:].sum(-1)])
+    corrected = softmax(specialist(x), -1)
+    uncorrected = softmax(specialist(x, training=True), -1)
+    assert np.abs(corrected - wanted).mean() < 0.02
+    assert np.abs(uncorrected - wanted).mean() > 0.05
+    # As many examples are in the dustbin as it says.
+    assert corrected[:, 2].mean() == pytest.approx((y > 1).mean(), abs=0.02)
+    assert uncorrected[:, 2].mean() < (y > 1).mean() - 0.1
+
+
+def test_second_stage_starts_where_the_generalist_is(skewed):
+    """At alpha = 0 student and teacher agree from the start: nothing is to be learned."""
+    x, y = skewed
+    generalist = mlp()
+    builder = kd.SpecialistBuilder(generalist, CLUSTERS)
+    arguments = {"hard_epochs": 0, "soft_epochs": 2, "alpha": 0.0, "verbose": False}
+    model = builder.fit((x / 100, y), optimizer="sgd", temperature=3.0, **arguments)
+    for record, specialist in zip(builder.records, model.specialists, strict=True):
+        assert max(record["history"]["soft"]["soft_loss"]) < 1e-6
+        assert list(record["history"]) == ["soft"]
+        assert largest_difference(
+            specialist.get_weights(), generalist.get_weights()
+        ) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_stages_learn_what_they_are_for(skewed):
+    x, y = skewed
+    x = np.eye(CLASSES, FEATURES, dtype="float32")[y] * 3 + x / 1000
+    builder = kd.SpecialistBuilder(mlp(), CLUSTERS)
+    hard = {"hard_epochs": 6, "hard_learning_rate": 3e-2, "batch_size": 16}
+    builder.fit((x, y), soft_epochs=0, **hard)
+    losses = builder.records[1]["history"]["hard"]["hard_loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    builder.fit((x, y), soft_epochs=4, soft_learning_rate=1e-2, alpha=0.2, **hard)
+    history = builder.records[1]["history"]
+    assert history["hard"]["hard_loss"] == losses
+    # Back towards the generalist, which the first stage left.
+    assert history["soft"]["soft_loss"][-1] < history["soft"]["soft_loss"][0]
+
+
+def test_the_generalist_is_not_changed_and_all_classes_can_be_the_head(skewed):
+    x, y = skewed
+    generalist = mlp(activation="softmax")
+    before = generalist.get_weights()
+    builder = kd.SpecialistBuilder(generalist, CLUSTERS, head="all", n=2)
+    model = builder.fit((x, y), hard_epochs=1, soft_epochs=1, verbose=False)
+    assert largest_difference(before, generalist.get_weights()) == 0
+    assert model.generalist is generalist
+    assert model.n == 2
+    assert [m.output_shape for m in model.specialists] == [(None, CLASSES)] * 2
+    assert model.predict(x, verbose=0).shape == (len(x), CLASSES)
+
+
+# Workers and work directories --------------------------------------------------------
+
+FAST = {"hard_epochs": 1, "soft_epochs": 1, "batch_size": 64, "verbose": False}
+
+
+def dropout_model():
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+
+
+def weights_of(model):
+    return [w for specialist in model.specialists for w in specialist.get_weights()]
+
+
+def same_bits(a, b):
+    return all(
+        np.array_equal(x, y) for x, y in zip(weights_of(a), weights_of(b), strict=True)
+    )
+
+
+def test_any_number_of_workers_gives_the_same_bits(skewed):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    here = builder.fit(skewed, **FAST)
+    assert same_bits(here, builder.fit(skewed, **FAST))
+    assert not same_bits(here, builder.fit(skewed, seed=1, **FAST))
+    apart = builder.fit(skewed, n_jobs=2, threads=1, **FAST)
+    assert same_bits(here, apart)
+    workers = {record["worker"] for record in builder.records}
+    assert f":{os.getpid()}" not in "".join(workers)
+    x, y = skewed
+
+    def data():
+        return tf.data.Dataset.from_tensor_slices((x, y))
+
+    streamed = builder.fit(data, **FAST)
+    assert same_bits(streamed, builder.fit(data, n_jobs=2, threads=1, **FAST))
+
+
+def test_dask_workers_give_the_same_bits(skewed, tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    here = builder.fit(skewed, **FAST)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        there = builder.fit(skewed, n_jobs=2, work_dir=tmp_path, **FAST)
+    assert same_bits(here, there)
+    assert f":{os.getpid()}" not in str([r["worker"] for r in builder.records])
+
+
+def test_ray_workers_give_the_same_bits(skewed, tmp_path):
+    pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    here = builder.fit(skewed, **FAST)
+    with joblib.parallel_config("ray"):
+        there = builder.fit(skewed, n_jobs=2, work_dir=tmp_path, **FAST)
+    assert same_bits(here, there)
+
+
+def test_finished_specialists_are_not_trained_again(skewed, tmp_path):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    unbroken = builder.fit(skewed, work_dir=tmp_path, **FAST)
+    first = tmp_path / "specialist-0000.keras"
+    (tmp_path / "specialist-0001.json").unlink()
+    (tmp_path / ".tmp-left").write_text("half")
+    before = first.read_bytes(), first.stat().st_mtime_ns
+    again = builder.fit(skewed, work_dir=tmp_path, **FAST)
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    assert same_bits(unbroken, again)
+    assert not (tmp_path / ".tmp-left").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clusters": [[0, 1], [2, 3]]}, r"clusters is \[\[0, 1\], \[2, 3, 4\]\], not"),
+        ({"generalist": True}, "the generalist's weights differ"),
+        ({"data": True}, "the data's fingerprint is"),
+        ({"fit": {"alpha": 0.3}}, "stages is .*alpha"),
+        ({"fit": {"seed": 4}}, "seed is 0, not 4"),
+        ({"fit": {"optimizer": "sgd"}}, "optimizer is"),
+        ({"head": "all"}, "head is 'dustbin', not 'all'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:1 of 5 classes")
+def test_a_directory_of_another_kind_is_refused(skewed, tmp_path, change, message):
+    generalist = dropout_model()
+    kd.SpecialistBuilder(generalist, CLUSTERS).fit(skewed, work_dir=tmp_path, **FAST)
+    if "generalist" in change:
+        generalist.layers[0].bias.assign_add(np.full(8, 0.1))
+    x, y = skewed
+    if "data" in change:
+        x = x.copy()
+        x[5, 1] += 1e-3
+    clusters, head = change.get("clusters", CLUSTERS), change.get("head", "dustbin")
+    other = kd.SpecialistBuilder(generalist, clusters, head=head)
+    with pytest.raises(ValueError, match=f"(?s)of another kind: .*{message}"):
+        other.fit((x, y), work_dir=tmp_path, **{**FAST, **change.get("fit", {})})
+
+
+def test_a_directory_in_use_is_refused(skewed, tmp_path):
+    program = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(BlockingIOError, match="another process is training"):
+            kd.SpecialistBuilder(mlp(), CLUSTERS).fit(skewed, work_dir=tmp_path, **FAST)
+
+
+def test_a_run_killed_at_any_moment_goes_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_specialists", tmp_path / "work", "10"],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["kills"] == 10
+    assert result["partial"] >= 3  # some, not all specialists were there
+    assert result["runs"] >= 1
+    assert result["same_bits"]
+    assert result["touched"] == 0
+
+
+def test_a_worker_killed_alone_is_said_and_the_rest_goes_on(skewed, tmp_path):
+    x, y = skewed
+    work, alive = tmp_path / "work", tmp_path / "alive"
+    main, victim = os.getpid(), str(tmp_path / "victim")
+
+    def data():
+        # One worker that comes after a finished specialist is killed by SIGKILL.
+        finished = any(work.glob("specialist-*.json"))
+        if os.getpid() != main and finished and not alive.exists():
+            pathlib.Path(victim).write_text(str(os.getpid()))
+            os.kill(os.getpid(), 9)
+        return tf.data.Dataset.from_tensor_slices((x, y))
+
+    clusters = [[0, 1], [2, 3, 4], [1, 2], [0, 4]]
+    builder = kd.SpecialistBuilder(dropout_model(), clusters)
+    arguments = {"n_jobs": 2, "threads": 1, "work_dir": work, **FAST}
+    with pytest.raises(RuntimeError, match="was killed.* specialists are missing"):
+        builder.fit(data, **arguments)
+    assert pathlib.Path(victim).exists()
+
+    def read(name):
+        file = (work / name).with_suffix(".keras")
+        return file.read_bytes(), file.stat().st_mtime_ns
+
+    untouched = {f.name: read(f.name) for f in work.glob("specialist-*.json")}
+    assert 1 <= len(untouched) < 4
+    alive.write_text("")
+    resumed = builder.fit(data, **arguments)
+    assert untouched == {name: read(name) for name in untouched}
+    unbroken = kd.SpecialistBuilder(dropout_model(), clusters).fit(data, **FAST)
+    assert same_bits(resumed, unbroken)
+
+
+# Bad input ---------------------------------------------------------------------------
+
+
+def test_clusters_are_checked_when_the_builder_is_made():
+    with pytest.raises(ValueError, match="at least 2 clusters"):
+        kd.SpecialistBuilder(mlp(), [[0, 1]])
+    with pytest.warns(UserWarning, match=r"1 of 5 classes are in no cluster \(4\)"):
+        kd.SpecialistBuilder(mlp(), [[0, 1], [2, 3]])
+    with pytest.raises(TypeError, match="build_specialist must be a function"):
+        kd.SpecialistBuilder(mlp(), CLUSTERS, build_specialist=mlp())
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda g, outputs: mlp(classes=outputs + 1), ValueError, r"\(batch, 3\)"),
+        (lambda g, outputs: None, TypeError, "must return a keras.Model"),
+    ],
+)
+def test_a_wrong_build_specialist_is_refused_at_once(
+    skewed, tmp_path, build, error, message
+):
+    builder = kd.SpecialistBuilder(mlp(), CLUSTERS, build_specialist=build)
+    with pytest.raises(error, match=message):
+        builder.fit(skewed, work_dir=tmp_path, **FAST)
+    assert not list(tmp_path.glob("specialist-*"))
+
+
+def test_a_class_without_an_example_is_named(skewed):
+    x, y = skewed
+    with pytest.raises(ValueError, match="the class 3 of cluster 1 has no example"):
+        kd.SpecialistBuilder(mlp(), CLUSTERS).fit((x[y != 3], y[y != 3]))
+    with pytest.raises(ValueError, match="nothing for its dustbin"):
+        kd.SpecialistBuilder(mlp(), CLUSTERS).fit((x[y < 2], y[y < 2]))
+
+
+def test_data_that_cannot_be_sent_is_refused(skewed):
+    dataset = tf.data.Dataset.from_tensor_slices(skewed)
+    builder = kd.SpecialistBuilder(mlp(), CLUSTERS)
+    with pytest.raises(TypeError, match="a function that returns the dataset"):
+        builder.fit(dataset, n_jobs=2)
+    with pytest.raises(TypeError, match="cannot be sent to another process"):
+        builder.fit(lambda: dataset, n_jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hard_epochs": 0, "soft_epochs": 0}, "both 0, so nothing would be trained"),
+        ({"hard_epochs": -1}, "hard_epochs must be a whole number >= 0"),
+        ({"soft_learning_rate": 0.0}, "soft_learning_rate must be > 0"),
+        ({"temperature": 0.0}, "temperature must be a finite number > 0"),
+        ({"alpha": 1.5}, "alpha must be a number from 0 to 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
+        ({"threads": 0}, "threads must be a whole number >= 1"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"optimizer": "fast"}, "fast"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(skewed, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kd.SpecialistBuilder(mlp(), CLUSTERS).fit(skewed, **arguments)
