@@ -93,6 +93,66 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace soft targets of another kind"
     )
     cache.set_defaults(run=_cache)
+
+    specialists = commands.add_parser(
+        "specialists",
+        help="train specialists for the classes that a generalist confuses",
+        description=(
+            "Finds the classes that a generalist confuses, trains a specialist for each "
+            "cluster of them, composes the ensemble, judges it on test data, draws "
+            "pictures and exports it. Started again, it goes on with the specialists "
+            "that are missing."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    specialists.add_argument("generalist", help="a .keras file")
+    specialists.add_argument(
+        "dataset", help='"digits", or a TFDS dataset: cifar100, ...'
+    )
+    specialists.add_argument(
+        "--clusters", type=int, default=10, help="number of clusters and specialists"
+    )
+    specialists.add_argument(
+        "--max-size", type=int, default=None, help="most classes of a cluster"
+    )
+    specialists.add_argument(
+        "--n", type=int, default=None,
+        help="likely classes that choose the specialists; default: best on validation",
+    )  # fmt: skip
+    specialists.add_argument(
+        "--workers", type=int, default=1, help="processes that share the work"
+    )
+    specialists.add_argument(
+        "--work-dir", default="keras-distill-specialists", help="folder for all results"
+    )
+    specialists.add_argument(
+        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
+    )
+    specialists.add_argument(
+        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
+        help="for datasets whose images differ in size",
+    )  # fmt: skip
+    for stage in ("hard", "soft"):
+        specialists.add_argument(
+            f"--{stage}-epochs", type=int, default=None,
+            help=f"of the stage on {stage} targets; 0 leaves it out",
+        )  # fmt: skip
+        specialists.add_argument(
+            f"--{stage}-learning-rate", type=float, default=None,
+            help="at the beginning of that stage",
+        )  # fmt: skip
+    specialists.add_argument(
+        "--temperature", type=float, default=None, help="T of the soft stage, > 0"
+    )
+    specialists.add_argument(
+        "--alpha", type=float, default=None,
+        help="weight of the hard loss in the soft stage, 0 to 1",
+    )  # fmt: skip
+    specialists.add_argument(
+        "--batch-size", type=int, default=128, help="examples of a training step"
+    )
+    specialists.add_argument("--seed", type=int, default=0, help="makes it repeatable")
+    specialists.set_defaults(run=_specialists)
     return parser
 
 
@@ -139,6 +199,34 @@ def _cache(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     print(targets)
+
+
+def _specialists(options: argparse.Namespace) -> None:
+    from keras_distill.specialists import command
+
+    names = (
+        "hard_epochs",
+        "hard_learning_rate",
+        "soft_epochs",
+        "soft_learning_rate",
+        "temperature",
+        "alpha",
+    )
+    given = {name: getattr(options, name) for name in names}
+    command.run(
+        options.generalist,
+        options.dataset,
+        n_clusters=options.clusters,
+        work_dir=options.work_dir,
+        max_size=options.max_size,
+        n=options.n,
+        workers=options.workers,
+        data_dir=options.data_dir,
+        image_size=options.image_size and tuple(options.image_size),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -406,7 +406,7 @@ def test_a_worker_killed_alone_is_said_and_the_rest_goes_on(skewed, tmp_path):
     clusters = [[0, 1], [2, 3, 4], [1, 2], [0, 4]]
     builder = kd.SpecialistBuilder(dropout_model(), clusters)
     arguments = {"n_jobs": 2, "threads": 1, "work_dir": work, **FAST}
-    with pytest.raises(RuntimeError, match="was killed.* specialists are missing"):
+    with pytest.raises(ChildProcessError, match="was killed.* specialists are missing"):
         builder.fit(data, **arguments)
     assert pathlib.Path(victim).exists()
 

@@ -166,7 +166,7 @@ class SpecialistBuilder:
                 `build_specialist` returns another number of outputs, or `work_dir` holds
                 specialists of another kind, naming the difference.
             BlockingIOError: if another run works in `work_dir`.
-            RuntimeError: if a process was killed while it trained.
+            ChildProcessError: if a process was killed while it trained.
         """
         stages = _stages(
             hard_epochs, hard_learning_rate, soft_epochs, soft_learning_rate,
@@ -280,7 +280,7 @@ class SpecialistBuilder:
                 left = [
                     m for m in missing if training.read_record(job.work_dir, m) is None
                 ]
-                raise RuntimeError(
+                raise ChildProcessError(
                     f"a process that trained specialists was killed, perhaps for want of "
                     f"memory; {len(left)} of {len(self.clusters)} specialists are "
                     "missing. With work_dir, run fit again with the same arguments: it "

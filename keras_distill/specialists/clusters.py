@@ -82,15 +82,20 @@ def _columns(covariance: Any, correlation: bool) -> Any:
     if not np.isfinite(c.data if is_sparse else c).all():
         raise ValueError("the covariance is not finite; check the predictions.")
     if not correlation:
-        return c
+        return _short(c) if is_sparse else c
     # A class that is never predicted has no variance, and no company.
     deviation = np.sqrt(np.maximum(c.diagonal(), 0.0))
     scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
     if is_sparse:
-        return (
-            scipy.sparse.diags_array(scale) @ c @ scipy.sparse.diags_array(scale)
-        ).tocsr()
+        scaling = scipy.sparse.diags_array(scale)
+        return _short((scaling @ c @ scaling).tocsr())
     return c * scale * scale[:, None]
+
+
+def _short(c: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Returns the array with the 32-bit indices that scikit-learn takes."""
+    indices, starts = c.indices.astype("int32"), c.indptr.astype("int32")
+    return scipy.sparse.csr_array((c.data, indices, starts), shape=c.shape)
 
 
 def _check_numbers(
