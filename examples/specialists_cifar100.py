@@ -44,10 +44,9 @@ def main():
     parser.add_argument("--work-dir", default="specialists-cifar100")
     parser.add_argument("--quick", action="store_true", help="tiny, on digits")
     args = parser.parse_args()
-    name, filters, clusters, epochs = "cifar100", (16, 48, 128, 256), 12, (25, 3, 8)
+    name, filters, clusters, epochs = "cifar100", (16, 48, 128, 256), 12, 25
     if args.quick:
-        name, filters, clusters, epochs = "digits", (8, 16), 3, (2, 1, 1)
-    generalist_epochs, specialist_epochs, student_epochs = epochs
+        name, filters, clusters, epochs = "digits", (8, 16), 3, 2
 
     data = datasets.load(name, data_dir=args.data_dir, batch_size=128)
     unshuffled = datasets.load(name, data_dir=args.data_dir, shuffle=False)
@@ -57,7 +56,7 @@ def main():
     generalist = models.cnn(
         data.input_shape, data.classes, filters, dense=256, dropout=0.3
     )
-    compile_and_fit(generalist, data, generalist_epochs, 2e-3)
+    compile_and_fit(generalist, data, epochs, 2e-3)
 
     # 2. What it confuses: its predictions are enough, no labels are used.
     covariance = kd.class_covariance(generalist, data.train, temperature=2.0)
@@ -71,8 +70,8 @@ def main():
     builder = kd.SpecialistBuilder(generalist, found, n=3)
     ensemble = builder.fit(
         datasets.to_arrays(unshuffled.train),
-        hard_epochs=specialist_epochs,
-        soft_epochs=specialist_epochs,
+        hard_epochs=epochs // 4 + 1,
+        soft_epochs=0,
         n_jobs=args.workers,
         work_dir=args.work_dir,
     )
@@ -82,7 +81,7 @@ def main():
     student = keras.models.clone_model(generalist)
     student.set_weights(generalist.get_weights())
     distiller = kd.Distiller(student, teacher=ensemble, temperature=2.0, alpha=0.5)
-    compile_and_fit(distiller, data, student_epochs, 5e-4)
+    compile_and_fit(distiller, data, epochs // 3 + 1, 1e-3)
 
     # 5. What it brought, on the test split.
     print(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import pytest
 
 from keras_distill import SoftTargets, cli, datasets, models
@@ -147,3 +148,59 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     assert cli.main(again) == 1  # of another kind: all logits
     assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
     assert len(SoftTargets.open(tmp_path / "kept")) == data.sizes["test"]
+
+
+@pytest.mark.slow
+def test_specialists_from_a_file_to_an_export(tmp_path):
+    data = datasets.load("digits")
+    generalist = models.mlp(data.input_shape, data.classes, (16,))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    generalist.compile("adam", loss)
+    generalist.fit(data.train, epochs=2, verbose=0)
+    generalist.save(tmp_path / "generalist.keras")
+    command = ["specialists", "generalist.keras", "digits", "--clusters", "3"]
+    command += ["--work-dir", "out", "--hard-epochs", "1", "--soft-epochs", "1"]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cluster 2: " in done.stdout
+    assert "generalist" in done.stdout
+    assert "specialists covering" in done.stdout
+    for noise in ("oneDNN", "WARNING", "UserWarning", "retracing"):
+        assert noise not in done.stderr
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("*.png")} == {
+        "class_covariance.png",
+        "accuracy_by_coverage.png",
+        "accuracy_by_cluster.png",
+        "training_by_worker.png",
+    }
+    judged = json.loads((out / "comparison.json").read_text())
+    ensemble = keras.saving.load_model(out / "ensemble.keras")
+    x, y = datasets.to_arrays(data.test)
+    right = ensemble.predict(x, verbose=0).argmax(-1) == y
+    assert judged[1]["accuracy"] == pytest.approx(right.mean())
+    assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
+    other = [*command, "--alpha", "0.3"]
+    other[1], other[6] = str(tmp_path / other[1]), str(out)
+    assert cli.main(other) == 1  # of another kind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.keras", "digits"], "the generalist 'none.keras' is not there"),
+        (["three.keras", "digits"], "has 3 outputs and digits has 10 classes"),
+        (["ten.keras", "digits", "--clusters", "1"], "n_clusters must be a whole"),
+        (["ten.keras", "digits", "--clusters", "6"], "do not make 6 clusters"),
+    ],
+)
+def test_wrong_specialists_are_one_sentence(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    models.mlp((8, 8, 1), 3, (4,)).save("three.keras")
+    models.mlp((8, 8, 1), 10, (4,)).save("ten.keras")
+    assert cli.main(["specialists", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("keras-distill: error: ")
+    assert message in captured.err

@@ -80,6 +80,34 @@ def test_soft_targets_benchmark(tmp_path):
     assert "| 100 | 1000 |" in output
 
 
+@pytest.mark.slow
+def test_specialists_example(tmp_path):
+    output = run("examples/specialists_cifar100.py", "--quick", folder=tmp_path)
+    assert "specialists covering" in output
+    assert "student" in output
+    assert (tmp_path / "specialists-cifar100" / "class_covariance.png").exists()
+
+
+@pytest.mark.slow
+def test_specialists_benchmark(tmp_path):
+    output = run(
+        "benchmarks/specialists.py", "--quick", "--json", "s.json", folder=tmp_path
+    )
+    assert "| control |" in output
+    (result,) = json.loads((tmp_path / "s.json").read_text())
+    assert {"ensemble", "control", "student"} <= set(result["test"])
+
+
+@pytest.mark.slow
+def test_benchmarks_of_clusters_routing_and_workers(tmp_path):
+    output = run("benchmarks/class_clusters.py", "--quick", folder=tmp_path)
+    assert output.splitlines()[-1].startswith("| 100 | 10 |")
+    output = run("benchmarks/specialist_routing.py", "--quick", folder=tmp_path)
+    assert output.splitlines()[-1].startswith("| 5 | 3 |")
+    output = run("benchmarks/specialist_workers.py", "--quick", folder=tmp_path)
+    assert "same weights: True" in output
+
+
 def test_examples_are_short():
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 100

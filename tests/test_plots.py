@@ -81,3 +81,51 @@ def test_plots_import_no_tensorflow():
         "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_class_covariance_is_drawn_in_the_order_of_clusters(tmp_path):
+    covariance = np.diag([4.0, 1.0, 1.0, 9.0])
+    covariance[0, 3] = covariance[3, 0] = 3.0
+    figure = saved(
+        plots.class_covariance(covariance, [[0, 3], [1, 2]], class_names="abcd"),
+        tmp_path,
+    )
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list("adbc")
+    shown = axes.images[0].get_array()
+    assert shown[0, 1] == pytest.approx(0.5)  # 3 / (2 * 3)
+    assert shown[0, 2] == 0
+    assert [(p.get_xy(), p.get_width()) for p in axes.patches] == [
+        ((-0.5, -0.5), 2),
+        ((1.5, 1.5), 2),
+    ]
+
+
+def share(of, examples, generalist, ensemble):
+    return types.SimpleNamespace(
+        of=of, examples=examples, generalist=generalist, ensemble=ensemble
+    )
+
+
+def test_accuracy_before_and_after(tmp_path):
+    shares = [share(0, 200, 100, 90), share(1, 100, 40, 60)]
+    for figure in (
+        plots.accuracy_by_coverage(shares),
+        plots.accuracy_by_cluster(shares, [[0, 1], [2, 3]], class_names="abcd"),
+    ):
+        (axes,) = saved(figure, tmp_path).axes
+        heights = [bar.get_height() for bar in axes.patches]
+        assert heights == [50.0, 40.0, 45.0, 60.0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a\nb", "c\nd"]
+
+
+def test_training_by_worker(tmp_path):
+    records = [
+        {"specialist": 0, "worker": "a:1", "began": 10.0, "ended": 16.0},
+        {"specialist": 1, "worker": "a:2", "began": 10.0, "ended": 14.0},
+        {"specialist": 2, "worker": "a:2", "began": 14.0, "ended": 20.0},
+    ]
+    (axes,) = saved(plots.training_by_worker(records), tmp_path).axes
+    spans = [(bar.get_x(), bar.get_width(), bar.get_y()) for bar in axes.patches]
+    assert [span[:2] for span in spans] == [(0, 6), (0, 4), (4, 6)]
+    assert axes.get_title() == "3 specialists: 16 s of training in 10 s"
