@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import types
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,19 @@ def knob(name: str, value: Any) -> None:
             f"alpha must be a number from 0 to 1, got {value!r}. It weighs the hard "
             "loss; 1 - alpha weighs the soft loss."
         )
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Returns a whole number of any kind as an int.
+
+    Raises:
+        ValueError: if it is none, or out of range.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or value < least or (most is not None and value > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}.")
+    return int(value)
 
 
 def same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:

@@ -432,7 +432,10 @@ def training_by_worker(records: Sequence[Mapping[str, Any]]) -> Figure:
             fontsize=9,
         )
     total = sum(r["ended"] - r["began"] for r in records)
-    wall = max(r["ended"] for r in records) - start
+    wall, busy_until = 0.0, start  # without the time between two runs
+    for record in sorted(records, key=lambda r: r["began"]):
+        wall += max(0.0, record["ended"] - max(record["began"], busy_until))
+        busy_until = max(busy_until, record["ended"])
     axes.set_yticks(range(len(workers)), workers)
     axes.set(
         title=f"{len(records)} specialists: {total:.0f} s of training in {wall:.0f} s",

@@ -84,6 +84,10 @@ def test_what_is_wrong_with_a_generalist_is_said(x):
         kd.class_covariance(mlp(), x[:1])
     with pytest.raises(ValueError, match="needs a dataset"):
         kd.class_covariance(mlp())
+    with pytest.raises(ValueError, match="batch_size must be"):
+        kd.class_covariance(mlp(), x, batch_size=0)
+    with pytest.raises(ValueError, match="the dataset is endless; give it before"):
+        kd.class_covariance(mlp(), tf.data.Dataset.from_tensor_slices(x).repeat())
     with pytest.raises(ValueError, match="top_k must be"):
         kd.class_covariance(mlp(), x, top_k=1)
     with pytest.raises(ValueError, match="examples 0 to 511 are not all finite"):
@@ -112,7 +116,7 @@ def test_finds_planted_clusters_and_repeats():
     covariance, group = planted(8, 6)
     clusters = kd.cluster_classes(covariance, 8)
     assert agreement(clusters, group) == pytest.approx(1.0)
-    assert clusters == kd.cluster_classes(covariance, 8)
+    assert clusters == kd.cluster_classes(covariance, np.int64(8))
     sparse = scipy.sparse.csr_array(covariance)
     assert clusters == kd.cluster_classes(sparse, 8)
 
@@ -151,8 +155,12 @@ def test_a_class_never_predicted_is_put_somewhere():
     ("arguments", "message"),
     [
         ({"n_clusters": 1}, "n_clusters must be a whole number >= 2"),
+        ({"n_clusters": True}, "n_clusters must be a whole number >= 2, got True"),
         ({"n_clusters": 7}, "12 classes do not make 7 clusters"),
-        ({"n_clusters": 3, "max_size": 3}, "max_size must be at least 2, and 4"),
+        (
+            {"n_clusters": 3, "max_size": 3},
+            "max_size must be a whole number >= 4, got 3",
+        ),
         ({"n_clusters": 3, "clusters_per_class": 3}, "from 1 to 2"),
     ],
 )
@@ -179,6 +187,7 @@ def test_a_covariance_that_is_none_is_refused():
         ([[0, 1], [2, 2]], ValueError, "names a class twice"),
         ([[0, 1], [0, 1, 2, 3, 4]], ValueError, "holds all 5 classes"),
         ([[0, 1], ["a", "b"]], TypeError, "sequence of class numbers"),
+        ([0, 1, 2], TypeError, "cluster 0 must be a sequence of class numbers, got 0"),
     ],
 )
 def test_clusters_by_hand_are_validated(clusters, error, message):
@@ -190,5 +199,5 @@ def test_a_class_in_no_cluster_is_said_once():
     with pytest.warns(
         UserWarning, match=r"1 of 5 classes are in no cluster \(4\)"
     ) as w:
-        assert check_clusters([[1, 0], [2, 3]], CLASSES) == [(0, 1), (2, 3)]
+        assert check_clusters([[1, 0], [2, 3]], CLASSES) == [(1, 0), (2, 3)]
     assert len(w) == 1

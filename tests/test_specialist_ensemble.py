@@ -230,6 +230,68 @@ def test_generalist_and_specialists_may_end_in_softmax(data):
     np.testing.assert_allclose(plain(x), soft(x), atol=1e-4)
 
 
+def test_a_cluster_keeps_the_order_of_the_specialists_outputs(data):
+    from keras_distill.specialists.heads import as_specialist
+
+    x, _ = data
+    generalist = mlp()
+    agreeing = as_specialist(generalist, "dustbin", [3, 1], [0.0] * 3, CLASSES, True)
+    model = kd.SpecialistEnsemble(generalist, [agreeing], [[3, 1]], n=np.int64(5))
+    wanted = softmax(generalist.predict(x, verbose=0), -1)
+    np.testing.assert_allclose(np.exp(model(x)), wanted, atol=1e-5)
+
+
+def test_nan_is_seen_in_the_answer_and_in_its_row_alone(data):
+    x, _ = data
+    broken = mlp(classes=3)
+    broken.layers[-1].bias.assign([np.nan] * 3)
+    model = kd.SpecialistEnsemble(mlp(), [broken], [[0, 1]], n=None)
+    assert np.isnan(model(x)).all()
+    one = [
+        np.repeat(value, 2, 0).astype("float32") if value.shape[0] == 1 else value
+        for value in arrays(*problem(np.random.default_rng(3)))
+    ]
+    whole = np.asarray(combine(*one))
+    one[0][0, 0] = np.nan
+    found = np.asarray(combine(*one))
+    assert np.isnan(found[0]).any()
+    np.testing.assert_array_equal(found[1], whole[1])
+
+
+def test_the_global_policy_does_not_touch_float32_models(data, tmp_path):
+    x = data[0] * 1e5  # infinite in float16
+    model = ensemble()
+    wanted = model(x)
+    model.save(tmp_path / "ensemble.keras")
+    keras.config.set_dtype_policy("mixed_float16")
+    loaded = keras.saving.load_model(tmp_path / "ensemble.keras")
+    again = kd.SpecialistEnsemble(model.generalist, model.specialists, CLUSTERS)
+    np.testing.assert_allclose(loaded(x), wanted, rtol=1e-5)
+    np.testing.assert_allclose(again(x), wanted, rtol=1e-5)
+
+
+def test_an_empty_batch_gives_an_empty_answer(data):
+    x, _ = data
+    assert ensemble()(x[:0]).shape == (0, CLASSES)
+
+
+def test_what_could_not_be_loaded_is_not_saved(data, tmp_path):
+    generalist = mlp()
+    head = keras.layers.Dense(3)(generalist.get_layer("hidden").output)
+    shared = keras.Model(generalist.inputs, head)
+    model = kd.SpecialistEnsemble(generalist, [shared], [[0, 1]])
+    with pytest.raises(ValueError, match="models of the ensemble share layers"):
+        model.save(tmp_path / "ensemble.keras")
+    # A loss that Keras does not know does no harm: the ensemble is not trained.
+    compiled = mlp()
+    compiled.compile(loss=lambda y, z: z)
+    kd.SpecialistEnsemble(compiled).save(tmp_path / "ensemble.keras")
+    loaded = keras.saving.load_model(tmp_path / "ensemble.keras")
+    np.testing.assert_allclose(
+        loaded(data[0]), keras.ops.log_softmax(compiled(data[0])), atol=1e-6
+    )
+
+
 def test_saves_loads_grows_and_shrinks(data, tmp_path):
     x, _ = data
     model = ensemble(n=2)
@@ -304,9 +366,9 @@ def test_teaches(data, tmp_path):
             (mlp(),),
             {"n": 0},
             ValueError,
-            "n must be from 1 to the number of classes, 5",
+            "n, .* must be a whole number from 1 to 5, got 0",
         ),
-        ((mlp(),), {"n": 6}, ValueError, "n must be from 1"),
+        ((mlp(),), {"n": True}, ValueError, "n, .* from 1 to 5, got True"),
         ((mlp(),), {"head": "tail"}, ValueError, "head must be"),
         ((mlp(),), {"tolerance": -1.0}, ValueError, "tolerance must be >= 0"),
         ((mlp(),), {"max_iterations": 0}, ValueError, "max_iterations must be"),
@@ -328,3 +390,7 @@ def test_a_generalist_of_unknown_outputs_is_refused():
     sequence = keras.Sequential([keras.Input((4, 2)), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="one output \\(batch, classes\\)"):
         kd.SpecialistEnsemble(sequence)
+    x = keras.Input((4,))
+    by_name = keras.Model(x, {"logits": keras.layers.Dense(3)(x)})
+    with pytest.raises(ValueError, match="one output \\(batch, classes\\)"):
+        kd.SpecialistEnsemble(by_name)

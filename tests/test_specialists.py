@@ -58,6 +58,36 @@ def test_first_prediction_is_the_generalists(data, activation, head):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the layers of")
+def test_a_head_that_does_not_say_what_it_gives(data):
+    x, _ = data
+    a, b = mlp(activation="softmax"), mlp(activation="softmax")
+    generalist = keras.Model(
+        a.inputs, keras.layers.Average()([a.outputs[0], b(a.inputs[0])])
+    )
+    ratios = log_ratio("dustbin", [1, 3], COUNTS)
+    specialist = as_specialist(generalist, "dustbin", [1, 3], ratios, CLASSES, True)
+    p = np.asarray(generalist(x))
+    wanted = np.column_stack([p[:, [1, 3]], np.delete(p, [1, 3], -1).sum(-1)])
+    np.testing.assert_allclose(softmax(specialist(x), -1), wanted, atol=1e-5)
+
+
+def test_a_confident_softmax_still_gets_a_gradient():
+    generalist = mlp(activation="softmax")
+    generalist.layers[-1].bias.assign([200.0, 0.0, 0.0, 0.0, 0.0])
+    ratios = log_ratio("dustbin", [0, 1], COUNTS)
+    specialist = as_specialist(generalist, "dustbin", [0, 1], ratios, CLASSES, True)
+    with tf.GradientTape() as tape:
+        loss = keras.losses.sparse_categorical_crossentropy(
+            np.array([1]),
+            specialist(np.zeros((1, FEATURES)), training=True),
+            from_logits=True,
+        )
+    assert float(loss[0]) > 150  # not cut off at 1e-38, that is 87
+    gradient = tape.gradient(loss, generalist.layers[-1].bias)
+    np.testing.assert_allclose(gradient[:2], [1.0, -1.0], atol=1e-5)
+
+
 # Training sets -----------------------------------------------------------------------
 
 
@@ -116,6 +146,38 @@ def test_a_cluster_larger_than_the_rest(skewed, form):
     assert np.isin(drawn, [0, 1, 3]).mean() == pytest.approx(0.5, abs=0.03)
 
 
+def test_lists_of_inputs_and_endless_data(skewed):
+    x, y = skewed
+    source = TrainingData(([x, x[:, :1]], y), CLASSES, [2, 2])
+    _, [(inputs, _)] = epochs_of(TrainingData((x, y), CLASSES, [2]), [1, 4], 1)
+    sampler = ClusterSampler(source, [1, 4], True, 16, seed=7)
+    (first, second), _ = next(iter(sampler.dataset()))
+    np.testing.assert_array_equal(first, inputs[:16])
+    np.testing.assert_array_equal(second, inputs[:16, :1])
+    endless = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
+    with pytest.raises(ValueError, match="the dataset is endless"):
+        TrainingData(endless, CLASSES, [2])
+
+
+def test_fingerprints_tell_data_apart(skewed):
+    x, y = skewed
+
+    def digest(*arrays, shuffled=False):
+        data = tf.data.Dataset.from_tensor_slices(arrays)
+        data = data.shuffle(len(y)) if shuffled else data
+        return TrainingData(data, CLASSES, [2]).fingerprint()
+
+    assert digest(x, y) == digest(x, y)
+    assert digest(x, y) != digest(x + 1e-3, y)
+    assert digest(x, y, shuffled=True) == digest(x, y, shuffled=True)  # labels alone
+    words = np.array(["a", "b"] * 300, dtype=object)
+    one, same, other = (
+        TrainingData((w, y), CLASSES, [1]).fingerprint()
+        for w in (words, np.array(words.tolist(), dtype=object), words[::-1])
+    )
+    assert one == same != other
+
+
 def test_arrays_are_not_copied_and_weights_stay_with_their_examples(skewed):
     x, y = skewed
     source = TrainingData((x, y, x[:, 0]), CLASSES, [2])
@@ -131,6 +193,7 @@ def test_arrays_are_not_copied_and_weights_stay_with_their_examples(skewed):
         (lambda x, y: x, ValueError, "trained on labelled data"),
         (lambda x, y: (x, x), ValueError, "labels must be whole numbers"),
         (lambda x, y: (x, y[:5]), ValueError, "different lengths"),
+        (lambda x, y: (x, np.full((len(y), 5), 0.2)), ValueError, "are not one-hot"),
         (lambda x, y: [x, None], TypeError, "dataset must be"),
         (
             lambda x, y: tf.data.Dataset.from_tensor_slices((x, y + 1)),
@@ -204,7 +267,8 @@ def test_second_stage_starts_where_the_generalist_is(skewed):
     generalist = mlp()
     builder = kd.SpecialistBuilder(generalist, CLUSTERS)
     arguments = {"hard_epochs": 0, "soft_epochs": 2, "alpha": 0.0, "verbose": False}
-    model = builder.fit((x / 100, y), optimizer="sgd", temperature=3.0, **arguments)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    model = builder.fit((x / 100, y), optimizer=optimizer, temperature=3.0, **arguments)
     for record, specialist in zip(builder.records, model.specialists, strict=True):
         assert max(record["history"]["soft"]["soft_loss"]) < 1e-6
         assert list(record["history"]) == ["soft"]
@@ -226,6 +290,14 @@ def test_stages_learn_what_they_are_for(skewed):
     assert history["hard"]["hard_loss"] == losses
     # Back towards the generalist, which the first stage left.
     assert history["soft"]["soft_loss"][-1] < history["soft"]["soft_loss"][0]
+
+
+def test_a_specialist_that_diverges_is_not_kept(skewed, tmp_path):
+    builder = kd.SpecialistBuilder(mlp(), CLUSTERS)
+    arguments = {"hard_epochs": 2, "hard_learning_rate": 1e30, "soft_epochs": 0}
+    with pytest.raises(ValueError, match=r"of specialist \d became NaN.* lower hard_"):
+        builder.fit(skewed, work_dir=tmp_path, **arguments)
+    assert not list(tmp_path.glob("specialist-*"))
 
 
 def test_the_generalist_is_not_changed_and_all_classes_can_be_the_head(skewed):
@@ -286,6 +358,34 @@ def test_any_number_of_workers_gives_the_same_bits(skewed):
     assert same_bits(streamed, builder.fit(data, n_jobs=2, threads=1, **FAST))
 
 
+def test_a_job_takes_this_process_settings_along(skewed):
+    from keras_distill.specialists.training import Job
+
+    @keras.saving.register_keras_serializable("tests")
+    class Own(keras.layers.Layer):
+        pass
+
+    source = TrainingData(skewed, CLASSES, [2])
+    keras.config.set_dtype_policy("mixed_float16")
+    job = Job("", source, CLUSTERS, "dustbin", None, [], "adam", 16, 0, None)
+    keras.config.set_dtype_policy("float32")
+    keras.saving.get_custom_objects().pop("tests>Own")
+    try:
+        job.take_settings()
+        assert keras.config.dtype_policy().name == "mixed_float16"
+        assert keras.saving.get_custom_objects()["tests>Own"] is Own
+    finally:
+        keras.saving.get_custom_objects().pop("tests>Own", None)
+
+
+def test_threads_of_one_process_are_refused(skewed):
+    with (
+        joblib.parallel_config("threading"),
+        pytest.raises(ValueError, match="threads of one process share Keras's seeds"),
+    ):
+        kd.SpecialistBuilder(mlp(), CLUSTERS).fit(skewed, n_jobs=2)
+
+
 def test_dask_workers_give_the_same_bits(skewed, tmp_path):
     distributed = pytest.importorskip("dask.distributed")
     builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
@@ -332,7 +432,8 @@ def test_finished_specialists_are_not_trained_again(skewed, tmp_path):
     [
         ({"clusters": [[0, 1], [2, 3]]}, r"clusters is \[\[0, 1\], \[2, 3, 4\]\], not"),
         ({"generalist": True}, "the generalist's weights differ"),
-        ({"data": True}, "the data's fingerprint is"),
+        ({"data": True}, "the fingerprint of the inputs is"),
+        ({"build": True}, "specialists is"),
         ({"fit": {"alpha": 0.3}}, "stages is .*alpha"),
         ({"fit": {"seed": 4}}, "seed is 0, not 4"),
         ({"fit": {"optimizer": "sgd"}}, "optimizer is"),
@@ -342,7 +443,14 @@ def test_finished_specialists_are_not_trained_again(skewed, tmp_path):
 @pytest.mark.filterwarnings("ignore:1 of 5 classes")
 def test_a_directory_of_another_kind_is_refused(skewed, tmp_path, change, message):
     generalist = dropout_model()
-    kd.SpecialistBuilder(generalist, CLUSTERS).fit(skewed, work_dir=tmp_path, **FAST)
+
+    def builder_of(width):
+        return lambda generalist, outputs: mlp(width, classes=outputs)
+
+    build = builder_of(3) if "build" in change else None
+    kd.SpecialistBuilder(generalist, CLUSTERS, build_specialist=build).fit(
+        skewed, work_dir=tmp_path, **FAST
+    )
     if "generalist" in change:
         generalist.layers[0].bias.assign_add(np.full(8, 0.1))
     x, y = skewed
@@ -350,7 +458,10 @@ def test_a_directory_of_another_kind_is_refused(skewed, tmp_path, change, messag
         x = x.copy()
         x[5, 1] += 1e-3
     clusters, head = change.get("clusters", CLUSTERS), change.get("head", "dustbin")
-    other = kd.SpecialistBuilder(generalist, clusters, head=head)
+    build = builder_of(4) if "build" in change else None
+    other = kd.SpecialistBuilder(
+        generalist, clusters, head=head, build_specialist=build
+    )
     with pytest.raises(ValueError, match=f"(?s)of another kind: .*{message}"):
         other.fit((x, y), work_dir=tmp_path, **{**FAST, **change.get("fit", {})})
 
@@ -479,6 +590,7 @@ def test_data_that_cannot_be_sent_is_refused(skewed):
         ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
         ({"threads": 0}, "threads must be a whole number >= 1"),
         ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"work_dir": "gs://bucket/x"}, "must be a folder that is local or mounted"),
         ({"optimizer": "fast"}, "fast"),
     ],
 )

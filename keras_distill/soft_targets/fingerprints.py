@@ -52,7 +52,7 @@ def of_teacher(teacher: Any) -> dict[str, Any]:
     if isinstance(teacher, keras.Model):
         return {
             "kind": "keras.Model",
-            "architecture": _digest(_architecture(teacher).encode()),
+            "architecture": of_architecture(teacher),
             "weights": _of_weights(teacher),
         }
     if isinstance(getattr(teacher, "model", None), keras.Model):  # of `as_teacher`
@@ -66,10 +66,17 @@ def name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def of_architecture(model: keras.Model) -> str:
+    """Returns a hex digest of a model's layers, whatever their names."""
+    return _digest(_architecture(model).encode())
+
+
 def of_arrays(arrays: list[np.ndarray]) -> str:
     """Returns a hex digest of arrays: their types, shapes and values."""
     digest = hashlib.sha256()
     for array in arrays:
+        if array.dtype.kind == "O":  # strings; their bytes would be addresses
+            array = array.astype(str)
         digest.update(f"{array.dtype}{array.shape}".encode())
         flat = array.reshape(-1)
         for start in range(0, len(flat), 1 << 22):  # a memory map need not fit

@@ -121,9 +121,7 @@ class Source:
     def _known_length(self) -> int | None:
         cardinality = int(self.dataset.cardinality())
         if cardinality == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                "the dataset is endless; write soft targets for it before repeat()."
-            )
+            raise ValueError("the dataset is endless; give it before repeat().")
         if cardinality < 0:
             return None
         if not self.batched:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from joblib.externals.loky.backend.reduction import dumps
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.parallel import get_active_backend
 from keras.optimizers.schedules import LearningRateSchedule
 from tqdm.auto import tqdm
 
@@ -23,7 +24,11 @@ from keras_distill import checks, files
 from keras_distill.soft_targets import fingerprints, manifest
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
-from keras_distill.specialists.ensemble import SpecialistEnsemble, _check, classes_of
+from keras_distill.specialists.ensemble import (
+    SpecialistEnsemble,
+    check_settings,
+    classes_of,
+)
 from keras_distill.specialists.sampling import TrainingData
 from keras_distill.specialists.training import Job, Stage
 from keras_distill.teachers import as_teacher
@@ -44,7 +49,8 @@ class SpecialistBuilder:
     2. on the generalist's soft targets for the cluster and the dustbin, together with the
        labels, by `Distiller`. This keeps it from overfitting the little data it sees.
 
-    The answer is corrected for the training set's mix of classes (`PriorCorrection`).
+    The answer is corrected for the training set's mix of classes (`PriorCorrection`). What
+    batch normalisation remembers of its inputs is that mix's, not the data's own.
 
     Args:
         generalist: `keras.Model`, Functional or Sequential, with logits or probabilities
@@ -86,7 +92,7 @@ class SpecialistBuilder:
         n: int | None = 1,
     ) -> None:
         self.classes = classes_of(generalist)
-        _check(n, head, 0.0, 1, self.classes)
+        n, _ = check_settings(n, head, 0.0, 1, self.classes)
         self.clusters: list[Cluster] = check_clusters(clusters, self.classes)
         if build_specialist is not None and (
             not callable(build_specialist) or isinstance(build_specialist, keras.Model)
@@ -150,10 +156,14 @@ class SpecialistBuilder:
                 process sets TensorFlow's global seed.
             n_jobs: int, how many are trained at once; -1 for as many as there are cores;
                 `None` (default) is 1 or what `joblib.parallel_config` says.
-            threads: int, of TensorFlow in each process of a pool; `None` (default)
-                divides this machine's cores among loky's processes.
+            threads: int, of TensorFlow in each process of a pool; `None` (default) is the
+                number of this machine's cores by that of processes. A process that has
+                run TensorFlow before keeps what it has, and so does this one.
             work_dir: folder for what is trained, shared by all processes; `None`
-                (default) for a temporary one that is removed in the end.
+                (default) for a temporary one that is removed in the end. Other settings,
+                clusters, generalist or data are refused there; data that comes as a
+                dataset is known by its labels, and by its inputs if these come in the
+                same order each time.
             verbose: whether to show a progress bar, after two seconds.
 
         Returns:
@@ -162,9 +172,10 @@ class SpecialistBuilder:
         Raises:
             TypeError: if the data is of no such kind, or cannot be sent to another process.
             ValueError: before any training, if an argument is out of range, the data does
-                not fit the generalist, a class of a cluster has no example,
+                not fit the generalist or is endless, a class of a cluster has no example,
                 `build_specialist` returns another number of outputs, or `work_dir` holds
-                specialists of another kind, naming the difference.
+                specialists of another kind, naming the difference; after it, if weights
+                became NaN.
             BlockingIOError: if another run works in `work_dir`.
             ChildProcessError: if a process was killed while it trained.
         """
@@ -172,11 +183,15 @@ class SpecialistBuilder:
             hard_epochs, hard_learning_rate, soft_epochs, soft_learning_rate,
             temperature, alpha,
         )  # fmt: skip
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("seed", seed, 0)
-        if threads is not None:
-            _check_whole("threads", threads, 1)
+        batch_size = checks.whole("batch_size", batch_size, 1)
+        seed = checks.whole("seed", seed, 0)
+        threads = None if threads is None else checks.whole("threads", threads, 1)
         jobs = joblib.effective_n_jobs(n_jobs)
+        if jobs > 1 and get_active_backend()[0].uses_threads:
+            raise ValueError(
+                "the threads of one process share Keras's seeds, so specialists cannot be "
+                'trained by joblib\'s "threading" backend; take "loky", "dask" or "ray".'
+            )
         if jobs > 1 and isinstance(data, tf.data.Dataset):
             raise TypeError(
                 "a tf.data.Dataset cannot be sent to another process; pass (x, y) arrays, "
@@ -189,7 +204,13 @@ class SpecialistBuilder:
             if work_dir is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
             else:
-                folder = os.path.abspath(os.path.expanduser(os.fspath(work_dir)))
+                folder = os.fspath(work_dir)
+                if "://" in folder:
+                    raise ValueError(
+                        f"work_dir must be a folder that is local or mounted, got "
+                        f"{folder!r}."
+                    )
+                folder = os.path.abspath(os.path.expanduser(folder))
                 os.makedirs(folder, exist_ok=True)
             doing = "training specialists in"
             stack.enter_context(files.lock(folder, doing=doing))
@@ -225,6 +246,9 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
+        self._save_generalist(job)
+        # Before any training: a wrong model is refused at once.
+        built = [job.new_specialist(index) for index in self._one_of_each_size()]
         wanted = {
             "format": "keras_distill specialists",
             "generalist": fingerprints.of_teacher(self.generalist),
@@ -232,6 +256,7 @@ class SpecialistBuilder:
             "head": job.head,
             "build_specialist": self.build_specialist
             and fingerprints.name_of(self.build_specialist),
+            "specialists": [fingerprints.of_architecture(model) for model in built],
             "data": job.data.fingerprint(),
             "stages": [vars(stage) for stage in job.stages],
             "optimizer": job.optimizer,
@@ -245,16 +270,15 @@ class SpecialistBuilder:
                 f"{'; '.join(phrases)}. Choose another work_dir, or delete it."
             )
         files.remove_temporary(job.work_dir)
+        if found is None:
+            files.write_json(job.work_dir, SETTINGS, wanted, "specialists")
+
+    def _save_generalist(self, job: Job) -> None:
         path = os.path.join(job.work_dir, training.GENERALIST)
-        if found is None or not os.path.exists(path):
+        if files.read_json(job.work_dir, SETTINGS) is None or not os.path.exists(path):
             temporary = os.path.join(job.work_dir, f"{files.TEMPORARY}g.keras")
             self.generalist.save(temporary, include_optimizer=False)
             os.replace(temporary, path)
-        # Before any training: a wrong model is refused at once.
-        for index in self._one_of_each_size():
-            job.new_specialist(index)
-        if found is None:
-            files.write_json(job.work_dir, SETTINGS, wanted, "specialists")
 
     def _one_of_each_size(self) -> list[int]:
         sizes = {len(c): index for index, c in enumerate(self.clusters)}
@@ -326,14 +350,14 @@ def _stages(
         ("hard", hard_epochs, hard_learning_rate),
         ("soft", soft_epochs, soft_learning_rate),
     ):
-        _check_whole(f"{name}_epochs", epochs, 0)
-        if not (isinstance(rate, (int, float)) and 0 < rate < np.inf):
+        checks.whole(f"{name}_epochs", epochs, 0)
+        if not (isinstance(rate, (int, float, np.floating)) and 0 < rate < np.inf):
             raise ValueError(f"{name}_learning_rate must be > 0, got {rate!r}.")
     stages = [
-        Stage("hard", hard_epochs, float(hard_learning_rate), 1.0, 1.0),
+        Stage("hard", int(hard_epochs), float(hard_learning_rate), 1.0, 1.0),
         Stage(
             "soft",
-            soft_epochs,
+            int(soft_epochs),
             float(soft_learning_rate),
             float(temperature),
             float(alpha),
@@ -348,14 +372,12 @@ def _stages(
     return stages
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
-
-
 def _optimizer_config(optimizer: Any) -> dict[str, Any]:
     """Returns an optimizer's settings, its learning rate aside."""
-    config = keras.optimizers.serialize(keras.optimizers.get(optimizer))
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer  # Keras wraps it anew where it is needed
+    config = keras.optimizers.serialize(optimizer)
     # Names count up in a process; they would differ when a run is taken up again.
     settings = {k: v for k, v in config["config"].items() if k != "name"}
     config["config"] = {**settings, "learning_rate": 0.001}
@@ -373,7 +395,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     phrases = manifest.differences(flat[0], flat[1])
     return [
         phrase.replace("the teacher's", "the generalist's").replace(
-            "arrays is", "the data's fingerprint is"
+            "inputs is", "the fingerprint of the inputs is"
         )
         for phrase in phrases
     ]
@@ -382,7 +404,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def _check_can_be_sent(job: Job) -> None:
     kinds = (TypeError, ValueError, AttributeError, pickle.PicklingError)
     try:
-        dumps(job.build_specialist)
+        dumps((job.build_specialist, job.custom_objects))
         if not job.data.is_arrays:
             dumps(job.data.data)
     except (*kinds, tf.errors.OpError) as error:

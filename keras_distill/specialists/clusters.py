@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse
 from sklearn.cluster import KMeans
 
+from keras_distill import checks
+
 Cluster = tuple[int, ...]
 
 
@@ -24,9 +26,9 @@ def cluster_classes(
 ) -> list[Cluster]:
     """Returns clusters of classes that are predicted together.
 
-    K-means on the columns of the covariance, of unit length each. Then every cluster is
-    given at least two and at most `max_size` classes: what is too much goes to the next
-    nearest centre that has room. No labels are needed.
+    K-means on the columns of the correlation matrix. Then every cluster is given at
+    least two and at most `max_size` classes: what is too much goes to the next nearest
+    centre that has room. No labels are needed.
 
     Args:
         covariance: float `(classes, classes)`, dense or a `scipy.sparse` array, as
@@ -57,10 +59,14 @@ def cluster_classes(
     """
     columns = _columns(covariance, correlation)
     classes = columns.shape[0]
-    _check_numbers(classes, n_clusters, max_size, clusters_per_class)
+    n_clusters = _number_of_clusters(classes, n_clusters)
+    least = max(2, -(-classes // n_clusters))
+    room = classes if max_size is None else checks.whole("max_size", max_size, least)
+    clusters_per_class = checks.whole(
+        "clusters_per_class", clusters_per_class, 1, n_clusters - 1
+    )
     means = KMeans(n_clusters, n_init=10 if classes <= 2000 else 1, random_state=seed)
     distances = means.fit(columns).transform(columns)
-    room = classes if max_size is None else max_size
     members = _assign(distances, room)
     if clusters_per_class > 1:
         _overlap(members, distances, room, clusters_per_class)
@@ -98,34 +104,19 @@ def _short(c: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((c.data, indices, starts), shape=c.shape)
 
 
-def _check_numbers(
-    classes: int, n_clusters: int, max_size: int | None, clusters_per_class: int
-) -> None:
-    if not isinstance(n_clusters, int) or n_clusters < 2:
+def _number_of_clusters(classes: int, n_clusters: int) -> int:
+    try:
+        n_clusters = checks.whole("n_clusters", n_clusters, 2)
+    except ValueError as error:
         raise ValueError(
-            f"n_clusters must be a whole number >= 2, got {n_clusters!r}: one cluster of "
-            "all classes is the generalist itself."
-        )
+            f"{error} One cluster of all classes is the generalist itself."
+        ) from None
     if 2 * n_clusters > classes:
         raise ValueError(
             f"{classes} classes do not make {n_clusters} clusters of at least two; take "
             f"n_clusters <= {classes // 2}."
         )
-    if max_size is not None and (
-        not isinstance(max_size, int) or max_size < 2 or max_size * n_clusters < classes
-    ):
-        raise ValueError(
-            f"max_size must be at least 2, and {-(-classes // n_clusters)} for {classes} "
-            f"classes in {n_clusters} clusters; got {max_size!r}."
-        )
-    if (
-        not isinstance(clusters_per_class, int)
-        or not 1 <= clusters_per_class < n_clusters
-    ):
-        raise ValueError(
-            f"clusters_per_class must be from 1 to {n_clusters - 1}, one less than there "
-            f"are clusters, got {clusters_per_class!r}."
-        )
+    return n_clusters
 
 
 def _assign(distances: np.ndarray, room: int) -> list[set[int]]:
@@ -166,7 +157,7 @@ def _overlap(
 def check_clusters(
     clusters: Sequence[Sequence[int]], classes: int, minimum: int = 2
 ) -> list[Cluster]:
-    """Returns clusters given by hand as `cluster_classes` returns them, in their order.
+    """Returns clusters given by hand as tuples, in the order given.
 
     Args:
         clusters: each of at least two different class numbers; they may overlap.
@@ -184,7 +175,8 @@ def check_clusters(
     """
     checked = []
     for index, cluster in enumerate(clusters):
-        numbers = np.asarray(list(cluster))
+        is_sequence = isinstance(cluster, (Sequence, set, np.ndarray))
+        numbers = np.asarray(list(cluster) if is_sequence else cluster)
         if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
             raise TypeError(
                 f"cluster {index} must be a sequence of class numbers, got {cluster!r}."
@@ -200,15 +192,14 @@ def check_clusters(
                 f"cluster {index} names the class {outside[0]}, but the generalist has "
                 f"the classes 0 to {classes - 1}."
             )
-        unique = np.unique(numbers)
-        if len(unique) < len(numbers):
+        if len(set(cluster)) < len(numbers):
             raise ValueError(f"cluster {index} names a class twice: {list(cluster)}.")
-        if len(unique) == classes:
+        if len(numbers) == classes:
             raise ValueError(
                 f"cluster {index} holds all {classes} classes, so its specialist would be "
                 "another generalist; give it fewer."
             )
-        checked.append(tuple(map(int, unique)))
+        checked.append(tuple(map(int, numbers)))
     if len(checked) < minimum:
         raise ValueError(
             f"specialists need at least {minimum} clusters, got {len(checked)}; see "

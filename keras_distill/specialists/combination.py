@@ -69,7 +69,9 @@ def combine(
         mass = ops.maximum(ops.matmul(q, ops.transpose(outside)), _LEAST_MASS)
         log_factor = _log(ops.matmul(dustbin / mass, outside))
         log_new = _log_of_sum(log_fixed, log_q + log_factor) - log_size
-        change = ops.max(ops.abs(ops.exp(log_new) - q))
+        change = ops.abs(ops.exp(log_new) - q)
+        # A row that is NaN must not stop the others.
+        change = ops.max(ops.where(ops.isnan(change), 0.0, change), initial=0.0)
         return log_new, change, iteration + 1
 
     def goes_on(log_q: Any, change: Any, iteration: Any) -> Any:
@@ -81,8 +83,9 @@ def combine(
 
 
 def _log(x: Any) -> Any:
-    is_positive = x > 0
-    return ops.where(is_positive, ops.log(ops.where(is_positive, x, 1.0)), _NEVER)
+    # NaN is not 0: it must be seen in the answer.
+    is_zero = x == 0
+    return ops.where(is_zero, _NEVER, ops.log(ops.where(is_zero, 1.0, x)))
 
 
 def _log_of_sum(a: Any, b: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill import datasets, evaluation, export, plots
+from keras_distill import checks, datasets, evaluation, export, plots
 from keras_distill.specialists.builder import SpecialistBuilder
 from keras_distill.specialists.clusters import cluster_classes
 from keras_distill.specialists.covariance import class_covariance
@@ -74,6 +74,8 @@ def run(
             verbose=os.getpid() == main_process,
         )
 
+    if n is not None:
+        n = checks.whole("n", n, 1, classes_of(model))
     data = load()
     if classes_of(model) != data.classes:
         raise ValueError(
@@ -88,7 +90,7 @@ def run(
     clusters = cluster_classes(covariance, n_clusters, max_size=max_size, seed=seed)
     for index, cluster in enumerate(clusters):
         print(f"cluster {index}: " + ", ".join(data.class_names[c] for c in cluster))
-    builder = SpecialistBuilder(model, clusters)
+    builder = SpecialistBuilder(model, clusters, n=n or 1)
     ensemble = builder.fit(
         examples, n_jobs=workers, work_dir=work_dir, seed=seed, **training
     )

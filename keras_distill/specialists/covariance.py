@@ -10,6 +10,7 @@ import scipy.sparse
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from keras_distill import checks
 from keras_distill.objectives import TopKLogits, check_temperature
 from keras_distill.soft_targets import SoftTargets
 from keras_distill.soft_targets.sources import Source
@@ -72,8 +73,8 @@ def class_covariance(
     """
     check_temperature(temperature)
     total: int | None
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 2):
-        raise ValueError(f"top_k must be a whole number >= 2, got {top_k!r}.")
+    top_k = None if top_k is None else checks.whole("top_k", top_k, 2)
+    batch_size = checks.whole("batch_size", batch_size, 1)
     if isinstance(generalist, SoftTargets):
         if dataset is not None:
             raise ValueError(

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.logits import gives_logits, settle, to_logits
+from keras_distill import checks
+from keras_distill.logits import symbolic_outputs, to_logits
 from keras_distill.objectives import PACKAGE
 from keras_distill.specialists.clusters import check_clusters
 from keras_distill.specialists.combination import combine
-from keras_distill.specialists.heads import HEADS, outputs_of
+from keras_distill.specialists.heads import HEADS, outputs_of, settled_logits
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -82,9 +83,10 @@ class SpecialistEnsemble(keras.Model):
         name: str = "specialist_ensemble",
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
+        # Its models cast their inputs themselves.
+        super().__init__(name=name, **{"dtype": "float32", "autocast": False, **kwargs})
         classes = classes_of(generalist)
-        _check(n, head, tolerance, max_iterations, classes)
+        n, max_iterations = check_settings(n, head, tolerance, max_iterations, classes)
         self.clusters = [list(c) for c in check_clusters(clusters, classes, 0)]
         _check_specialists(specialists, self.clusters, head, classes)
         self.generalist = generalist
@@ -98,7 +100,7 @@ class SpecialistEnsemble(keras.Model):
         # Routing has shapes that depend on values, which XLA cannot compile.
         self.supports_jit = not routed
         self._from_logits = [
-            _logits_or_probabilities(model) for model in (generalist, *specialists)
+            settled_logits(model) for model in (generalist, *specialists)
         ]
         self._member = np.zeros((len(self.clusters), classes), "float32")
         for row, cluster in zip(self._member, self.clusters, strict=True):
@@ -242,7 +244,16 @@ class SpecialistEnsemble(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments; models as their own configurations."""
-        as_config = keras.saving.serialize_keras_object
+        weights = [model.weights for model in (self.generalist, *self.specialists)]
+        if len({id(w) for own in weights for w in own}) < sum(map(len, weights)):
+            raise ValueError(
+                "models of the ensemble share layers, which Keras would save once and "
+                "could not load; give copies, as keras.models.clone_model makes them."
+            )
+
+        def as_config(model: keras.Model) -> Any:
+            return _without_compilation(keras.saving.serialize_keras_object(model))
+
         return {
             "name": self.name,
             "generalist": as_config(self.generalist),
@@ -266,6 +277,19 @@ class SpecialistEnsemble(keras.Model):
         return cls(**config)
 
 
+def _without_compilation(config: Any) -> Any:
+    """Leaves out what `compile` was given, which need not be there when it is loaded."""
+    if isinstance(config, dict):
+        return {
+            key: _without_compilation(value)
+            for key, value in config.items()
+            if key != "compile_config"
+        }
+    if isinstance(config, list):
+        return [_without_compilation(value) for value in config]
+    return config
+
+
 def classes_of(generalist: Any) -> int:
     """Returns the number of classes of a generalist.
 
@@ -281,7 +305,8 @@ def classes_of(generalist: Any) -> int:
             f"the outputs of {generalist.name!r} are not known; give a Functional or "
             "built Sequential model, as with keras.Model(inputs, model(inputs))."
         )
-    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+    is_alone = len(outputs) == 1 and hasattr(symbolic_outputs(generalist), "shape")
+    if not is_alone or len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
         shapes = [tuple(output.shape) for output in outputs]
         raise ValueError(
             f"the generalist must have one output (batch, classes), got {shapes}."
@@ -291,38 +316,21 @@ def classes_of(generalist: Any) -> int:
     return int(outputs[0].shape[-1])
 
 
-def _logits_or_probabilities(model: keras.Model) -> bool:
-    """Tells what a model gives; asks it where its layers do not say."""
-    found = gives_logits(model)
-    if found is None:
-        rng = np.random.default_rng(0)
-
-        def example(tensor: Any) -> Any:
-            shape = [2 if i == 0 else n or 8 for i, n in enumerate(tensor.shape)]
-            return tf.cast(rng.uniform(size=shape), tensor.dtype)
-
-        inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
-        batch = keras.tree.map_structure(example, inputs)
-        found = settle(model(batch, training=False), None, model.name, "from_logits")
-    return bool(found)
-
-
-def _check(
+def check_settings(
     n: int | None, head: str, tolerance: float, max_iterations: int, classes: int
-) -> None:
-    if n is not None and (not isinstance(n, int) or not 1 <= n <= classes):
-        raise ValueError(
-            f"n must be from 1 to the number of classes, {classes}, or None for all "
-            f"specialists; got {n!r}."
-        )
+) -> tuple[int | None, int]:
+    """Returns `n` and `max_iterations` as ints, after a look at all settings.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    if n is not None:
+        n = checks.whole("n, if it is not None for all specialists,", n, 1, classes)
     if head not in HEADS:
         raise ValueError(f'head must be "dustbin" or "all", got {head!r}.')
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
-    if not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(
-            f"max_iterations must be a whole number >= 1, got {max_iterations!r}."
-        )
+    return n, checks.whole("max_iterations", max_iterations, 1)
 
 
 def _check_specialists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.logits import gives_logits, symbolic_outputs
+from keras_distill.logits import (
+    gives_logits,
+    look_like_probabilities,
+    symbolic_outputs,
+    to_logits,
+)
 from keras_distill.objectives import PACKAGE
 
 
@@ -19,14 +25,17 @@ class LogProbabilities(keras.layers.Layer):
 
     outputs_are_logits = True
 
+    def __init__(self, **kwargs: Any) -> None:
+        # A cast would hide the softmax that the inputs come from.
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+
     def call(self, inputs: Any) -> Any:
-        """Returns float32 logits, cut off at 1e-38 as float32 is.
+        """Returns the logits that a softmax was given, or else float32 logarithms.
 
         Args:
             inputs: probabilities `(batch, classes)`.
         """
-        tiny = float(np.finfo("float32").tiny)
-        return ops.log(ops.maximum(ops.cast(inputs, "float32"), tiny))
+        return to_logits(inputs, False)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -121,6 +130,30 @@ class PriorCorrection(keras.layers.Layer):
         return {**super().get_config(), "log_ratio": self.log_ratio}
 
 
+def settled_logits(model: keras.Model) -> bool:
+    """Tells whether a model gives logits; asks it where its layers do not say."""
+    found = gives_logits(model)
+    if found is not None:
+        return found is True
+    rng = np.random.default_rng(0)
+
+    def example(tensor: Any) -> Any:
+        shape = [2 if i == 0 else n or 8 for i, n in enumerate(tensor.shape)]
+        return ops.cast(rng.uniform(size=shape), tensor.dtype)
+
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
+    batch = keras.tree.map_structure(example, inputs)
+    found = not look_like_probabilities(model(batch, training=False))
+    warnings.warn(
+        f"the layers of {model.name!r} do not say whether it gives logits or "
+        f"probabilities; by its values they are {'logits' if found else 'probabilities'}. "
+        "End it with a Dense or a Softmax layer to settle it.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return found
+
+
 HEADS = ("dustbin", "all")
 
 
@@ -168,8 +201,8 @@ def as_specialist(
     """
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     outputs = symbolic_outputs(model)
-    if gives_logits(model) is False:
-        outputs = LogProbabilities(name="log_probabilities", dtype="float32")(outputs)
+    if not settled_logits(model):
+        outputs = LogProbabilities(name="log_probabilities")(outputs)
     if is_generalist and head == "dustbin":
         outputs = ClusterLogits(cluster, classes, name="cluster_logits")(outputs)
     outputs = PriorCorrection(ratios, name="prior_correction")(outputs)

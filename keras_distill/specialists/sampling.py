@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -45,15 +45,20 @@ class TrainingData:
 
     def __post_init__(self) -> None:
         self.is_arrays = is_arrays(self.data)
+        self.inputs_digest: str | None = None
         if self.is_arrays:
             check_arrays(self.data)
             self._check_structure(self.data)
-            self.data = keras.tree.map_structure(np.asarray, tuple(self.data))
+            x, *others = keras.tree.map_structure(np.asarray, tuple(self.data))
+            # What tf.data takes for a structure.
+            self.data = (tuple(x) if isinstance(x, list) else x, *others)
             self.labels: np.ndarray | None = self._integers(self.data[1])
             self.counts = np.bincount(self.labels, minlength=self.classes)
             return
         self.labels = None
         dataset = as_dataset(self.data, any_order=True)
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("the dataset is endless; give it before repeat().")
         self._check_structure(dataset.element_spec)
         if self.batched is None:
             self.batched = is_batched(dataset.element_spec[0], self.ranks)
@@ -67,63 +72,73 @@ class TrainingData:
             )
 
     def _integers(self, y: np.ndarray) -> np.ndarray:
-        if y.ndim == 2 and y.shape[1] == self.classes and self.classes > 1:
+        """Returns labels as int64 `(examples,)`."""
+        shape = y.shape
+        if y.ndim == 2 and y.shape[1] == self.classes > 1:
+            if not ((y.max(-1) == 1) & (y.sum(-1) == 1)).all():
+                raise ValueError(
+                    "the labels are not one-hot: some rows have more than a single 1. "
+                    "Specialists sample by class; give the classes as whole numbers."
+                )
             y = y.argmax(-1)
         y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-        self._check_labels(y.ndim, y.dtype.kind in "iub", y.shape)
-        self._check_range(int(y.min()), int(y.max()))
-        return y.astype("int64")
-
-    def _check_labels(self, ndim: int, is_whole: bool, shape: Any) -> None:
-        if ndim != 1 or not is_whole:
+        if y.ndim != 1 or y.dtype.kind not in "iub":
             raise ValueError(
                 "labels must be whole numbers, one for each example, or one-hot over the "
-                f"generalist's {self.classes} classes; got shape {shape}."
+                f"generalist's {self.classes} classes; got {y.dtype} of shape {shape}."
             )
-
-    def _check_range(self, low: int, high: int) -> None:
+        low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
         if low < 0 or high >= self.classes:
             raise ValueError(
                 f"the labels go from {low} to {high}, but the generalist has "
                 f"{self.classes} outputs, for the classes 0 to {self.classes - 1}; the "
                 "data is of another kind."
             )
+        return y.astype("int64")
 
     def _count(self, dataset: tf.data.Dataset) -> np.ndarray:
-        """Reads all labels once."""
-        spec = dataset.element_spec[1]
-        shape = spec.shape if self.batched else [None, *spec.shape]
-        if len(shape) == 1 or shape[-1] == 1:
-            self._check_labels(1, spec.dtype.is_integer, shape)
-        elif shape[-1] != self.classes or len(shape) != 2:
-            self._check_labels(len(shape), True, shape)
-        bins = self.classes
-        counts = np.zeros(bins, "int64")
-        labels = dataset.map(lambda x, y, *rest: self.integers_of(y, self.batched))
-        for y in (labels if self.batched else labels.batch(1024)).as_numpy_iterator():
-            y = y.reshape(-1)
-            if len(y):
-                self._check_range(int(y.min()), int(y.max()))
-                counts += np.bincount(y, minlength=bins)
+        """Reads all data once: how often each class is there, and what inputs."""
+        batches = dataset if self.batched else dataset.batch(256)
+
+        def prints(x: Any) -> tf.Tensor:
+            return tf.reshape(tf.bitcast(fingerprints.of_examples(x), tf.uint64), [-1])
+
+        read = batches.map(lambda x, y, *weight: (prints(x), y))
+        firsts = [
+            one for _ in range(2) for one, _ in batches.map(
+                lambda x, y, *weight: (prints(x), y)
+            ).take(1).as_numpy_iterator()
+        ]  # fmt: skip
+        counts, total = np.zeros(self.classes, "int64"), np.uint64(0)
+        for one, y in read.as_numpy_iterator():
+            counts += np.bincount(self._integers(y), minlength=self.classes)
+            with np.errstate(over="ignore"):
+                total += one.sum(dtype="uint64")
         if not counts.any():
             raise ValueError("the training data is empty; check what made it.")
+        # Inputs that come otherwise each time, as by augmentation, tell nothing.
+        if np.array_equal(*firsts):
+            self.inputs_digest = f"{int(total):016x}"
         return counts
 
-    def integers_of(self, y: Any, batched: bool | None) -> tf.Tensor:
-        """Returns integer labels `(batch,)`, or `()` for one example."""
-        rank = 1 if batched else 0
-        if y.shape.rank == rank:
+    def integers_of(self, y: Any) -> tf.Tensor:
+        """Returns the label of one example as int64 `()`."""
+        if y.shape.rank == 0:
             return tf.cast(y, tf.int64)
         if y.shape[-1] == 1:
             return tf.cast(tf.squeeze(y, -1), tf.int64)
         return tf.argmax(y, -1)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells this data from other: of arrays all, of datasets the labels."""
-        content: dict[str, Any] = {"examples_by_class": self.counts.tolist()}
+        """Returns what tells this data from other data.
+
+        Of arrays, all; of datasets, the labels' counts, and the inputs where they come
+        twice alike.
+        """
+        digest = self.inputs_digest
         if self.is_arrays:
-            content["arrays"] = fingerprints.of_arrays(keras.tree.flatten(self.data))
-        return content
+            digest = fingerprints.of_arrays(keras.tree.flatten(self.data))
+        return {"examples_by_class": self.counts.tolist(), "inputs": digest}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +238,7 @@ class ClusterSampler:
         rate = self.special / self.rest
 
         def relabelled(x: Any, y: Any, *weight: Any) -> tuple:
-            return x, source.integers_of(y, False), *weight
+            return x, source.integers_of(y), *weight
 
         def one_epoch(epoch: Any) -> tf.data.Dataset:
             def copies(index: Any, example: tuple) -> Any:
@@ -255,6 +270,3 @@ class ClusterSampler:
 def seed_of(*numbers: int) -> int:
     """Returns a seed that no other numbers give."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
-
-
-Data = Any | Callable[[], tf.data.Dataset]

@@ -21,13 +21,14 @@ from keras_distill import files
 from keras_distill.distiller import Distiller
 from keras_distill.logits import to_logits
 from keras_distill.specialists.clusters import Cluster
-from keras_distill.specialists.ensemble import _logits_or_probabilities, check_outputs
+from keras_distill.specialists.ensemble import check_outputs
 from keras_distill.specialists.heads import (
     ClusterLogits,
     PriorCorrection,
     as_specialist,
     log_ratio,
     outputs_of,
+    settled_logits,
 )
 from keras_distill.specialists.sampling import ClusterSampler, TrainingData, seed_of
 
@@ -61,7 +62,6 @@ class Job:
         batch_size: int.
         seed: int.
         threads: of TensorFlow in a new process; `None` leaves them.
-        settings: fingerprint of all of this, for files that are left.
     """
 
     work_dir: str
@@ -74,6 +74,32 @@ class Job:
     batch_size: int
     seed: int
     threads: int | None
+
+    def __post_init__(self) -> None:
+        # What a new process would not know of this one's Keras.
+        self.keras_settings = (
+            keras.dtype_policies.serialize(keras.config.dtype_policy()),
+            keras.config.floatx(),
+            keras.config.image_data_format(),
+        )
+        self.custom_objects = {
+            name: thing
+            for name, thing in keras.saving.get_custom_objects().items()
+            if not thing.__module__.startswith(("keras.", "keras_distill."))
+        }
+
+    def take_settings(self) -> None:
+        """Gives this process the settings of the one that made the job."""
+        if self.threads is not None:
+            # A process that has run TensorFlow before keeps what it has.
+            with contextlib.suppress(RuntimeError):
+                tf.config.threading.set_intra_op_parallelism_threads(self.threads)
+                tf.config.threading.set_inter_op_parallelism_threads(self.threads)
+        policy, floatx, data_format = self.keras_settings
+        keras.config.set_dtype_policy(keras.dtype_policies.deserialize(policy))
+        keras.config.set_floatx(floatx)
+        keras.config.set_image_data_format(data_format)
+        keras.saving.get_custom_objects().update(self.custom_objects)
 
     def train(self, index: int) -> None:
         """Trains a specialist and writes it, its record last."""
@@ -122,7 +148,7 @@ class Job:
     def teacher(self, generalist: keras.Model, index: int) -> Callable[[Any], Any]:
         """Returns the generalist's logits for a cluster, under the mix it is trained on."""
         cluster, classes = self.clusters[index], self.data.classes
-        from_logits = _logits_or_probabilities(generalist)
+        from_logits = settled_logits(generalist)
         to_cluster = ClusterLogits(cluster, classes)
         mix = PriorCorrection(log_ratio(self.head, cluster, self.data.counts))
 
@@ -177,13 +203,20 @@ class Job:
             with open(progress, "ab") as file:
                 file.write(b".")
 
-        return distiller.fit(
+        history = distiller.fit(
             sampler.dataset(),
             steps_per_epoch=steps,
             epochs=stage.epochs,
             verbose=0,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=epoch_ended)],
         ).history
+        if not all(np.isfinite(w).all() for w in specialist.get_weights()):
+            raise ValueError(
+                f"the weights of specialist {index} became NaN or infinite in the "
+                f"{stage.name} stage; lower {stage.name}_learning_rate, which is "
+                f"{stage.learning_rate:g}, or check the data."
+            )
+        return history
 
     def _write(
         self, index: int, specialist: keras.Model, history: dict, began: float
@@ -209,11 +242,7 @@ class Job:
 
 def train_in_worker(job: Job, index: int) -> None:
     """Trains a specialist in a process of a pool."""
-    if job.threads is not None:
-        # A process that has run TensorFlow before keeps what it has.
-        with contextlib.suppress(RuntimeError):
-            tf.config.threading.set_intra_op_parallelism_threads(job.threads)
-            tf.config.threading.set_inter_op_parallelism_threads(job.threads)
+    job.take_settings()
     job.train(index)
 
 
