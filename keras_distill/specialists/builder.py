@@ -187,7 +187,7 @@ class SpecialistBuilder:
         seed = checks.whole("seed", seed, 0)
         threads = None if threads is None else checks.whole("threads", threads, 1)
         jobs = joblib.effective_n_jobs(n_jobs)
-        if jobs > 1 and get_active_backend()[0].uses_threads:
+        if jobs > 1 and getattr(get_active_backend()[0], "uses_threads", False):
             raise ValueError(
                 "the threads of one process share Keras's seeds, so specialists cannot be "
                 'trained by joblib\'s "threading" backend; take "loky", "dask" or "ray".'
