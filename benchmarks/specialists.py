@@ -56,7 +56,7 @@ def arguments():
     parser.add_argument("--student-learning-rate", type=float, default=2e-3)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--alpha", type=float, default=0.5)
-    parser.add_argument("--student-epochs", type=int, default=8)
+    parser.add_argument("--student-epochs", type=int, default=10, help="0: no student")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", default="specialists-benchmark")
     parser.add_argument("--json")
@@ -170,10 +170,12 @@ def one_seed(args, seed):
     control, control_seconds = trained_on(
         args, generalist, train, steps, seed, "control"
     )
-    student_steps = args.student_epochs * -(-len(train[0]) // BATCH)
-    student, student_seconds = trained_on(
-        args, generalist, train, student_steps, seed, "student", choices[best]
-    )
+    student, student_seconds = None, None
+    if args.student_epochs:
+        student_steps = args.student_epochs * -(-len(train[0]) // BATCH)
+        student, student_seconds = trained_on(
+            args, generalist, train, student_steps, seed, "student", choices[best]
+        )
     report = kd.specialist_report(choices[best], test)
     result = {
         "seed": seed,
@@ -186,7 +188,7 @@ def one_seed(args, seed):
         "validation": {
             "generalist": accuracy(generalist, validation),
             "control": accuracy(control, validation),
-            "student": accuracy(student, validation),
+            **({"student": accuracy(student, validation)} if student else {}),
             **{f"n={n}": value for n, value in on_validation.items()},
         },
         "chosen_n": str(best),
@@ -194,7 +196,7 @@ def one_seed(args, seed):
             "generalist": accuracy(generalist, test),
             "ensemble": accuracy(choices[best], test),
             "control": accuracy(control, test),
-            "student": accuracy(student, test),
+            **({"student": accuracy(student, test)} if student else {}),
             **{f"n={n}": accuracy(m, test) for n, m in choices.items()},
         },
     }

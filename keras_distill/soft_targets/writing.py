@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -16,8 +14,8 @@ import joblib
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
+from keras_distill import progress
 from keras_distill.files import file_errors, lock, remove_temporary, settling
 from keras_distill.objectives import TopKLogits, by_output
 from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
@@ -330,7 +328,7 @@ class _Run:
             for piece in np.array_split(missing, min(jobs, len(missing)))
         ]
         self.job.batched = self.job.source.batched
-        with self._bar() as bar, _watching(self.job.path, bar, self.size):
+        with self._bar() as bar, progress.watching(lambda: self._count(bar)):
             joblib.Parallel(n_jobs=jobs)(
                 joblib.delayed(_write_piece)(self.job, piece) for piece in pieces
             )
@@ -343,17 +341,19 @@ class _Run:
     def _bar(self) -> Any:
         done = len(shards.existing(self.job.path)) * self.size
         total = None if self.examples is None else self.examples * self.views
-        return tqdm(
-            desc="writing soft targets",
-            total=total,
+        return progress.bar(
+            "writing soft targets",
+            "example",
+            total,
+            self.verbose,
             initial=done if total is None else min(done, total),
-            unit="example",
             unit_scale=True,
-            ncols=90,
-            leave=False,
-            delay=2.0,
-            disable=not self.verbose,
         )
+
+    def _count(self, bar: Any) -> None:
+        """Moves a bar by the shards that appear, whoever writes them."""
+        done = min(len(shards.existing(self.job.path)) * self.size, bar.total)
+        bar.update(done - bar.n)
 
     def finish(self, seconds: float) -> None:
         """Reads all shards again, then writes the manifest."""
@@ -455,22 +455,3 @@ def _write_piece(job: Job, piece: list[tuple[int, int]]) -> None:
     job.start()
     for view, first, count in _consecutive(piece):
         job.write(view, first, count, lambda examples: None)
-
-
-@contextlib.contextmanager
-def _watching(path: str, bar: Any, size: int) -> Iterator[None]:
-    """Moves a bar by the shards that appear, whoever writes them."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(1.0):
-            done = min(len(shards.existing(path)) * size, bar.total)
-            bar.update(done - bar.n)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

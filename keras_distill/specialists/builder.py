@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,8 @@ from joblib.externals.loky.backend.reduction import dumps
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from keras.optimizers.schedules import LearningRateSchedule
-from tqdm.auto import tqdm
 
-from keras_distill import checks, files
+from keras_distill import checks, files, progress
 from keras_distill.soft_targets import fingerprints, manifest
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
@@ -112,10 +110,10 @@ class SpecialistBuilder:
         self,
         data: Any,
         *,
-        hard_epochs: int = 4,
-        hard_learning_rate: float = 3e-4,
-        soft_epochs: int = 4,
-        soft_learning_rate: float = 3e-4,
+        hard_epochs: int = 8,
+        hard_learning_rate: float = 2e-3,
+        soft_epochs: int = 2,
+        soft_learning_rate: float = 5e-4,
         temperature: float = 2.0,
         alpha: float = 0.5,
         optimizer: Any = "adam",
@@ -422,29 +420,14 @@ def _progress(
     """Shows the epochs of all specialists on one bar, whoever trains them."""
     epochs = sum(stage.epochs for stage in job.stages)
     before = (total - len(missing)) * epochs
-    bar = tqdm(
-        desc="training specialists",
-        total=total * epochs,
-        initial=before,
-        unit="epoch",
-        ncols=90,
-        leave=False,
-        delay=2.0,
-        disable=not verbose,
+    bar = progress.bar(
+        "training specialists", "epoch", total * epochs, verbose, initial=before
     )
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(0.5):
-            done = before + training.epochs_done(job.work_dir, missing)
-            bar.set_postfix_str(f"{done // epochs} of {total}", False)
-            bar.update(done - bar.n)
+    def look() -> None:
+        done = before + training.epochs_done(job.work_dir, missing)
+        bar.set_postfix_str(f"{done // epochs} of {total}", False)
+        bar.update(done - bar.n)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with bar, progress.watching(look, 0.5):
         yield
-    finally:
-        over.set()
-        thread.join()
-        bar.close()

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import tensorflow as tf
-from tqdm.auto import tqdm
 
-from keras_distill import checks
+from keras_distill import checks, progress
 from keras_distill.objectives import TopKLogits, check_temperature
 from keras_distill.soft_targets import SoftTargets
 from keras_distill.soft_targets.sources import Source
@@ -89,17 +88,9 @@ def class_covariance(
         blocks, total = _answers(generalist, dataset, from_logits, batched, batch_size)
         classes = None
     moments: Any = None
-    bar = tqdm(
-        desc="class covariance",
-        total=total,
-        unit="example",
-        unit_scale=True,
-        ncols=90,
-        leave=False,
-        delay=2.0,
-        disable=not verbose,
-    )
-    with bar:
+    with progress.bar(
+        "class covariance", "example", total, verbose, unit_scale=True
+    ) as bar:
         for p in _predictions(blocks, top_k, temperature, classes, bar):
             if moments is None:
                 moments = (_Dense if top_k is None else _Sparse)(p.shape[1])
