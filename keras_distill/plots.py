@@ -437,6 +437,8 @@ def training_by_worker(records: Sequence[Mapping[str, Any]]) -> Figure:
         wall += max(0.0, record["ended"] - max(record["began"], busy_until))
         busy_until = max(busy_until, record["ended"])
     axes.set_yticks(range(len(workers)), workers)
+    axes.invert_yaxis()
+    axes.set_xlim(0, None)
     axes.set(
         title=f"{len(records)} specialists: {total:.0f} s of training in {wall:.0f} s",
         xlabel="seconds",

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -295,7 +296,12 @@ class SpecialistBuilder:
         train = joblib.delayed(training.train_in_worker if in_worker else Job.train)
         if in_worker:
             _check_can_be_sent(job)
-        with _progress(job, missing, len(self.clusters), verbose):
+        with (
+            _progress(job, missing, len(self.clusters), verbose),
+            warnings.catch_warnings(),
+        ):
+            # Loky takes the pages of mapped arrays for a leak, and begins a new process.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             try:
                 parallel(train(job, m) for m in missing)
             except TerminatedWorkerError as error:

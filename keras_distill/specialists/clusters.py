@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from sklearn.cluster import KMeans
 
 from keras_distill import checks
 
@@ -57,6 +56,8 @@ def cluster_classes(
 
     Reference: arXiv:1503.02531, section 5.3.
     """
+    from sklearn.cluster import KMeans  # takes half a second, so only where it is used
+
     columns = _columns(covariance, correlation)
     classes = columns.shape[0]
     n_clusters = _number_of_clusters(classes, n_clusters)
