@@ -46,7 +46,7 @@ def main():
     args = parser.parse_args()
     name, filters, clusters, epochs = "cifar100", (16, 48, 128, 256), 12, 25
     if args.quick:
-        name, filters, clusters, epochs = "digits", (8, 16), 3, 2
+        name, filters, clusters, epochs = "digits", (8, 16), 3, 3
 
     data = datasets.load(name, data_dir=args.data_dir, batch_size=128)
     unshuffled = datasets.load(name, data_dir=args.data_dir, shuffle=False)
@@ -70,8 +70,8 @@ def main():
     builder = kd.SpecialistBuilder(generalist, found, n=3)
     ensemble = builder.fit(
         datasets.to_arrays(unshuffled.train),
-        hard_epochs=epochs // 4 + 1,
-        soft_epochs=0,
+        hard_epochs=epochs // 3,
+        hard_learning_rate=4e-3,
         n_jobs=args.workers,
         work_dir=args.work_dir,
     )
