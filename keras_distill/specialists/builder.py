@@ -134,6 +134,8 @@ class SpecialistBuilder:
         With `n_jobs` and `joblib.parallel_config` the specialists are trained in other
         processes, here by loky, or by Dask or Ray on other machines. Same seed and same
         number of threads: the same specialists, to the bit, by whomever they are trained.
+        (New layers of `build_specialist` draw their weights from Python's `random`; give
+        them seeds where other threads of a process draw too, as Dask's do.)
         Each is written to `work_dir` when it is trained; run again with the same
         arguments after an interruption, `fit` trains only those that are missing.
 
