@@ -247,7 +247,12 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
-        self._save_generalist(job)
+        found = files.read_json(job.work_dir, SETTINGS)
+        path = os.path.join(job.work_dir, training.GENERALIST)
+        if found is None or not os.path.exists(path):
+            temporary = os.path.join(job.work_dir, f"{files.TEMPORARY}g.keras")
+            self.generalist.save(temporary, include_optimizer=False)
+            os.replace(temporary, path)
         # Before any training: a wrong model is refused at once.
         built = [job.new_specialist(index) for index in self._one_of_each_size()]
         wanted = {
@@ -264,7 +269,6 @@ class SpecialistBuilder:
             "batch_size": job.batch_size,
             "seed": job.seed,
         }
-        found = files.read_json(job.work_dir, SETTINGS)
         if found is not None and (phrases := _differences(found, wanted)):
             raise ValueError(
                 f"{job.work_dir!r} holds specialists of another kind: "
@@ -274,20 +278,16 @@ class SpecialistBuilder:
         if found is None:
             files.write_json(job.work_dir, SETTINGS, wanted, "specialists")
 
-    def _save_generalist(self, job: Job) -> None:
-        path = os.path.join(job.work_dir, training.GENERALIST)
-        if files.read_json(job.work_dir, SETTINGS) is None or not os.path.exists(path):
-            temporary = os.path.join(job.work_dir, f"{files.TEMPORARY}g.keras")
-            self.generalist.save(temporary, include_optimizer=False)
-            os.replace(temporary, path)
-
     def _one_of_each_size(self) -> list[int]:
         sizes = {len(c): index for index, c in enumerate(self.clusters)}
         return sorted(sizes.values()) if self.head == "dustbin" else [0]
 
-    def _train(self, job: Job, jobs: int, verbose: bool) -> None:
+    def _missing(self, job: Job) -> list[int]:
         every = range(len(self.clusters))
-        missing = [m for m in every if training.read_record(job.work_dir, m) is None]
+        return [m for m in every if training.read_record(job.work_dir, m) is None]
+
+    def _train(self, job: Job, jobs: int, verbose: bool) -> None:
+        missing = self._missing(job)
         training.forget_progress(job.work_dir, missing)
         # The longest first, so that no process is left alone with it.
         missing.sort(key=lambda m: -job.sampler(m).special)
@@ -307,18 +307,13 @@ class SpecialistBuilder:
             try:
                 parallel(train(job, m) for m in missing)
             except TerminatedWorkerError as error:
-                left = [
-                    m for m in missing if training.read_record(job.work_dir, m) is None
-                ]
                 raise ChildProcessError(
                     f"a process that trained specialists was killed, perhaps for want of "
-                    f"memory; {len(left)} of {len(self.clusters)} specialists are "
+                    f"memory; {len(self._missing(job))} of {len(self.clusters)} specialists are "
                     "missing. With work_dir, run fit again with the same arguments: it "
                     "goes on with them."
                 ) from error
-        if left := [
-            m for m in missing if training.read_record(job.work_dir, m) is None
-        ]:
+        if left := self._missing(job):
             raise OSError(
                 f"{len(left)} specialists trained by other processes are not to be seen in "
                 f"{job.work_dir!r}; give a work_dir that all of them share."

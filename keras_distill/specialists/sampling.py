@@ -104,11 +104,7 @@ class TrainingData:
             return tf.reshape(tf.bitcast(fingerprints.of_examples(x), tf.uint64), [-1])
 
         read = batches.map(lambda x, y, *weight: (prints(x), y))
-        firsts = [
-            one for _ in range(2) for one, _ in batches.map(
-                lambda x, y, *weight: (prints(x), y)
-            ).take(1).as_numpy_iterator()
-        ]  # fmt: skip
+        firsts = [one for _ in range(2) for one, _ in read.take(1).as_numpy_iterator()]
         counts, total = np.zeros(self.classes, "int64"), np.uint64(0)
         for one, y in read.as_numpy_iterator():
             counts += np.bincount(self._integers(y), minlength=self.classes)
