@@ -30,17 +30,20 @@ from keras_distill.specialists import (
     specialist_report,
 )
 from keras_distill.teachers import as_teacher
+from keras_distill.tuning import DistillationHyperModel, SearchResult, search
 
 __version__ = _version("keras-distill")
 
 __all__ = [
     "Comparison",
+    "DistillationHyperModel",
     "DistillationInputs",
     "Distiller",
     "Evaluation",
     "HiddenLayerLoss",
     "LogitMatchingLoss",
     "Objective",
+    "SearchResult",
     "SoftTargetLoss",
     "SoftTargets",
     "SpecialistBuilder",
@@ -57,5 +60,6 @@ __all__ = [
     "evaluate",
     "export_savedmodel",
     "models",
+    "search",
     "specialist_report",
 ]

@@ -556,6 +556,22 @@ class Distiller(MultiWorkerFit, keras.Model):
             and (metric is not self._compile_metrics or metric.built)
         ]
 
+    @property
+    def teacher_layer_names(self) -> list[str]:
+        """Names of the teacher's hidden layers that the objective matches."""
+        return list(self._untracked.matching.layer_names("teacher"))
+
+    def check_first_batch(self, batch: tuple) -> None:
+        """Checks what one batch can tell before `fit`, as `fit` does.
+
+        Args:
+            batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+        Raises:
+            ValueError: as `fit` does before training.
+        """
+        self._check_first_batch(*keras.utils.unpack_x_y_sample_weight(batch))
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments, serialised; the teacher is not among them."""
         serialize = keras.saving.serialize_keras_object

@@ -1,4 +1,4 @@
-"""Metrics that compare student and teacher."""
+"""Metrics: agreement with the teacher, and the likelihood of the labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill.logits import to_logits
 from keras_distill.objectives import PACKAGE, TopKLogits
 
 
@@ -48,3 +49,47 @@ def _same_class(teacher_outputs: Any, student_outputs: Any) -> Any:
         ops.cast(ops.argmax(student_outputs, -1), "int32"),
     )
     return ops.cast(same, "float32")
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class NegativeLogLikelihood(keras.metrics.MeanMetricWrapper):
+    """Mean negative log-likelihood of the labels at T = 1, in nats.
+
+    Unlike a loss it knows neither label smoothing nor regularisation, so it means the
+    same whatever a student is trained on.
+
+    Args:
+        from_logits: whether the student gives logits, default `True`; probabilities
+            otherwise.
+        name: str.
+        dtype: dtype of the result.
+
+    Example:
+    >>> nll = NegativeLogLikelihood()
+    >>> nll.update_state([0, 1], [[0.0, 0.0], [0.0, 0.0]])
+    >>> round(float(nll.result()), 4)
+    0.6931
+    """
+
+    def __init__(
+        self, from_logits: bool = True, name: str = "nll", dtype: Any = None
+    ) -> None:
+        super().__init__(self._of_labels, name=name, dtype=dtype)
+        self.from_logits = from_logits
+
+    def _of_labels(self, y: Any, outputs: Any) -> Any:
+        logits = ops.cast(to_logits(outputs, self.from_logits), "float32")
+        log_p = ops.log_softmax(logits, axis=-1)
+        y = ops.convert_to_tensor(y)
+        if len(y.shape) == len(log_p.shape) and y.shape[-1] == log_p.shape[-1]:
+            return -ops.sum(ops.cast(y, "float32") * log_p, -1)
+        y = ops.reshape(ops.cast(y, "int32"), ops.shape(log_p)[:-1])
+        return -ops.take_along_axis(log_p, y[..., None], axis=-1)[..., 0]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {
+            "from_logits": self.from_logits,
+            "name": self.name,
+            "dtype": self.dtype,
+        }

@@ -6,20 +6,20 @@ import contextlib
 import dataclasses
 import json
 import os
-import random
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_distill import files
 from keras_distill.distiller import Distiller
 from keras_distill.logits import to_logits
+from keras_distill.process_settings import ProcessSettings
+from keras_distill.seeding import seeded
 from keras_distill.specialists.clusters import Cluster
 from keras_distill.specialists.ensemble import check_outputs
 from keras_distill.specialists.heads import (
@@ -76,35 +76,12 @@ class Job:
     threads: int | None
 
     def __post_init__(self) -> None:
-        # What a new process would not know of this one's Keras.
-        self.keras_settings = (
-            keras.dtype_policies.serialize(keras.config.dtype_policy()),
-            keras.config.floatx(),
-            keras.config.image_data_format(),
-        )
-        self.custom_objects = {
-            name: thing
-            for name, thing in keras.saving.get_custom_objects().items()
-            if not thing.__module__.startswith(("keras.", "keras_distill."))
-        }
-
-    def take_settings(self) -> None:
-        """Gives this process the settings of the one that made the job."""
-        if self.threads is not None:
-            # A process that has run TensorFlow before keeps what it has.
-            with contextlib.suppress(RuntimeError):
-                tf.config.threading.set_intra_op_parallelism_threads(self.threads)
-                tf.config.threading.set_inter_op_parallelism_threads(self.threads)
-        policy, floatx, data_format = self.keras_settings
-        keras.config.set_dtype_policy(keras.dtype_policies.deserialize(policy))
-        keras.config.set_floatx(floatx)
-        keras.config.set_image_data_format(data_format)
-        keras.saving.get_custom_objects().update(self.custom_objects)
+        self.settings = ProcessSettings(self.threads)
 
     def train(self, index: int) -> None:
         """Trains a specialist and writes it, its record last."""
         began = time.time()
-        with _seeded(seed_of(self.seed, index)):
+        with seeded(seed_of(self.seed, index)):
             generalist = self.load_generalist()
             specialist = self.new_specialist(index)
             history = {}
@@ -242,7 +219,7 @@ class Job:
 
 def train_in_worker(job: Job, index: int) -> None:
     """Trains a specialist in a process of a pool."""
-    job.take_settings()
+    job.settings.take()
     job.train(index)
 
 
@@ -274,18 +251,6 @@ def forget_progress(work_dir: str, indices: list[int]) -> None:
     for index in indices:
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(work_dir, _progress_name(index)))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds all that Keras draws from, and gives Python and NumPy back theirs."""
-    python, numpy = random.getstate(), np.random.get_state()
-    keras.utils.set_random_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def read_record(work_dir: str, index: int) -> dict[str, Any] | None:

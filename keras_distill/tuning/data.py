@@ -1,0 +1,189 @@
+"""The data of a search, made ready once in each process."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill.soft_targets import SoftTargets, joining, sources
+
+#: Data up to this size is kept in memory, so that a trial pays for training only.
+_IN_MEMORY_BYTES = 2_000_000_000
+#: Examples among which larger data is shuffled.
+_SHUFFLE_EXAMPLES = 10_000
+_VALIDATION_BATCH = 512
+
+
+@dataclasses.dataclass
+class SearchData:
+    """Training data with kept soft targets, and validation data; can be pickled.
+
+    Args:
+        train: `(x, y)` or `(x, y, sample_weight)` arrays, a `tf.data.Dataset` of
+            examples or batches in the order of the soft targets, or a function that
+            returns one.
+        validation: likewise.
+        soft_targets: path of the store.
+        augment: the function that made its views; `None` for none.
+        batch_size: of training.
+    """
+
+    train: Any
+    validation: Any
+    soft_targets: str
+    augment: Callable | None
+    batch_size: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: self.__dict__[name] for name in names}
+
+    @functools.cached_property
+    def store(self) -> SoftTargets:
+        """The soft targets, opened."""
+        return SoftTargets.open(self.soft_targets, augment=self.augment)
+
+    @functools.cached_property
+    def _joined(self) -> tf.data.Dataset:
+        return self.store.join(self.train)
+
+    @functools.cached_property
+    def _is_batched(self) -> bool:
+        kept = [len(shape) + 1 for shape, _ in self.store.manifest["inputs"]]
+        specs = sources.inputs_of(self._joined.element_spec).inputs
+        return sources.is_batched(specs, sorted(kept))
+
+    @functools.cached_property
+    def _training(self) -> Any:
+        """Arrays where they fit into memory, else the joined dataset."""
+        examples = self._joined.unbatch() if self._is_batched else self._joined
+        size = len(self.store) * sum(
+            spec.shape.num_elements() * spec.dtype.size
+            for spec in tf.nest.flatten(examples.element_spec)
+            if spec.shape.is_fully_defined()
+        )
+        is_defined = all(
+            spec.shape.is_fully_defined()
+            for spec in tf.nest.flatten(examples.element_spec)
+        )
+        changes = self.store.manifest["views"] > 1
+        if changes or not is_defined or size > _IN_MEMORY_BYTES:
+            return examples
+        batches = self._joined if self._is_batched else self._joined.batch(1024)
+        return as_arrays(batches)
+
+    def first_training_batch(self) -> tuple:
+        """Returns the first examples with their soft targets, checked."""
+        joined = self.store.join(self.train, epoch=0)
+        batches = joined if self._is_batched else joined.batch(self.batch_size)
+        with joining.plain_errors():
+            return next(iter(batches.take(1)))
+
+    def training(self, seed: int) -> dict[str, Any]:
+        """Returns the arguments of `fit` for the training data.
+
+        Args:
+            seed: of the shuffling, where it is not Keras's own.
+        """
+        data = self._training
+        if not isinstance(data, tf.data.Dataset):
+            names = ("x", "y", "sample_weight")
+            return {**dict(zip(names, data, strict=False)), "batch_size": self.batch_size}
+        buffer = min(len(self.store), _SHUFFLE_EXAMPLES)
+        shuffled = data.shuffle(buffer, seed=seed)
+        return {"x": shuffled.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
+
+    @functools.cached_property
+    def validating(self) -> dict[str, Any]:
+        """The arguments of `fit` for the validation data."""
+        data = self.validation_batches()
+        size = sum(
+            np.prod(spec.shape[1:]) * spec.dtype.size
+            if spec.shape[1:].is_fully_defined()
+            else np.inf
+            for spec in tf.nest.flatten(data.element_spec)
+        )
+        count = int(data.cardinality())
+        if 0 <= count and count * _VALIDATION_BATCH * size <= _IN_MEMORY_BYTES:
+            arrays = as_arrays(data)
+            return {
+                "validation_data": arrays,
+                "validation_batch_size": _VALIDATION_BATCH,
+            }
+        return {"validation_data": data}
+
+    def validation_batches(self) -> tf.data.Dataset:
+        """Returns the validation data in batches.
+
+        Raises:
+            TypeError: if it is of no kind that can be read.
+            ValueError: if it has no labels, or is endless or empty.
+        """
+        data = sources.as_dataset(self.validation, any_order=True)
+        if not isinstance(data.element_spec, tuple) or len(data.element_spec) < 2:
+            raise ValueError(
+                "the validation data brings no labels; it must yield (x, y), since the "
+                "best temperature and alpha are chosen by its accuracy."
+            )
+        count = int(data.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("the validation data is endless; give it before repeat().")
+        if count == 0:
+            raise ValueError("the validation data is empty; check how it was split.")
+        kept = [len(shape) + 1 for shape, _ in self.store.manifest["inputs"]]
+        if sources.is_batched(data.element_spec[0], sorted(kept)):
+            return data
+        return data.batch(_VALIDATION_BATCH)
+
+
+def as_arrays(batches: tf.data.Dataset) -> Any:
+    """Returns all batches as arrays, in their structure."""
+    parts = list(batches.as_numpy_iterator())
+    if not parts:
+        raise ValueError("the validation data is empty; check how it was split.")
+    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def check_sendable(train: Any, validation: Any) -> None:
+    """Refuses what cannot be sent to another process.
+
+    Raises:
+        TypeError: if something is a dataset object.
+    """
+    for name, data in (("train", train), ("validation", validation)):
+        if isinstance(data, tf.data.Dataset):
+            raise TypeError(
+                f"{name} is a tf.data.Dataset, which cannot be sent to other processes; "
+                "with workers > 1 pass (x, y) arrays, or a function without arguments "
+                "that returns the dataset."
+            )
+
+
+def check_labelled(train: Any) -> None:
+    """Refuses training data of an unknown kind.
+
+    Raises:
+        TypeError: if it is neither arrays, a dataset nor a function.
+    """
+    if isinstance(train, tf.data.Dataset) or callable(train):
+        return
+    if not isinstance(train, tuple) or len(train) not in (1, 2, 3):
+        raise TypeError(
+            "train must be (x, y) arrays, a tf.data.Dataset in the order of its soft "
+            f"targets, or a function that returns one; got {type(train).__name__}."
+        )
+    sources.check_arrays(train)
+
+
+def as_path(path: str | os.PathLike) -> str:
+    """Returns an absolute path of a folder."""
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+

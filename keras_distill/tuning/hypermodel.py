@@ -1,0 +1,239 @@
+"""DistillationHyperModel: a student, its temperature and its alpha, for KerasTuner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import keras_tuner
+
+from keras_distill import checks
+from keras_distill.distiller import Distiller
+from keras_distill.metrics import NegativeLogLikelihood
+from keras_distill.objectives import WeightedSum
+from keras_distill.tuning import ranges
+
+
+class DistillationHyperModel(keras_tuner.HyperModel):
+    """A `keras_tuner.HyperModel` whose model is a `Distiller` around a tuned student.
+
+    Its hyperparameters are "temperature" and "alpha", then the weights of the
+    distillation objective, if they are searched, then whatever `build_student` asks for.
+    It works with every tuner of KerasTuner, and with one of your own; search for
+    `keras_tuner.Objective("val_accuracy", "max")` or `("val_nll", "min")`. The training
+    loss is of no use there: it means something else at each T and alpha.
+
+    A range is `(low, high)`, or `(low, high, "log")` or `(low, high, "linear")`; a list
+    is a list of choices; a number is fixed.
+
+    Args:
+        build_student: `fn(hp)` that returns a new `keras.Model`. If that is compiled, its
+            optimizer, loss and metrics are taken over.
+        teacher: anything that may teach a `Distiller`; `None` (default) if the batches
+            bring kept soft targets, as `SoftTargets.join` gives them.
+        temperature: T > 0, fixed, a range or choices. Default `(1.0, 20.0)`, searched by
+            its logarithm.
+        alpha: weight of the hard loss, from 0 to 1, fixed, a range or choices. Default
+            `(0.0, 1.0)`.
+        distillation_objective: as `objective` of `Distiller`; or a list of `(weight,
+            objective)` whose weights may be ranges; or `fn(hp)` that returns an
+            objective. Every trial gets a new copy. Default `SoftTargetLoss()`.
+        optimizer: for a student that is not compiled: name, optimizer or `fn(hp)` that
+            returns one. Default "adam".
+        loss: for a student that is not compiled; a class of cross-entropy is given the
+            right `from_logits`. Default `keras.losses.SparseCategoricalCrossentropy`.
+        metrics: list, beside the metrics `accuracy` and `nll`, which are always there
+            for a student with one output.
+        name: of the hypermodel.
+        tunable: as in `keras_tuner.HyperModel`.
+
+    Raises:
+        TypeError: if `build_student` cannot be called.
+        ValueError: if a range is none, or out of range.
+
+    Example:
+    >>> def build_student(hp):
+    ...     return keras.Sequential([
+    ...         keras.Input((8,)),
+    ...         keras.layers.Dense(hp.Int("width", 4, 64, sampling="log"), "relu"),
+    ...         keras.layers.Dense(3)])
+    >>> hypermodel = DistillationHyperModel(build_student, alpha=0.1)
+    >>> hp = keras_tuner.HyperParameters()
+    >>> distiller = hypermodel.build(hp)
+    >>> hp.values
+    {'temperature': 4.0, 'alpha': 0.1, 'width': 4}
+    """
+
+    def __init__(
+        self,
+        build_student: Callable[[keras_tuner.HyperParameters], keras.Model],
+        teacher: Any = None,
+        *,
+        temperature: Any = (1.0, 20.0),
+        alpha: Any = (0.0, 1.0),
+        distillation_objective: Any = None,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: list | None = None,
+        name: str | None = None,
+        tunable: bool = True,
+    ) -> None:
+        super().__init__(name=name, tunable=tunable)
+        if not callable(build_student) or isinstance(build_student, keras.Model):
+            raise TypeError(
+                "build_student must be a function of the hyperparameters that returns a "
+                f"new keras.Model, as in lambda hp: ...; got {build_student!r}."
+            )
+        ranges.check("temperature", temperature, "log")
+        ranges.check("alpha", alpha)
+        if _is_weighted(distillation_objective):
+            for weight, objective in distillation_objective:
+                ranges.check("a weight of distillation_objective", weight)
+                checks.objective(objective)
+        self.build_student = build_student
+        self.teacher = teacher
+        self.temperature = temperature
+        self.alpha = alpha
+        self.distillation_objective = distillation_objective
+        self.optimizer = optimizer
+        self.loss = loss
+        self.metrics = metrics or []
+        self._policy = keras.config.dtype_policy()
+
+    def build(self, hp: keras_tuner.HyperParameters) -> Distiller:
+        """Returns the compiled distiller of a trial.
+
+        Raises:
+            TypeError: if `build_student` returns no model.
+        """
+        # KerasTuner clears Keras's session before every trial, and its policy with it.
+        keras.config.set_dtype_policy(self._policy)
+        temperature = ranges.declare(hp, "temperature", self.temperature, 4.0, "log")
+        alpha = ranges.declare(hp, "alpha", self.alpha, 0.1)
+        objective = self._objective(hp)
+        student = self.build_student(hp)
+        if not isinstance(student, keras.Model):
+            raise TypeError(
+                f"build_student must return a keras.Model, got {student!r}; does it end "
+                "with a return statement?"
+            )
+        distiller = Distiller(
+            student,
+            self.teacher,
+            temperature=temperature,
+            alpha=alpha,
+            objective=objective,
+        )
+        distiller.compile(**self._compile_arguments(hp, distiller))
+        return distiller
+
+    def _objective(self, hp: keras_tuner.HyperParameters) -> Any:
+        given = self.distillation_objective
+        if _is_weighted(given):
+            names = _names([objective for _, objective in given])
+            return WeightedSum(
+                [
+                    (ranges.declare(hp, name, weight), _copy(objective))
+                    for name, (weight, objective) in zip(names, given, strict=True)
+                ]
+            )
+        if callable(given):
+            return given(hp)
+        if isinstance(given, (dict, list, tuple)):
+            return keras.tree.map_structure(lambda one: one and _copy(one), given)
+        return given and _copy(given)
+
+    def _compile_arguments(
+        self, hp: keras_tuner.HyperParameters, distiller: Distiller
+    ) -> dict[str, Any]:
+        student = distiller.student
+        arguments: dict[str, Any] = {"metrics": []}
+        if student.compiled:
+            arguments |= _compiled_with(student)
+        else:
+            is_function = callable(self.optimizer) and not isinstance(
+                self.optimizer, (str, keras.optimizers.Optimizer)
+            )
+            optimizer = self.optimizer(hp) if is_function else self.optimizer
+            if isinstance(optimizer, keras.optimizers.Optimizer) and not is_function:
+                optimizer = type(optimizer).from_config(optimizer.get_config())
+            arguments["optimizer"] = optimizer
+            loss = self.loss or keras.losses.SparseCategoricalCrossentropy
+            if isinstance(loss, type):
+                loss = loss(from_logits=distiller.student_from_logits is not False)
+            arguments["loss"] = loss
+        arguments["metrics"] = self._metrics(arguments["metrics"], distiller)
+        return arguments
+
+    def _metrics(self, own: Any, distiller: Distiller) -> Any:
+        if not isinstance(own, list):  # of a student with several outputs
+            return own
+        metrics = [*own, *map(_copy_metric, self.metrics)]
+        outputs = getattr(distiller.student, "outputs", None) or [None]
+        if len(outputs) > 1:
+            return metrics
+        names = {getattr(metric, "name", metric) for metric in metrics}
+        if not names & {"accuracy", "acc"}:
+            metrics.insert(0, "accuracy")
+        if "nll" not in names:
+            from_logits = distiller.student_from_logits is not False
+            metrics.append(NegativeLogLikelihood(from_logits))
+        return metrics
+
+
+def _is_weighted(objective: Any) -> bool:
+    """Tells a list of `(weight, objective)` from objectives by output."""
+    return (
+        isinstance(objective, list)
+        and len(objective) > 0
+        and all(isinstance(one, tuple) and len(one) == 2 for one in objective)
+    )
+
+
+def _names(objectives: list) -> list[str]:
+    """Returns a name for the weight of each objective, as hidden_layer_loss_weight."""
+    names: list[str] = []
+    for objective in objectives:
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(objective).__name__)
+        name = f"{words.lower()}_weight"
+        taken = sum(re.fullmatch(rf"{name}(_\d+)?", one) is not None for one in names)
+        names.append(f"{name}_{taken + 1}" if taken else name)
+    return names
+
+
+def _copy(objective: Any) -> Any:
+    """Returns a new objective: those with layers of their own are trained."""
+    return type(objective).from_config(objective.get_config())
+
+
+def _copy_metric(metric: Any) -> Any:
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    return type(metric).from_config(metric.get_config())
+
+
+def _compiled_with(student: keras.Model) -> dict[str, Any]:
+    """Returns what a student was compiled with."""
+    try:
+        config = student.get_compile_config()
+        kept = {
+            key: keras.saving.deserialize_keras_object(config[key])
+            for key in ("metrics", "weighted_metrics", "loss_weights")
+            if config.get(key) is not None
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "build_student compiles with a metric that cannot be read back; register it "
+            "with @keras.saving.register_keras_serializable(), or give "
+            "DistillationHyperModel(metrics=[...]) and a student that is not compiled."
+        ) from error
+    return {
+        "optimizer": student.optimizer,
+        "loss": student.loss,
+        "jit_compile": student.jit_compile,
+        "steps_per_execution": student.steps_per_execution,
+        "run_eagerly": student.run_eagerly,
+        **kept,
+    }

@@ -1,0 +1,337 @@
+"""KerasTuner's oracles, with what a long search needs: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras_tuner
+from keras_tuner.engine import trial as trial_module
+from keras_tuner.oracles import BayesianOptimizationOracle, RandomSearchOracle
+
+from keras_distill import files
+
+Trial = trial_module.Trial
+_ENDED = ("COMPLETED", "FAILED")
+
+#: How often a trial may end with the death of its process.
+_DEATHS = 3
+#: A search of which so many trials failed, and none did not, is stopped.
+_ALL_FAILED = 3
+
+_FILE = "oracle.json"
+
+
+def _exclusive(method: Callable) -> Callable:
+    """Lets one thread at a time into an oracle's methods.
+
+    KerasTuner's own decorator keeps the lock for ever if a method raises.
+    """
+
+    @functools.wraps(method)
+    def one_at_a_time(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.mutex:
+            return method(self, *args, **kwargs)
+
+    return one_at_a_time
+
+
+class SearchOracle(keras_tuner.Oracle):
+    """What is common to the oracles of `search`, whatever proposes the values.
+
+    - The fixed points come first.
+    - A trial whose worker is gone is tried again by another, three times at most.
+    - A trial that ended is not run again, whenever the process is killed: its state is
+      written whole, and what was running is found out from the trials themselves.
+    - A failed trial does not end the search, unless all fail.
+
+    Args:
+        fixed_points: values to try first, of some hyperparameters; the others have their
+            defaults.
+        worker_timeout: seconds of silence after which a worker is taken for dead;
+            infinite where its process is watched.
+        **kwargs: of the KerasTuner oracle.
+    """
+
+    def __init__(
+        self,
+        *,
+        fixed_points: list[dict[str, float]],
+        worker_timeout: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.verbose = 0
+        self.mutex = threading.RLock()
+        self.fixed_points = fixed_points
+        self.worker_timeout = worker_timeout
+        #: By trial: worker, began and ended as seconds of the whole search.
+        self.records: dict[str, dict[str, Any]] = {}
+        #: By worker, seconds that it was there.
+        self.presence: dict[str, float] = {}
+        #: The first of the trials, if all failed.
+        self.failure: str | None = None
+        #: What went wrong in here, for the process that shows errors.
+        self.error: Exception | None = None
+        self.on_end: Callable[[Trial], None] = lambda trial: None
+        self._exhausted = False
+        self._deaths: dict[str, int] = {}
+        self._last_seen: dict[str, float] = {}
+        self._present_since: dict[str, float] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    # What the workers ask ------------------------------------------------------------
+
+    @_exclusive
+    def create_trial(self, tuner_id: str) -> Trial:
+        """Returns a trial to run; one to wait with while others may still be given back."""
+        self.worker_is_here(tuner_id)
+        self.retry_lost()
+        try:
+            trial = super().create_trial(tuner_id)
+        except Exception as error:
+            self.error = error
+            raise
+        if trial.status == "RUNNING":
+            self._last_seen[trial.trial_id] = time.monotonic()
+            self.records[trial.trial_id] = {"worker": tuner_id, "began": self.seconds}
+            self.save()
+        elif trial.status == "STOPPED":
+            if self.ongoing_trials or self._retry_queue:
+                trial.status = "IDLE"  # one of these may come back
+            else:
+                self._exhausted = True
+        return trial
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Returns the values of the next trial."""
+        if self.failure is not None:
+            return {"status": "STOPPED", "values": None}
+        if len(self.trials) >= len(self.fixed_points):
+            return super().populate_space(trial_id)
+        hps = self.get_space()
+        values = {hp.name: hp.default for hp in hps.space if hps.is_active(hp)}
+        values |= self.fixed_points[len(self.trials)]
+        return {"status": "RUNNING", "values": values}
+
+    @_exclusive
+    def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> Trial:
+        """Takes the results of a trial, of the first that brings them."""
+        if trial_id in self.end_order:
+            return self.trials[trial_id]
+        return super().update_trial(trial_id, metrics, step)
+
+    @_exclusive
+    def end_trial(self, trial: Trial) -> None:
+        """Takes the end of a trial, once."""
+        if trial.trial_id in self.end_order:
+            return
+        own = self.trials[trial.trial_id]
+        if trial.trial_id in self._retry_queue:
+            self._retry_queue.remove(trial.trial_id)
+        # Sent over gRPC they are float32.
+        trial.hyperparameters.values.update(own.hyperparameters.values)
+        record = self.records.setdefault(trial.trial_id, {"began": self.seconds})
+        record["ended"] = self.seconds
+        super().end_trial(trial)
+        self._judge_failures()
+        self.on_end(own)
+
+    @_exclusive
+    def get_trial(self, trial_id: str) -> Trial:
+        """Returns a trial. Workers ask for theirs again and again, as a sign of life."""
+        self._last_seen[trial_id] = time.monotonic()
+        return super().get_trial(trial_id)
+
+    def _check_consecutive_failures(self) -> None:
+        """Called by KerasTuner, which would stop the search at three in a row."""
+
+    def _judge_failures(self) -> None:
+        ended = [self.trials[trial_id] for trial_id in self.end_order]
+        enough = min(_ALL_FAILED, self.max_trials)
+        if len(ended) >= enough and all(t.status == "FAILED" for t in ended):
+            # Those that run are run to their end; no others are begun.
+            self.failure = ended[0].trial_id
+            self._retry_queue.clear()
+
+    # What the chief sees -------------------------------------------------------------
+
+    @_exclusive
+    def worker_is_here(self, tuner_id: str) -> None:
+        """Notes that a worker lives."""
+        self._present_since.setdefault(tuner_id, time.monotonic())
+
+    @_exclusive
+    def worker_is_gone(self, tuner_id: str, died: bool) -> bool:
+        """Gives the trial of a worker that is gone back, to be tried by another.
+
+        Args:
+            tuner_id: the worker.
+            died: whether it counts as an attempt.
+
+        Returns:
+            Whether it had a trial.
+        """
+        since = self._present_since.pop(tuner_id, None)
+        if since is not None:
+            self.presence[tuner_id] = (
+                self.presence.get(tuner_id, 0.0) + time.monotonic() - since
+            )
+        self.tuner_ids.discard(tuner_id)
+        trial = self.ongoing_trials.pop(tuner_id, None)
+        if trial is None:
+            return False
+        self._try_again(trial, died)
+        self.save()
+        return True
+
+    def _try_again(self, trial: Trial, died: bool) -> None:
+        deaths = self._deaths[trial.trial_id] = (
+            self._deaths.get(trial.trial_id, 0) + died
+        )
+        if deaths < _DEATHS:
+            self._retry_queue.append(trial.trial_id)
+            return
+        trial.status = "FAILED"
+        trial.message = (
+            f"the process that ran it died {deaths} times; it may have been killed for "
+            "want of memory."
+        )
+        self.records.setdefault(trial.trial_id, {"began": self.seconds})
+        self.records[trial.trial_id]["ended"] = self.seconds
+        self.end_order.append(trial.trial_id)
+        self._save_trial(trial)
+        self._judge_failures()
+        self.on_end(trial)
+
+    @_exclusive
+    def retry_lost(self) -> None:
+        """Gives back the trials of workers that have been silent for too long."""
+        now = time.monotonic()
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            seen = self._last_seen.setdefault(trial.trial_id, now)
+            if now - seen > self.worker_timeout:
+                self.worker_is_gone(tuner_id, died=True)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all trials have ended, or no more can be begun."""
+        with self.mutex:
+            if self.ongoing_trials or self._retry_queue:
+                return False
+            is_full = len(self.trials) >= self.max_trials
+            return self._exhausted or self.failure is not None or is_full
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the search has run, without the time between its runs."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    # On disk -------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what is written to disk."""
+        now = time.monotonic()
+        presence = dict(self.presence)
+        for tuner_id, since in self._present_since.items():
+            presence[tuner_id] = presence.get(tuner_id, 0.0) + now - since
+        return {
+            **super().get_state(),
+            "records": self.records,
+            "deaths": self._deaths,
+            "presence": presence,
+            "seconds": self.seconds,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes what was read from disk."""
+        # A process killed between two files leaves trials that this one does not list.
+        known = set(self.trials)
+        state["ongoing_trials"] = {
+            worker: trial_id
+            for worker, trial_id in state["ongoing_trials"].items()
+            if trial_id in known
+        }
+        super().set_state(state)
+        self.verbose = 0
+        self.records, self._deaths = state["records"], state["deaths"]
+        self.presence = state["presence"]
+        self._seconds_before = state["seconds"]
+        self._started = time.monotonic()
+
+    @_exclusive
+    def save(self) -> None:
+        """Writes the state whole or not at all."""
+        files.write_json(self._project_dir, _FILE, self.get_state(), "the search")
+
+    def _save_trial(self, trial: Trial) -> None:
+        folder = self._get_trial_dir(trial.trial_id)
+        files.write_json(folder, "trial.json", trial.get_state(), "the search")
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether there is a state to go on from."""
+        return os.path.exists(os.path.join(self._project_dir, _FILE))
+
+    def read(self) -> None:
+        """Takes the state from disk as it is."""
+        for folder in os.scandir(self._project_dir):
+            if folder.is_dir() and folder.name.startswith("trial_"):
+                content = files.read_json(folder.path, "trial.json")
+                if content is not None:
+                    trial = Trial.from_state(content)
+                    self.trials[trial.trial_id] = trial
+        self.trials = dict(sorted(self.trials.items(), key=lambda item: int(item[0])))
+        self.set_state(files.read_json(self._project_dir, _FILE) or {})
+
+    @_exclusive
+    def reload(self, *, keep_running: bool = False, died: bool = False) -> None:
+        """Takes the state from disk; what was running is tried again.
+
+        Args:
+            keep_running: whether the workers may have outlived their chief, so that
+                trials that were running are theirs until they are silent for too long.
+            died: whether the trial that was running may have killed the process.
+        """
+        self.read()
+        running = {
+            worker: trial
+            for worker, trial in self.ongoing_trials.items()
+            if trial.status not in _ENDED
+        }
+        self.ongoing_trials = running if keep_running else {}
+        self.start_order = list(self.trials)
+        self.end_order = [i for i in self.end_order if i in self.trials]
+        self._retry_queue = []
+        held = {trial.trial_id for trial in running.values()}
+        for trial_id, trial in reversed(self.trials.items()):  # the last is tried first
+            if trial.status in _ENDED:
+                if trial_id not in self.end_order:
+                    self.end_order.append(trial_id)
+            elif trial_id not in held:
+                self._retry_queue.append(trial_id)
+        if not keep_running:
+            for trial in running.values():
+                self._try_again(trial, died)
+        self._judge_failures()
+        self.save()
+
+
+class BayesianOracle(SearchOracle, BayesianOptimizationOracle):
+    """Gaussian process and upper confidence bound, of KerasTuner."""
+
+
+class RandomOracle(SearchOracle, RandomSearchOracle):
+    """Random values, of KerasTuner."""
+
+
+ORACLES: dict[str, type[SearchOracle]] = {
+    "bayesian": BayesianOracle,
+    "random": RandomOracle,
+}

@@ -1,0 +1,94 @@
+"""What may be searched, as a user writes it: a number, a range, or a list of choices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras_tuner
+
+from keras_distill import checks
+
+_SAMPLINGS = ("linear", "log")
+
+
+def check(name: str, given: Any, sampling: str = "linear") -> None:
+    """Refuses what is neither a number, a range nor a list of numbers, or out of range.
+
+    Args:
+        name: "temperature", "alpha", or another number >= 0.
+        given: number, `(low, high)`, `(low, high, "linear" or "log")`, or list.
+        sampling: of a range that does not say.
+
+    Raises:
+        ValueError: saying what it may be.
+    """
+    if isinstance(given, tuple):
+        is_range = len(given) in (2, 3) and (len(given) == 2 or given[2] in _SAMPLINGS)
+        if not is_range:
+            raise ValueError(
+                f"{name} must be a number, a range (low, high) or (low, high, 'log'), or "
+                f"a list of values, got {given!r}."
+            )
+        values = list(given[:2])
+    elif isinstance(given, list):
+        if not given:
+            raise ValueError(f"{name} is an empty list; give at least one value.")
+        values = given
+    else:
+        values = [given]
+    for value in values:
+        _check_number(name, value)
+    if isinstance(given, tuple):
+        low, high = values
+        if low > high:
+            raise ValueError(
+                f"{name} is a range from {low} down to {high}; give (low, high)."
+            )
+        if (given[2] if len(given) == 3 else sampling) == "log" and low <= 0:
+            raise ValueError(
+                f"{name} is a logarithmic range, so it must begin above 0, got {given!r}; "
+                f"give ({low}, {high}, 'linear')."
+            )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if name in ("temperature", "alpha"):
+        checks.knob(name, value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite numbers >= 0, got {value!r}.")
+
+
+def declare(
+    hp: keras_tuner.HyperParameters,
+    name: str,
+    given: Any,
+    default: float | None = None,
+    sampling: str = "linear",
+) -> float:
+    """Declares a hyperparameter and returns its value.
+
+    Args:
+        hp: of the trial.
+        name: of the hyperparameter.
+        given: as for `check`.
+        default: taken if it is in range.
+        sampling: of a range that does not say.
+    """
+    if isinstance(given, list):
+        values = [float(value) for value in given]
+        kept = default if default in values else values[0]
+        return hp.Choice(name, values, default=kept, ordered=values == sorted(values))
+    if isinstance(given, tuple) and given[0] < given[1]:
+        low, high = map(float, given[:2])
+        inside = default is not None and low <= default <= high
+        return hp.Float(
+            name,
+            low,
+            high,
+            sampling=given[2] if len(given) == 3 else sampling,
+            default=default if inside else None,
+        )
+    value = given[0] if isinstance(given, tuple) else given
+    return hp.Fixed(name, float(value))

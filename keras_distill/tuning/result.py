@@ -1,0 +1,237 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from keras_distill import plots
+from keras_distill.tuning.oracles import SearchOracle, Trial
+from keras_distill.tuning.tuner import FAILURE, SearchTuner
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What the fixed points are called, in their order.
+FIXED_POINTS = ("hard labels", "T = 4, alpha = 0.1")
+
+
+class SearchResult:
+    """What `search` found; prints as a summary.
+
+    Attributes:
+        best_values: the hyperparameters of the best trial, by name. Best is the best
+            objective, and among equals the lowest `val_nll`.
+        best_trial: its number, the index in `trials`.
+        objective: name of the validation metric that was searched for.
+        score: its value in the best trial, the mean of the executions.
+        trials: `pandas.DataFrame`, a row for each trial: `kind` ("hard labels",
+            "T = 4, alpha = 0.1" or "searched"), `status`, hyperparameters, validation
+            metrics, `best_epoch` and `epochs` (means of the executions), `worker`,
+            `began` and `seconds` (of the whole search), `message` (why it failed).
+        workers: `pandas.DataFrame`, a row for each worker: `trials`, `busy_seconds`,
+            `seconds` that it was there, and `busy`, their ratio, from 0 to 1.
+        seconds: that the search ran, without the time between its runs.
+        directory: of the search.
+        tuner: the `keras_tuner.Tuner`.
+    """
+
+    def __init__(self, tuner: SearchTuner, oracle: SearchOracle, directory: str) -> None:
+        self.tuner, self.directory = tuner, directory
+        self._oracle = oracle
+        self.objective: str = oracle.objective.name
+        self._is_max = oracle.objective.direction == "max"
+        self.seconds = oracle.seconds
+        self._retrained: keras.Model | None = None
+        self.trials = self._table(oracle)
+        self.workers = self._workers(oracle)
+        done = self.trials[self.trials["status"] == "COMPLETED"]
+        keys = [self.objective, *(["val_nll"] if "val_nll" in done else [])]
+        order = done.sort_values(keys, ascending=[not self._is_max, True][: len(keys)])
+        self.best_trial = int(order.index[0])
+        self.score = float(order.iloc[0][self.objective])
+        self.best_values = dict(self._best.hyperparameters.values)
+
+    @property
+    def _best(self) -> Trial:
+        return self._by_number(self._oracle)[self.best_trial]
+
+    @staticmethod
+    def _by_number(oracle: SearchOracle) -> dict[int, Trial]:
+        return {int(trial_id): trial for trial_id, trial in oracle.trials.items()}
+
+    def _table(self, oracle: SearchOracle) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = {
+            number: row_of(self.tuner, oracle, trial)
+            for number, trial in self._by_number(oracle).items()
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index.name = "trial"
+        last = ["worker", "began", "seconds", "message"]
+        return table[[c for c in table.columns if c not in last] + last]
+
+    def _workers(self, oracle: SearchOracle) -> pd.DataFrame:
+        import pandas as pd
+
+        presence = oracle.get_state()["presence"]
+        rows = {}
+        for worker, trials in self.trials.groupby("worker"):
+            busy = float(trials["seconds"].sum())
+            seconds = max(presence.get(worker, 0.0), busy)
+            rows[worker] = {
+                "trials": len(trials),
+                "busy_seconds": busy,
+                "seconds": seconds,
+                "busy": busy / seconds if seconds else 0.0,
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    @functools.cached_property
+    def distiller(self) -> Any:
+        """The best trial's distiller, with its best execution's best epoch."""
+        return self.tuner.load_model(self._best)
+
+    @property
+    def student(self) -> keras.Model:
+        """The best student: of the best trial, or retrained if `search` was told to."""
+        if self._retrained is not None:
+            return self._retrained
+        return self.distiller.student
+
+    def retrain(self) -> keras.Model:
+        """Builds the best student anew, trains it with a seed that was not used, keeps it.
+
+        It is trained as a trial is, with early stopping on validation data.
+
+        Returns:
+            The student, which is `student` from now on.
+        """
+        self._retrained = self.tuner.train_again(self._best)
+        return self._retrained
+
+    def best_of_kind(self, kind: str) -> Any:
+        """Returns the row of the best trial of a kind, or `None` if all failed."""
+        rows = self.trials[
+            (self.trials["kind"] == kind) & (self.trials["status"] == "COMPLETED")
+        ]
+        if rows.empty:
+            return None
+        return rows.sort_values(self.objective, ascending=not self._is_max).iloc[0]
+
+    def figures(self) -> dict[str, Any]:
+        """Draws what was found.
+
+        Returns:
+            Matplotlib figures by name: `search_plane` (where temperature or alpha was
+            searched), `parallel_coordinates`, `best_so_far`.
+        """
+        searched = self.searched
+        names = {"objective": self.objective, "is_max": self._is_max}
+        figures = {}
+        if {"temperature", "alpha"} <= set(searched):
+            figures["search_plane"] = plots.search_plane(self.trials, **names)
+        figures["parallel_coordinates"] = plots.parallel_coordinates(
+            self.trials, searched, **names
+        )
+        figures["best_so_far"] = plots.best_so_far(self.trials, **names)
+        return figures
+
+    @property
+    def searched(self) -> list[str]:
+        """Names of the hyperparameters that were not fixed."""
+        import keras_tuner
+
+        fixed = keras_tuner.engine.hyperparameters.Fixed
+        return [
+            hp.name
+            for hp in self._oracle.get_space().space
+            if not isinstance(hp, fixed)
+        ]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `trials.csv`, `workers.csv`, `best.json`, `student.keras`, pictures.
+
+        Args:
+            folder: made if it does not exist.
+        """
+        import json
+
+        folder = os.fspath(folder)
+        os.makedirs(folder, exist_ok=True)
+        self.trials.to_csv(os.path.join(folder, "trials.csv"))
+        self.workers.to_csv(os.path.join(folder, "workers.csv"))
+        best = {
+            "trial": self.best_trial,
+            "objective": self.objective,
+            "score": self.score,
+            "values": self.best_values,
+        }
+        path = os.path.join(folder, "best.json")
+        with open(f"{path}.unfinished", "w") as file:
+            json.dump(best, file, indent=2)
+        os.replace(f"{path}.unfinished", path)
+        self.student.save(os.path.join(folder, "student.keras"))
+        for name, figure in self.figures().items():
+            figure.savefig(os.path.join(folder, f"{name}.png"))
+
+    def __str__(self) -> str:
+        failed = int((self.trials["status"] == "FAILED").sum())
+        lines = [
+            f"{len(self.trials)} trials"
+            + (f", {failed} of them failed" if failed else "")
+            + f", in {self.seconds:.0f} s; best {self.objective} {self.score:.5g} in trial "
+            f"{self.best_trial}:",
+            *(f"  {name} = {_text(value)}" for name, value in self.best_values.items()),
+        ]
+        for kind in FIXED_POINTS:
+            row = self.best_of_kind(kind)
+            found = "failed" if row is None else f"{row[self.objective]:.5g}"
+            lines.append(f"  against {kind}: {found}")
+        for name, row in self.workers.iterrows():
+            lines.append(
+                f"  {name}: {int(row['trials'])} trials, busy {row['busy_seconds']:.0f} "
+                f"of {row['seconds']:.0f} s ({100 * row['busy']:.0f} %)"
+            )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def row_of(tuner: SearchTuner, oracle: SearchOracle, trial: Trial) -> dict[str, Any]:
+    """Returns the row of a trial in `SearchResult.trials`."""
+    record = oracle.records.get(trial.trial_id, {})
+    ended = record.get("ended")
+    number = int(trial.trial_id)
+    return {
+        "kind": (*FIXED_POINTS, "searched")[min(number, len(FIXED_POINTS))],
+        "status": trial.status,
+        **trial.hyperparameters.values,
+        **{
+            name: history.get_best_value()
+            for name, history in trial.metrics.metrics.items()
+        },
+        "worker": record.get("worker"),
+        "began": record.get("began"),
+        "seconds": None if ended is None else ended - record["began"],
+        "message": failure_of(tuner, trial),
+    }
+
+
+def failure_of(tuner: SearchTuner, trial: Trial) -> str | None:
+    """Returns why a trial failed, or `None` if it did not."""
+    if trial.status != "FAILED":
+        return None
+    path = os.path.join(tuner.get_trial_dir(trial.trial_id), FAILURE)
+    if os.path.exists(path):
+        with open(path) as file:
+            return file.read()
+    return trial.message or "unknown"

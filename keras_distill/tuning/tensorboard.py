@@ -1,0 +1,63 @@
+"""Logs of a search that TensorBoard's HParams page shows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import keras_tuner
+import tensorflow as tf
+from keras_tuner.src.engine.tuner_utils import convert_hyperparams_to_hparams
+from tensorboard.plugins.hparams import api
+
+from keras_distill.tuning.oracles import Trial
+
+
+def write_space(
+    folder: str, space: keras_tuner.HyperParameters, metrics: list[str]
+) -> None:
+    """Writes what is searched, and by which metrics it is judged.
+
+    Args:
+        folder: of all logs.
+        space: hyperparameters.
+        metrics: names of validation metrics.
+    """
+    _remove_events(folder)
+    with tf.summary.create_file_writer(folder).as_default():
+        api.hparams_config(
+            hparams=list(convert_hyperparams_to_hparams(space, api)),
+            metrics=[api.Metric(name) for name in metrics],
+        )
+
+
+def write_trial(
+    folder: str, trial: Trial, means: dict[str, float], curves: list[dict[str, list]]
+) -> None:
+    """Writes the values, the results and the curves of a trial, as a run of its own.
+
+    Args:
+        folder: of all logs.
+        trial: with its values.
+        means: results.
+        curves: of every execution, by name.
+    """
+    run = os.path.join(folder, f"trial_{trial.trial_id}")
+    shutil.rmtree(run, ignore_errors=True)  # of an attempt that was killed
+    with tf.summary.create_file_writer(run).as_default():
+        api.hparams(dict(trial.hyperparameters.values), f"trial {trial.trial_id}")
+        for name, value in means.items():
+            tf.summary.scalar(name, value, step=0)
+        for execution, curve in enumerate(curves):
+            for name, values in curve.items():
+                for epoch, value in enumerate(values):
+                    tf.summary.scalar(f"execution_{execution}/{name}", value, step=epoch)
+
+
+def _remove_events(folder: str) -> None:
+    if os.path.isdir(folder):
+        for entry in os.scandir(folder):
+            if entry.is_file() and "tfevents" in entry.name:
+                os.remove(entry.path)
+
+

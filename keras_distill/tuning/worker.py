@@ -1,0 +1,38 @@
+"""A worker process of a search on one host; started by `workers`, not by hand.
+
+Two pickles come by the standard input: Python's path, then the job. The input stays open
+as long as the process that began the search lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import threading
+
+
+def main() -> None:
+    """Reads the job, runs trials until there are no more."""
+    stream = sys.stdin.buffer
+    sys.path[:] = pickle.load(stream)  # what the job needs may be imported from there
+    job = pickle.load(stream)
+    threading.Thread(target=_end_with_parent, args=(stream,), daemon=True).start()
+
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    job.settings.take()
+    job.tuner().search()
+
+
+def _end_with_parent(stream: object) -> None:
+    stream.read()  # type: ignore[attr-defined]
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
