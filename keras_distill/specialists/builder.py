@@ -405,7 +405,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def _check_can_be_sent(job: Job) -> None:
     kinds = (TypeError, ValueError, AttributeError, pickle.PicklingError)
     try:
-        dumps((job.build_specialist, job.custom_objects))
+        dumps((job.build_specialist, job.settings.custom_objects))
         if not job.data.is_arrays:
             dumps(job.data.data)
     except (*kinds, tf.errors.OpError) as error:

@@ -95,7 +95,10 @@ class SearchData:
         data = self._training
         if not isinstance(data, tf.data.Dataset):
             names = ("x", "y", "sample_weight")
-            return {**dict(zip(names, data, strict=False)), "batch_size": self.batch_size}
+            return {
+                **dict(zip(names, data, strict=False)),
+                "batch_size": self.batch_size,
+            }
         buffer = min(len(self.store), _SHUFFLE_EXAMPLES)
         shuffled = data.shuffle(buffer, seed=seed)
         return {"x": shuffled.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
@@ -111,7 +114,7 @@ class SearchData:
             for spec in tf.nest.flatten(data.element_spec)
         )
         count = int(data.cardinality())
-        if 0 <= count and count * _VALIDATION_BATCH * size <= _IN_MEMORY_BYTES:
+        if count >= 0 and count * _VALIDATION_BATCH * size <= _IN_MEMORY_BYTES:
             arrays = as_arrays(data)
             return {
                 "validation_data": arrays,
@@ -185,5 +188,3 @@ def check_labelled(train: Any) -> None:
 def as_path(path: str | os.PathLike) -> str:
     """Returns an absolute path of a folder."""
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
-
-

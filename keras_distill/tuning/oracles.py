@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras_tuner
-from keras_tuner.engine import trial as trial_module
+from keras_tuner.engine.trial import Trial
 from keras_tuner.oracles import BayesianOptimizationOracle, RandomSearchOracle
 
 from keras_distill import files
 
-Trial = trial_module.Trial
 _ENDED = ("COMPLETED", "FAILED")
 
 #: How often a trial may end with the death of its process.
@@ -57,6 +56,10 @@ class SearchOracle(keras_tuner.Oracle):
             infinite where its process is watched.
         **kwargs: of the KerasTuner oracle.
     """
+
+    trials: dict[str, Trial]
+    ongoing_trials: dict[str, Trial]
+    end_order: list[str]
 
     def __init__(
         self,

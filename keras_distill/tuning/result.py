@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras_tuner.engine.trial import Trial
 
 from keras_distill import plots
-from keras_distill.tuning.oracles import SearchOracle, Trial
+from keras_distill.tuning.oracles import SearchOracle
 from keras_distill.tuning.tuner import FAILURE, SearchTuner
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class SearchResult:
         tuner: the `keras_tuner.Tuner`.
     """
 
-    def __init__(self, tuner: SearchTuner, oracle: SearchOracle, directory: str) -> None:
+    def __init__(
+        self, tuner: SearchTuner, oracle: SearchOracle, directory: str
+    ) -> None:
         self.tuner, self.directory = tuner, directory
         self._oracle = oracle
         self.objective: str = oracle.objective.name
@@ -211,14 +214,16 @@ def row_of(tuner: SearchTuner, oracle: SearchOracle, trial: Trial) -> dict[str, 
     record = oracle.records.get(trial.trial_id, {})
     ended = record.get("ended")
     number = int(trial.trial_id)
+    # Sent over gRPC they have lost their order.
+    names = sorted(
+        trial.metrics.metrics,
+        key=lambda n: (n != oracle.objective.name, not n.startswith("val_"), n),
+    )
     return {
         "kind": (*FIXED_POINTS, "searched")[min(number, len(FIXED_POINTS))],
         "status": trial.status,
         **trial.hyperparameters.values,
-        **{
-            name: history.get_best_value()
-            for name, history in trial.metrics.metrics.items()
-        },
+        **{name: trial.metrics.get_best_value(name) for name in names},
         "worker": record.get("worker"),
         "began": record.get("began"),
         "seconds": None if ended is None else ended - record["began"],

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import keras_tuner
 import tensorflow as tf
+from keras_tuner.engine.trial import Trial
 from tqdm.auto import tqdm
 
 from keras_distill import checks, files
@@ -30,7 +31,7 @@ from keras_distill.tuning.data import (
 )
 from keras_distill.tuning.hypermodel import DistillationHyperModel
 from keras_distill.tuning.job import LOGS, Job
-from keras_distill.tuning.oracles import ORACLES, SearchOracle, Trial
+from keras_distill.tuning.oracles import ORACLES, SearchOracle
 from keras_distill.tuning.result import SearchResult, failure_of, row_of
 from keras_distill.tuning.tuner import SearchTuner, Training
 
@@ -182,7 +183,9 @@ def search(
         checks.whole("seed", seed, 0),
     )
     workers = checks.whole("workers", workers, 1)
-    _check_arguments(algorithm, worker_timeout, teacher, soft_targets, resume, overwrite)
+    _check_arguments(
+        algorithm, worker_timeout, teacher, soft_targets, resume, overwrite
+    )
     name, direction = _objective(objective)
     check_labelled(train)
     if workers > 1:

@@ -7,10 +7,9 @@ import shutil
 
 import keras_tuner
 import tensorflow as tf
+from keras_tuner.engine.trial import Trial
 from keras_tuner.src.engine.tuner_utils import convert_hyperparams_to_hparams
 from tensorboard.plugins.hparams import api
-
-from keras_distill.tuning.oracles import Trial
 
 
 def write_space(
@@ -51,7 +50,9 @@ def write_trial(
         for execution, curve in enumerate(curves):
             for name, values in curve.items():
                 for epoch, value in enumerate(values):
-                    tf.summary.scalar(f"execution_{execution}/{name}", value, step=epoch)
+                    tf.summary.scalar(
+                        f"execution_{execution}/{name}", value, step=epoch
+                    )
 
 
 def _remove_events(folder: str) -> None:
@@ -59,5 +60,3 @@ def _remove_events(folder: str) -> None:
         for entry in os.scandir(folder):
             if entry.is_file() and "tfevents" in entry.name:
                 os.remove(entry.path)
-
-

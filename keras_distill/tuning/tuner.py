@@ -16,6 +16,7 @@ import keras
 import keras_tuner
 import numpy as np
 import tensorflow as tf
+from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError
 from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_client import OracleClient
@@ -26,7 +27,6 @@ from keras_distill.distiller import Distiller
 from keras_distill.seeding import seeded
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning.data import SearchData
-from keras_distill.tuning.oracles import Trial
 
 FAILURE = "failure.txt"
 _WEIGHTS = "student.weights.h5"
@@ -61,6 +61,8 @@ class SearchTuner(keras_tuner.Tuner):
         logs: folder for TensorBoard.
         **kwargs: of `keras_tuner.Tuner`.
     """
+
+    oracle: Any  # a SearchOracle, or the client of a distant one
 
     def __init__(
         self, *, training: Training, data: SearchData, logs: str, **kwargs: Any
@@ -140,7 +142,9 @@ class SearchTuner(keras_tuner.Tuner):
 
     def _best_epoch(self, history: dict) -> int:
         values = np.asarray(history[self.oracle.objective.name])
-        best = np.nanargmax if self.oracle.objective.direction == "max" else np.nanargmin
+        best = (
+            np.nanargmax if self.oracle.objective.direction == "max" else np.nanargmin
+        )
         return int(best(values))
 
     def _try_build(self, hp: keras_tuner.HyperParameters) -> Distiller:
@@ -158,7 +162,9 @@ class SearchTuner(keras_tuner.Tuner):
         try:
             yield
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-            message = f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"
+            message = (
+                f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             _write(path, message)
             raise FailedTrialError(message) from error
         except Exception as error:
@@ -224,9 +230,7 @@ class PatientClient(OracleClient):
 
     def __init__(self, oracle: Any) -> None:
         super().__init__(oracle)
-        address = (
-            f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
-        )
+        address = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
         # gRPC's own waits between attempts grow to two minutes.
         options = [("grpc.max_reconnect_backoff_ms", 1000)]
         channel = grpc.insecure_channel(address, options)

@@ -18,7 +18,7 @@ def main() -> None:
     stream = sys.stdin.buffer
     sys.path[:] = pickle.load(stream)  # what the job needs may be imported from there
     job = pickle.load(stream)
-    threading.Thread(target=_end_with_parent, args=(stream,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     import tensorflow as tf
 
@@ -29,8 +29,10 @@ def main() -> None:
     job.tuner().search()
 
 
-def _end_with_parent(stream: object) -> None:
-    stream.read()  # type: ignore[attr-defined]
+def _end_with_parent() -> None:
+    # Past Python's buffer, whose lock would be held when the process ends.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(1)
 
 

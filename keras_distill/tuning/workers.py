@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
+import cloudpickle
 import grpc
 import tensorflow as tf
 from keras_tuner.src import protos
@@ -227,10 +229,6 @@ def payload(job: Any) -> bytes:
     Raises:
         TypeError: if something cannot be sent.
     """
-    import pickle
-
-    from joblib.externals import cloudpickle
-
     try:
         sent = cloudpickle.dumps(job)
     except Exception as error:

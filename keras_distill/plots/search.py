@@ -1,0 +1,274 @@
+"""Pictures of a search: where the best was, by what, and when it was found."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from keras_distill.plots.style import COLORS, new_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FIXED_POINTS = ("hard labels", "T = 4, alpha = 0.1")
+_MARKERS = ("s", "D")
+
+
+def search_plane(
+    trials: pd.DataFrame, *, objective: str = "val_accuracy", is_max: bool = True
+) -> Figure:
+    """Draws temperature against alpha: trials over a surface that is fitted to them.
+
+    The surface is the mean of a Gaussian process with a Matern kernel and noise, over the
+    logarithm of the temperature and over alpha; other hyperparameters count as noise.
+
+    Args:
+        trials: `SearchResult.trials`.
+        objective: name of the column to colour by.
+        is_max: whether more is better.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if no trial was completed.
+    """
+    done = _completed(trials, objective)
+    t = done["temperature"].to_numpy("float64")
+    alpha = done["alpha"].to_numpy("float64")
+    score = done[objective].to_numpy("float64")
+    figure, axes = new_figure(7.4, 5.0)
+    axes.grid(False)
+    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
+    norm = Normalize(low, high if high > low else low + 1e-9)
+    cmap = "viridis" if is_max else "viridis_r"
+    margin = max(1.05, (t.max() / t.min()) ** 0.04)
+    grid_t = np.geomspace(t.min() / margin, t.max() * margin, 80)
+    grid_a = np.linspace(-0.03, 1.03, 80)
+    if len(done) >= 4 and t.max() > t.min():
+        surface = _surface(np.log(t), alpha, score, np.log(grid_t), grid_a)
+        axes.contourf(
+            grid_t, grid_a, surface, levels=20, cmap=cmap, norm=norm, alpha=0.55,
+            extend="both",
+        )  # fmt: skip
+    best = done[objective].idxmax() if is_max else done[objective].idxmin()
+    kinds = done["kind"].to_numpy()
+    for kind, marker in zip(
+        ("searched", *_FIXED_POINTS), ("o", *_MARKERS), strict=True
+    ):
+        of_kind = kinds == kind
+        axes.scatter(
+            t[of_kind], alpha[of_kind], c=score[of_kind], cmap=cmap, norm=norm, s=60,
+            marker=marker, edgecolors="black", linewidths=0.8, label=kind, zorder=3,
+        )  # fmt: skip
+    axes.scatter(
+        [done.loc[best, "temperature"]], [done.loc[best, "alpha"]], s=260,
+        facecolors="none", edgecolors=COLORS[1], linewidths=2.2, zorder=4,
+        label=f"best, {done.loc[best, objective]:.4g}",
+    )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = [v for v in (0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50) if (
+        grid_t[0] <= v <= grid_t[-1]
+    )]  # fmt: skip
+    axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    axes.minorticks_off()
+    axes.set(
+        title=f"{_readable(objective)} of {len(done)} trials",
+        xlabel="temperature T (logarithmic)",
+        ylabel="alpha, weight of the hard loss",
+        xlim=(grid_t[0], grid_t[-1]),
+        ylim=(grid_a[0], grid_a[-1]),
+    )
+    figure.colorbar(
+        ScalarMappable(norm, cmap), ax=axes, label=_readable(objective), extend="both"
+    )
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+        frameon=False, fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def _surface(
+    x: np.ndarray,
+    y: np.ndarray,
+    score: np.ndarray,
+    grid_x: np.ndarray,
+    grid_y: np.ndarray,
+) -> np.ndarray:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    width = max(float(np.ptp(grid_x)), 1e-9)
+    points = np.stack([(x - grid_x[0]) / width, y], -1)
+    kernel = ConstantKernel(1.0) * Matern([0.4, 0.4], (0.1, 10.0), nu=2.5)
+    process = GaussianProcessRegressor(
+        kernel + WhiteKernel(0.1, (1e-3, 1.0)),
+        normalize_y=True,
+        n_restarts_optimizer=3,
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        # A length at its bound is a flat direction, which is an answer too.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(points, score)
+    mesh = np.stack(np.meshgrid((grid_x - grid_x[0]) / width, grid_y), -1)
+    return process.predict(mesh.reshape(-1, 2)).reshape(mesh.shape[:2])
+
+
+def parallel_coordinates(
+    trials: pd.DataFrame,
+    hyperparameters: Sequence[str],
+    *,
+    objective: str = "val_accuracy",
+    is_max: bool = True,
+) -> Figure:
+    """Draws each trial as a line through its hyperparameters, to its result.
+
+    Args:
+        trials: `SearchResult.trials`.
+        hyperparameters: names of columns; numbers, booleans or texts.
+        objective: name of the column to colour by, the last axis.
+        is_max: whether more is better.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if no trial was completed.
+    """
+    done = _completed(trials, objective).sort_values(objective, ascending=is_max)
+    names = [*hyperparameters, objective]
+    figure, axes = new_figure(1.8 + 1.7 * len(names), 4.6)
+    axes.grid(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    columns = []
+    for place, name in enumerate(names):
+        heights, ticks = _axis(done[name])
+        columns.append(heights)
+        axes.axvline(place, color="0.4", linewidth=1.0)
+        for height, text in ticks:
+            axes.annotate(
+                text, (place, height), xytext=(4, 0), textcoords="offset points",
+                fontsize=8, va="center", color="0.15", zorder=5,
+                bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none",
+                      "alpha": 0.7},
+            )  # fmt: skip
+    score = done[objective].to_numpy("float64")
+    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
+    norm = Normalize(low, high if high > low else low + 1e-9)
+    mappable = ScalarMappable(norm, "viridis" if is_max else "viridis_r")
+    lines = np.stack(columns, -1)
+    for place, (line, value) in enumerate(zip(lines, score, strict=True)):
+        is_best = place == len(lines) - 1
+        axes.plot(
+            line,
+            color=COLORS[1] if is_best else mappable.to_rgba(value),
+            linewidth=2.6 if is_best else 1.1,
+            alpha=1.0 if is_best else 0.8,
+            label="best" if is_best else None,
+            zorder=4 if is_best else 2,
+        )
+    axes.set_xticks(range(len(names)), [_readable(name) for name in names])
+    axes.tick_params(axis="x", length=0)
+    axes.set_yticks([])
+    axes.set(title=f"{len(done)} trials, the best in orange", ylim=(-0.06, 1.06))
+    axes.set_xlim(-0.15, len(names) - 1 + 0.45)
+    return figure
+
+
+def _axis(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Returns heights from 0 to 1, and what to write at which; logs where that suits."""
+    if values.dtype.kind not in "if":
+        texts = values.astype(str)
+        kinds = sorted(set(texts))
+        places = np.linspace(0.0, 1.0, len(kinds)) if len(kinds) > 1 else [0.5]
+        height = dict(zip(kinds, places, strict=True))
+        return texts.map(height).to_numpy("float64"), [
+            (h, k) for k, h in height.items()
+        ]
+    numbers = values.to_numpy("float64")
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    if high == low:
+        return np.full(len(numbers), 0.5), [(0.5, f"{low:.4g}")]
+    is_log = low > 0 and high / low >= 8
+    scale = np.log if is_log else np.asarray
+    heights = (scale(numbers) - scale(low)) / (scale(high) - scale(low))
+    marks = np.geomspace(low, high, 5) if is_log else np.linspace(low, high, 5)
+    # A hyperparameter that a trial did not have ends its line at the bottom.
+    return np.nan_to_num(heights, nan=0.0), [
+        (float(h), f"{m:.4g}") for h, m in zip(np.linspace(0, 1, 5), marks, strict=True)
+    ]
+
+
+def best_so_far(
+    trials: pd.DataFrame, *, objective: str = "val_accuracy", is_max: bool = True
+) -> Figure:
+    """Draws the best result so far over the time of the search, and the fixed points.
+
+    Args:
+        trials: `SearchResult.trials`.
+        objective: name of the column.
+        is_max: whether more is better.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if no trial was completed.
+    """
+    done = _completed(trials, objective)
+    ended = (done["began"] + done["seconds"]).to_numpy("float64")
+    order = np.argsort(ended)
+    ended, score = ended[order], done[objective].to_numpy("float64")[order]
+    best = np.maximum.accumulate(score) if is_max else np.minimum.accumulate(score)
+    figure, axes = new_figure()
+    axes.scatter(ended, score, s=22, color="0.55", label="trials", zorder=2)
+    axes.step(
+        ended, best, where="post", color=COLORS[0], linewidth=2,
+        label=f"best so far (last {best[-1]:.4g})", zorder=3,
+    )  # fmt: skip
+    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
+    shown = [low, high]
+    for index, kind in enumerate(_FIXED_POINTS):
+        row = done[done["kind"] == kind]
+        if not row.empty:
+            value = float(row[objective].iloc[0])
+            shown.append(value)
+            axes.axhline(
+                value, color=COLORS[1 + index], linestyle=("--", ":")[index],
+                label=f"{kind} ({value:.4g})",
+            )  # fmt: skip
+    space = max(high - low, 1e-6)
+    axes.set_ylim(min(shown) - 0.25 * space, max(shown) + 0.25 * space)
+    axes.set(
+        title=f"{_readable(objective)} over the search",
+        xlabel="seconds",
+        ylabel=_readable(objective),
+        xlim=(0, ended[-1] * 1.03),
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, loc="lower right" if is_max else "upper right")
+    return figure
+
+
+def _completed(trials: pd.DataFrame, objective: str) -> pd.DataFrame:
+    done = trials[trials["status"] == "COMPLETED"]
+    if done.empty or objective not in done:
+        raise ValueError(
+            f"no trial was completed with {objective!r}, so there is nothing to draw."
+        )
+    return done
+
+
+def _readable(name: str) -> str:
+    short = {"val_accuracy": "validation accuracy", "val_nll": "validation NLL, nats"}
+    return short.get(name, name.replace("val_", "validation ").replace("_", " "))

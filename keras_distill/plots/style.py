@@ -1,0 +1,29 @@
+"""What all pictures share: colours, lines, an empty figure."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+# Okabe and Ito: told apart by colour-blind readers too.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LINES = ["-", "--", "-.", ":"]
+
+
+def new_figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+    """Returns an empty figure with one pair of axes; sizes in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def shades(count: int) -> np.ndarray:
+    """Returns colours from dark to light, in order, for an ordered quantity."""
+    import matplotlib
+
+    cmap: Colormap = matplotlib.colormaps["viridis"]
+    return cmap(np.linspace(0.0, 0.85, count))
