@@ -1,0 +1,453 @@
+import os
+import pathlib
+
+import keras
+import keras_tuner
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill.tuning import workers as processes
+
+from .conftest import CLASSES, FEATURES, SPARSE, mlp
+
+N = 160
+
+
+def make_data(seed=0, n=N):
+    rng = np.random.default_rng(seed)
+    weights = np.random.default_rng(7).normal(size=(FEATURES, CLASSES))
+    x = rng.normal(size=(n, FEATURES)).astype("float32")
+    return x, (x @ weights + rng.normal(size=(n, CLASSES))).argmax(-1)
+
+
+TRAIN, VALIDATION = make_data(0), make_data(1, 60)
+
+
+def build(hp):
+    return mlp(hp.Int("width", 4, 12))
+
+
+def teacher():
+    keras.utils.set_random_seed(3)
+    return mlp(32)
+
+
+def search(directory, build_student=build, **kwargs):
+    if "soft_targets" not in kwargs:
+        kwargs.setdefault("teacher", teacher())
+    settings = {"max_trials": 3, "epochs": 2, "batch_size": 32, "verbose": False}
+    data = kwargs.pop("train", TRAIN), kwargs.pop("validation", VALIDATION)
+    return kd.search(
+        build_student, *data, directory=directory, **(settings | kwargs)
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("found")
+    return search(directory, max_trials=6, epochs=3, executions_per_trial=2)
+
+
+def test_the_fixed_points_are_always_among_the_trials(found):
+    kinds = list(found.trials["kind"])
+    assert kinds == ["hard labels", "T = 4, alpha = 0.1", *["searched"] * 4]
+    assert found.trials.loc[0, "alpha"] == 1.0
+    assert tuple(found.trials.loc[1, ["temperature", "alpha"]]) == (4.0, 0.1)
+    scores = found.trials["val_accuracy"]
+    assert found.score == scores.max() >= max(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("algorithm", ["bayesian", "random"])
+def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm):
+    result = search(
+        tmp_path, temperature=(6.0, 8.0), alpha=(0.3, 0.4), epochs=1,
+        algorithm=algorithm, max_trials=12,
+    )  # fmt: skip
+    points = result.trials[["temperature", "alpha"]].to_numpy()
+    assert points[:2].tolist() == [[4.0, 1.0], [4.0, 0.1]]
+    assert ((points[2:] >= [6.0, 0.3]) & (points[2:] <= [8.0, 0.4])).all()
+    fixed = search(tmp_path / "fixed", temperature=9.0, alpha=0.5, epochs=1)
+    points = fixed.trials[["temperature", "alpha"]].to_numpy()
+    assert points.tolist() == [[4.0, 1.0], [4.0, 0.1], [9.0, 0.5]]
+
+
+def test_the_table_has_a_row_for_each_trial(found):
+    columns = list(found.trials.columns)
+    assert columns == [
+        "kind", "status", "temperature", "alpha", "width", "val_accuracy", "val_loss",
+        "val_nll", "best_epoch", "epochs", "worker", "began", "seconds", "message",
+    ]  # fmt: skip
+    assert (found.trials["status"] == "COMPLETED").all()
+    assert (found.trials["seconds"] > 0).all()
+    assert list(found.trials.index) == list(range(6))
+
+
+def test_executions_are_averaged(tmp_path):
+    one, two, both = (
+        search(tmp_path / str(i), max_trials=2, executions_per_trial=e, seed=seed)
+        for i, (e, seed) in enumerate([(1, 5), (1, 6), (2, 5)])
+    )
+    mean = (one.trials["val_nll"] + two.trials["val_nll"]) / 2
+    assert both.trials["val_nll"].to_numpy() == pytest.approx(mean.to_numpy(), 1e-6)
+    assert abs(one.trials["val_nll"][0] - two.trials["val_nll"][0]) > 1e-4
+
+
+def test_the_best_student_is_that_of_the_best_epoch(found):
+    judged = [
+        kd.evaluate(found.student, VALIDATION, timing=False).accuracy
+        for _ in range(1)
+    ]  # fmt: skip
+    # The better of two executions whose mean is the score.
+    assert judged[0] >= found.score - 1e-6
+    assert found.student.get_layer("hidden").units == found.best_values["width"]
+
+
+def test_single_execution_scores_what_the_student_does(tmp_path):
+    result = search(tmp_path, objective="nll")
+    judged = kd.evaluate(result.student, VALIDATION, timing=False)
+    assert judged.nll == pytest.approx(result.score, rel=1e-5)
+    assert result.score == result.trials["val_nll"].min()
+
+
+def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path):
+    x, y = VALIDATION
+    result = search(tmp_path, validation=(x[:3], y[:3]), max_trials=6)
+    best = result.trials[result.trials["val_accuracy"] == result.score]
+    assert len(best) > 1
+    assert best["val_nll"].idxmin() == result.best_trial
+
+
+class CountingTeacher:
+    """Counts the examples it is asked for."""
+
+    def __init__(self):
+        self.model, self.seen = teacher(), tf.Variable(0, dtype=tf.int64)
+
+    def __call__(self, x):
+        self.seen.assign_add(tf.shape(x, tf.int64)[0])
+        return self.model(x, training=False)
+
+
+def test_the_teacher_is_asked_once_for_each_example(tmp_path):
+    counting = CountingTeacher()
+
+    def ask(x):
+        return counting(x)
+
+    search(tmp_path, teacher=ask, max_trials=3, executions_per_trial=2)
+    assert int(counting.seen) == N
+
+
+def test_kept_soft_targets_need_no_teacher(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(TRAIN)
+    targets = kd.SoftTargets.write(tmp_path / "t", teacher(), data, verbose=False)
+    one = search(tmp_path / "1", soft_targets=targets, train=data)
+    batches = data.batch(32)
+    other = search(
+        tmp_path / "2", soft_targets=str(tmp_path / "t"), train=lambda: batches,
+        validation=tf.data.Dataset.from_tensor_slices(VALIDATION),
+    )  # fmt: skip
+    columns = ["temperature", "alpha", "val_nll"]
+    np.testing.assert_allclose(one.trials[columns], other.trials[columns], rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_search(tmp_path):
+    one, other = (search(tmp_path / i, seed=0, max_trials=4) for i in "12")
+    columns = ["temperature", "alpha", "width", "val_nll"]
+    np.testing.assert_allclose(one.trials[columns], other.trials[columns], rtol=1e-4)
+
+
+def test_one_hot_labels(tmp_path):
+    (x, y), (vx, vy) = TRAIN, VALIDATION
+    eye = np.eye(CLASSES, dtype="float32")
+    one = search(tmp_path / "1", train=(x, eye[y]), validation=(vx, eye[vy]))
+    other = search(tmp_path / "2")
+    assert one.trials["val_nll"][0] == pytest.approx(other.trials["val_nll"][0], 1e-4)
+
+
+def test_views_are_those_of_the_epoch(tmp_path):
+    def shift(x, seed):
+        return x + 0.1 * tf.random.stateless_normal(tf.shape(x), seed)
+
+    targets = kd.SoftTargets.write(
+        tmp_path / "t", teacher(), TRAIN, views=2, augment=shift, verbose=False
+    )
+    result = search(tmp_path / "s", soft_targets=targets, max_trials=2)
+    assert (result.trials["status"] == "COMPLETED").all()
+
+
+def test_hidden_layers_are_kept_for_the_objective(tmp_path):
+    matching = [
+        (1.0, kd.SoftTargetLoss()),
+        ((0.1, 1.0), kd.HiddenLayerLoss("hidden", "hidden", projection=True)),
+    ]
+    result = search(tmp_path, distillation_objective=matching)
+    assert result.trials["hidden_layer_loss_weight"].between(0.1, 1.0).all()
+
+
+def test_retrained_student_has_a_seed_of_its_own(tmp_path):
+    result = search(tmp_path, retrain=True, max_trials=2)
+    first = result.distiller.student.get_weights()
+    assert any(
+        np.abs(a - b).max() > 1e-3
+        for a, b in zip(first, result.student.get_weights(), strict=True)
+    )
+
+
+def test_under_a_strategy(tmp_path):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    replicas = []
+
+    def counting(hp):
+        replicas.append(tf.distribute.get_strategy().num_replicas_in_sync)
+        return build(hp)
+
+    result = search(
+        tmp_path, counting, distribution_strategy=strategy, max_trials=2
+    )
+    assert 2 in replicas
+    assert (result.trials["status"] == "COMPLETED").all()
+    plain = search(tmp_path / "plain", max_trials=2)
+    assert result.trials["val_nll"].to_numpy() == pytest.approx(
+        plain.trials["val_nll"].to_numpy(), rel=1e-3
+    )
+
+
+# Failures ----------------------------------------------------------------------------
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
+    def sometimes(hp):
+        rate = hp.Choice("rate", [0.01, 1e30])
+        model = mlp(4)
+        model.compile(keras.optimizers.SGD(rate), SPARSE)
+        return model
+
+    with pytest.warns(UserWarning, match="trials failed; the first said: the training"):
+        result = search(tmp_path, sometimes, max_trials=8, epochs=3)
+    failed = result.trials[result.trials["status"] == "FAILED"]
+    assert len(result.trials) == 8
+    assert 0 < len(failed) < 8
+    assert (failed["rate"] == 1e30).all()
+    assert failed["message"].str.contains("is not finite").all()
+    assert result.best_values["rate"] == 0.01
+
+
+def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path):
+    def sometimes(hp):
+        hp.Choice("width", [4, 2_000_000_000])
+        return mlp(hp.get("width"))
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        result = search(tmp_path, sometimes, max_trials=6, epochs=1)
+    failed = result.trials[result.trials["status"] == "FAILED"]
+    assert 0 < len(failed) < 6
+    assert (failed["width"] == 2_000_000_000).all()
+
+
+def test_a_search_whose_trials_all_fail_is_stopped(tmp_path):
+    def build_once(hp, built=[]):  # noqa: B006
+        built.append(1)
+        if len(built) > 3:
+            raise ArithmeticError("no such width")
+        return build(hp)
+
+    with pytest.raises(RuntimeError, match="first 3 trials failed; .* no such width"):
+        search(tmp_path, build_once, max_trials=9)
+
+
+def interrupted_at(trial, how=KeyboardInterrupt):
+    """A build function that stops the process the first time that trial is built."""
+    state = {"armed": True}
+
+    def build_and_stop(hp):
+        import inspect
+
+        for frame in inspect.stack():
+            running = frame.frame.f_locals.get("trial")
+            if getattr(running, "trial_id", None) == trial and state["armed"]:
+                state["armed"] = False
+                raise how
+        return build(hp)
+
+    return build_and_stop
+
+
+def test_control_c_and_resume(tmp_path):
+    stop = interrupted_at("2")
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, stop, max_trials=5)
+    weights = {
+        path: path.stat().st_mtime_ns
+        for path in pathlib.Path(tmp_path, "trials").glob("trial_[01]/*.h5")
+    }
+    assert len(weights) == 2
+    result = search(tmp_path, stop, max_trials=5, resume=True)
+    assert len(result.trials) == 5
+    assert (result.trials["status"] == "COMPLETED").all()
+    assert all(path.stat().st_mtime_ns == when for path, when in weights.items())
+    unbroken = search(tmp_path / "unbroken", max_trials=5)
+    assert len(unbroken.trials) == 5
+    np.testing.assert_allclose(
+        result.trials["val_nll"][:2], unbroken.trials["val_nll"][:2], rtol=1e-4
+    )
+
+
+def test_resuming_a_finished_search_trains_nothing(tmp_path):
+    search(tmp_path, max_trials=3)
+    built = []
+
+    def counting(hp):
+        built.append(1)
+        return build(hp)
+
+    result = search(tmp_path, counting, max_trials=3, resume=True)
+    assert len(result.trials) == 3
+    assert len(built) <= 4  # to look at it, none of them trained
+    more = search(tmp_path, max_trials=5, resume=True)
+    assert len(more.trials) == 5
+
+
+def test_a_directory_with_another_search_is_refused(tmp_path):
+    search(tmp_path, max_trials=2)
+    with pytest.raises(FileExistsError, match="a search of 2 trials in .* resume=True"):
+        search(tmp_path, max_trials=2)
+    for change, words in (
+        ({"epochs": 7}, "epochs is 2, not 7"),
+        ({"alpha": 0.5}, "hyperparameters"),
+        ({"teacher": mlp(9)}, "the teacher's"),
+        ({"seed": 4}, "seed is 0, not 4"),
+        ({"validation": make_data(5, 60)}, "validation is"),
+        ({"build_student": lambda hp: mlp(3)}, "hyperparameters is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search(tmp_path, max_trials=2, resume=True, **change)
+    assert len(search(tmp_path, max_trials=3, overwrite=True, epochs=1).trials) == 3
+
+
+def test_two_searches_do_not_share_a_directory(tmp_path):
+    def nested(hp):
+        with pytest.raises(BlockingIOError, match="another process is running a search"):
+            search(tmp_path, max_trials=2, resume=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, nested, max_trials=2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "words"),
+    [
+        ({"objective": "loss"}, ValueError, "the loss means something else"),
+        ({"objective": "val_loss"}, ValueError, "cannot be searched for"),
+        (
+            {"objective": keras_tuner.Objective("soft_loss", "min")},
+            ValueError,
+            "cannot be searched for",
+        ),
+        ({"objective": "f1"}, ValueError, r"keras_tuner.Objective\(.val_f1"),
+        (
+            {"objective": keras_tuner.Objective("accuracy", "max")},
+            ValueError,
+            "is measured on the training data",
+        ),
+        ({"objective": 3}, TypeError, "objective must be"),
+        ({"max_trials": 1}, ValueError, "max_trials must be a whole number >= 2"),
+        ({"epochs": 0}, ValueError, "epochs must be a whole number >= 1"),
+        ({"patience": 0}, ValueError, "patience must be"),
+        ({"workers": 0}, ValueError, "workers must be"),
+        ({"seed": -1}, ValueError, "seed must be"),
+        ({"batch_size": 2.5}, ValueError, "batch_size must be"),
+        ({"algorithm": "grid"}, ValueError, "keras_tuner.GridSearch"),
+        ({"teacher": None}, ValueError, "got neither"),
+        ({"threads": 2}, ValueError, "threads is for worker processes"),
+        ({"worker_timeout": 1}, ValueError, "at least 10 seconds"),
+        ({"resume": True, "overwrite": True}, ValueError, "exclude each other"),
+        ({"train": [1, 2]}, TypeError, "train must be"),
+        ({"train": (TRAIN[0], TRAIN[1][:9])}, ValueError, "different lengths"),
+        ({"validation": VALIDATION[0]}, ValueError, "brings no labels"),
+        ({"validation": (VALIDATION[0][:0], VALIDATION[1][:0])}, ValueError, "empty"),
+        (
+            {"validation": (VALIDATION[0], VALIDATION[1] + 3)},
+            ValueError,
+            "labels must be from 0 to 4",
+        ),
+        (
+            {"build_student": lambda hp: mlp(features=9)},
+            ValueError,
+            "does not take batches of shape",
+        ),
+        (
+            {"build_student": lambda hp: mlp(classes=9)},
+            ValueError,
+            r"\(None, 9\) and the teacher's \(None, 5\)",
+        ),
+        (
+            {"train": tf.data.Dataset.from_tensor_slices(TRAIN), "workers": 2},
+            TypeError,
+            "cannot be sent to other processes",
+        ),
+        (
+            {"distribution_strategy": tf.distribute.get_strategy(), "workers": 2},
+            TypeError,
+            "give a function without arguments that makes it",
+        ),
+    ],
+)
+def test_wrong_input_is_refused_before_any_training(tmp_path, kwargs, error, words):
+    with pytest.raises(error, match=words):
+        search(tmp_path, **kwargs)
+    assert not list(pathlib.Path(tmp_path).glob("trials/trial_*"))
+
+
+def test_unknown_objective_of_one_s_own_fails_with_its_name(tmp_path):
+    with pytest.raises(RuntimeError, match="'val_f1' is not among what validation gives"):
+        search(tmp_path, objective=keras_tuner.Objective("val_f1", "max"))
+
+
+def test_soft_targets_of_other_data_are_refused(tmp_path):
+    data = make_data(9)
+    targets = kd.SoftTargets.write(tmp_path / "t", teacher(), data, verbose=False)
+    with pytest.raises(ValueError, match="do not go together"):
+        search(tmp_path / "s", soft_targets=targets)
+
+
+# Processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "expected"),
+    [
+        ({}, 0, [None, None, None]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0, [None, None, None]),
+        ({}, 2, ["0", "1", "0"]),
+        ({}, 4, ["0", "1", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 2, ["2", "3", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}, 2, ["GPU-a", "GPU-b", "GPU-a"]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1, ["1", "1", "1"]),
+    ],
+)
+def test_each_worker_has_a_gpu_of_its_own(environment, gpus, expected):
+    seen = [processes.visible_device(i, environment, gpus) for i in range(3)]
+    assert seen == expected
+
+
+def test_what_is_found_is_saved(found, tmp_path):
+    found.save(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "trials.csv", "workers.csv", "best.json", "student.keras", "search_plane.png",
+        "parallel_coordinates.png", "best_so_far.png",
+    }  # fmt: skip
+    student = keras.saving.load_model(tmp_path / "saved" / "student.keras")
+    same = student.predict(VALIDATION[0], verbose=0)
+    np.testing.assert_allclose(
+        same, found.student.predict(VALIDATION[0], verbose=0), rtol=1e-5
+    )
+    for words in ("6 trials", "temperature = ", "against hard labels", "tuner0"):
+        assert words in str(found)
+
+
+def test_resident_environment_is_left_alone(found):
+    assert "KERASTUNER_ORACLE_IP" not in os.environ
