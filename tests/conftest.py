@@ -19,7 +19,12 @@ tf.config.set_logical_device_configuration(
 )
 
 # Programs that the tests start, not tests.
-collect_ignore = ["multi_worker.py", "killed_writers.py", "killed_specialists.py"]
+collect_ignore = [
+    "multi_worker.py",
+    "killed_writers.py",
+    "killed_specialists.py",
+    "searching.py",
+]
 
 FEATURES, CLASSES = 8, 5
 

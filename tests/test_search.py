@@ -63,7 +63,7 @@ def test_the_fixed_points_are_always_among_the_trials(found):
 def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm):
     result = search(
         tmp_path, temperature=(6.0, 8.0), alpha=(0.3, 0.4), epochs=1,
-        algorithm=algorithm, max_trials=12,
+        algorithm=algorithm, max_trials=9,
     )  # fmt: skip
     points = result.trials[["temperature", "alpha"]].to_numpy()
     assert points[:2].tolist() == [[4.0, 1.0], [4.0, 0.1]]
@@ -95,12 +95,9 @@ def test_executions_are_averaged(tmp_path):
 
 
 def test_the_best_student_is_that_of_the_best_epoch(found):
-    judged = [
-        kd.evaluate(found.student, VALIDATION, timing=False).accuracy
-        for _ in range(1)
-    ]  # fmt: skip
+    judged = kd.evaluate(found.student, VALIDATION, timing=False)
     # The better of two executions whose mean is the score.
-    assert judged[0] >= found.score - 1e-6
+    assert judged.accuracy >= found.score - 1e-6
     assert found.student.get_layer("hidden").units == found.best_values["width"]
 
 
@@ -113,7 +110,7 @@ def test_single_execution_scores_what_the_student_does(tmp_path):
 
 def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path):
     x, y = VALIDATION
-    result = search(tmp_path, validation=(x[:3], y[:3]), max_trials=6)
+    result = search(tmp_path, validation=(x[:1], y[:1]), max_trials=5)
     best = result.trials[result.trials["val_accuracy"] == result.score]
     assert len(best) > 1
     assert best["val_nll"].idxmin() == result.best_trial
@@ -136,7 +133,8 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path):
     def ask(x):
         return counting(x)
 
-    search(tmp_path, teacher=ask, max_trials=3, executions_per_trial=2)
+    asked = kd.as_teacher(ask, from_logits=True)
+    search(tmp_path, teacher=asked, max_trials=3, executions_per_trial=2)
     assert int(counting.seen) == N
 
 
@@ -181,7 +179,7 @@ def test_views_are_those_of_the_epoch(tmp_path):
 def test_hidden_layers_are_kept_for_the_objective(tmp_path):
     matching = [
         (1.0, kd.SoftTargetLoss()),
-        ((0.1, 1.0), kd.HiddenLayerLoss("hidden", "hidden", projection=True)),
+        ((0.1, 1.0), kd.HiddenLayerLoss("hidden", "hidden", projection=32)),
     ]
     result = search(tmp_path, distillation_objective=matching)
     assert result.trials["hidden_layer_loss_weight"].between(0.1, 1.0).all()
@@ -382,7 +380,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path):
         (
             {"build_student": lambda hp: mlp(classes=9)},
             ValueError,
-            r"\(None, 9\) and the teacher's \(None, 5\)",
+            "the student has 9 classes and the teacher 5",
         ),
         (
             {"train": tf.data.Dataset.from_tensor_slices(TRAIN), "workers": 2},
