@@ -153,6 +153,72 @@ def _parser() -> argparse.ArgumentParser:
     )
     specialists.add_argument("--seed", type=int, default=0, help="makes it repeatable")
     specialists.set_defaults(run=_specialists)
+
+    search = commands.add_parser(
+        "search",
+        help="search temperature and alpha, and what else a student has",
+        description=(
+            "Keeps a teacher's soft targets, tries temperatures and alphas, and whatever "
+            "the student's function asks for, each trial by its validation accuracy at "
+            "T = 1; judges the best student on test data, draws pictures and exports it."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    search.add_argument("teacher", help="a .keras file")
+    search.add_argument("dataset", help='"digits", or a TFDS dataset: mnist, ...')
+    search.add_argument(
+        "student", help="module:function, with a function of hp that returns a model"
+    )
+    search.add_argument(
+        "--temperature", default="1:20:log",
+        help="T: a number, LOW:HIGH, LOW:HIGH:log, or A,B,C",
+    )  # fmt: skip
+    search.add_argument(
+        "--alpha", default="0:1", help="weight of the hard loss, likewise"
+    )
+    search.add_argument("--trials", type=int, default=30, help="at least 2")
+    search.add_argument(
+        "--executions", type=int, default=1, help="trainings averaged in each trial"
+    )
+    search.add_argument("--epochs", type=int, default=20, help="of a training, at most")
+    search.add_argument(
+        "--patience", type=int, default=5, help="epochs without a better result"
+    )
+    search.add_argument(
+        "--objective",
+        default="accuracy",
+        help='"accuracy" or "nll", on validation data',
+    )
+    search.add_argument(
+        "--algorithm", default="bayesian", help='"bayesian" or "random"'
+    )
+    search.add_argument(
+        "--workers", type=int, default=1, help="processes, each with a GPU of its own"
+    )
+    search.add_argument(
+        "--batch-size", type=int, default=128, help="examples of a training step"
+    )
+    search.add_argument(
+        "--directory", default="keras-distill-search", help="folder for all results"
+    )
+    search.add_argument(
+        "--resume", action="store_true", help="go on with the search in the directory"
+    )
+    search.add_argument(
+        "--overwrite", action="store_true", help="delete the search in the directory"
+    )
+    search.add_argument(
+        "--retrain", action="store_true", help="train the best student once more"
+    )
+    search.add_argument(
+        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
+    )
+    search.add_argument(
+        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
+        help="for datasets whose images differ in size",
+    )  # fmt: skip
+    search.add_argument("--seed", type=int, default=0, help="makes it repeatable")
+    search.set_defaults(run=_search)
     return parser
 
 
@@ -227,6 +293,39 @@ def _specialists(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _search(options: argparse.Namespace) -> None:
+    from keras_distill.tuning import command
+
+    try:
+        command.run(
+            options.teacher,
+            options.dataset,
+            options.student,
+            directory=options.directory,
+            data_dir=options.data_dir,
+            image_size=options.image_size and tuple(options.image_size),
+            temperature=command.parse_range(options.temperature),
+            alpha=command.parse_range(options.alpha),
+            max_trials=options.trials,
+            executions_per_trial=options.executions,
+            epochs=options.epochs,
+            patience=options.patience,
+            objective=options.objective,
+            algorithm=options.algorithm,
+            workers=options.workers,
+            batch_size=options.batch_size,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            retrain=options.retrain,
+            seed=options.seed,
+        )
+    except KeyboardInterrupt:
+        print("\nGo on with the same command and --resume.", file=sys.stderr)
+        raise
+    except RuntimeError as error:  # all trials failed, or workers could not start
+        raise ValueError(error) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

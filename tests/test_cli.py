@@ -204,3 +204,88 @@ def test_wrong_specialists_are_one_sentence(
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("keras-distill: error: ")
     assert message in captured.err
+
+
+STUDENT = """
+import keras
+
+def build(hp):
+    return keras.Sequential([
+        keras.Input((8, 8, 1)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(hp.Int("width", 8, 32), "relu"),
+        keras.layers.Dense(10),
+    ])
+"""
+
+
+@pytest.mark.slow
+def test_search_from_a_teacher_s_file_to_the_best_student_s_export(tmp_path):
+    data = datasets.load("digits")
+    teacher = models.mlp(data.input_shape, data.classes, (16,))
+    teacher.save(tmp_path / "teacher.keras")
+    (tmp_path / "my_models.py").write_text(STUDENT)
+    command = ["search", "teacher.keras", "digits", "my_models:build", "--trials", "3"]
+    command += ["--epochs", "1", "--temperature", "2:9:log", "--workers", "2"]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:4] == ["temperature", "alpha", "width", "val_accuracy"]
+    assert sum(line.endswith("hard labels") for line in lines[1:4]) == 1
+    assert "3 trials, in " in done.stdout
+    assert "against hard labels: " in done.stdout
+    assert "best student" in done.stdout
+    for noise in ("oneDNN", "WARNING", "UserWarning", "retracing", "Traceback"):
+        assert noise not in done.stderr
+    out = tmp_path / "keras-distill-search"
+    best = json.loads((out / "best.json").read_text())
+    assert {"temperature", "alpha", "width"} == set(best["values"])
+    student = keras.saving.load_model(out / "student.keras")
+    x, y = datasets.to_arrays(data.test)
+    right = student.predict(x, verbose=0).argmax(-1) == y
+    judged = json.loads((out / "comparison.json").read_text())
+    assert judged[1]["accuracy"] == pytest.approx(right.mean())
+    assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
+    assert len(list(out.glob("*.png"))) == 3
+    again = run(command, tmp_path)
+    assert again.returncode == 1
+    assert "there is a search of 3 trials" in again.stderr
+    more = run([*command[:-2], "--resume", "--trials", "4"], tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "4 trials, in " in more.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["none.keras", "digits", "json:dumps"],
+            "the teacher 'none.keras' is not there",
+        ),
+        (["t.keras", "digits", "nowhere"], "must be module:function, got 'nowhere'"),
+        (["t.keras", "digits", "no_such:f"], "module cannot be imported"),
+        (["t.keras", "digits", "json:no_such"], "json has no function 'no_such'"),
+        (
+            ["t.keras", "digits", "json:dumps", "--alpha", "1:2:3"],
+            "a range is a number",
+        ),
+        (
+            ["t.keras", "digits", "json:dumps", "--alpha", "0:2"],
+            "alpha must be a number",
+        ),
+        (["t.keras", "digits", "json:dumps", "--trials", "1"], "max_trials must be"),
+        (
+            ["t.keras", "digits", "json:dumps", "--objective", "loss"],
+            "cannot be searched",
+        ),
+    ],
+)
+def test_wrong_searches_are_one_sentence(
+    arguments, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    models.mlp((8, 8, 1), 10, (4,)).save("t.keras")
+    assert cli.main(["search", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("keras-distill: error: ")
+    assert message in captured.err

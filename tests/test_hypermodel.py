@@ -64,7 +64,7 @@ def test_weights_of_the_objective_are_searched():
         (2.0, kd.LogitMatchingLoss()),
     ]
     hypermodel = kd.DistillationHyperModel(build, distillation_objective=matching)
-    distiller, hp = values_of(hypermodel)
+    _, hp = values_of(hypermodel)
     names = [name for name in hp.values if "_weight" in name]
     assert names == [
         "soft_target_loss_weight",

@@ -3,6 +3,7 @@ import sys
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy.special import softmax
@@ -129,3 +130,71 @@ def test_training_by_worker(tmp_path):
     spans = [(bar.get_x(), bar.get_width(), bar.get_y()) for bar in axes.patches]
     assert [span[:2] for span in spans] == [(0, 6), (0, 4), (4, 6)]
     assert axes.get_title() == "3 specialists: 16 s of training in 10 s"
+
+
+def a_search(failed=False):
+    rng = np.random.default_rng(0)
+    t, alpha = np.exp(rng.uniform(0, 3, 12)), rng.uniform(0, 1, 12)
+    t[:2], alpha[:2] = 4.0, (1.0, 0.1)
+    score = 0.9 - 0.02 * (np.log(t) - 1) ** 2 - 0.01 * (alpha - 0.3) ** 2
+    return pd.DataFrame(
+        {
+            "kind": ["hard labels", "T = 4, alpha = 0.1", *["searched"] * 10],
+            "status": ["COMPLETED"] * 11 + ["FAILED"],
+            "temperature": t,
+            "alpha": alpha,
+            "norm": ["batch", "layer"] * 6,
+            "val_accuracy": np.append(score[:11], np.nan),
+            "began": np.arange(12.0),
+            "seconds": 1.0,
+        }
+    )
+
+
+def test_search_plane_shows_each_completed_trial_and_the_best(tmp_path):
+    trials = a_search()
+    axes = saved(plots.search_plane(trials), tmp_path).axes[0]
+    shown = np.concatenate([p.get_offsets() for p in axes.collections[1:4]])
+    assert np.sort(np.asarray(shown[:, 0])) == pytest.approx(
+        np.sort(trials["temperature"][:11])
+    )
+    best = trials["val_accuracy"].idxmax()
+    (circled,) = axes.collections[4].get_offsets()
+    assert circled == pytest.approx(trials.loc[best, ["temperature", "alpha"]])
+    # The surface is near the points that it was fitted to.
+    surface = axes.collections[0]
+    mesh = surface.get_coordinates().reshape(-1, 2)
+    value = surface.get_array().reshape(-1)
+    for t, alpha, score in trials.loc[
+        2:10, ["temperature", "alpha", "val_accuracy"]
+    ].values:
+        nearest = np.argmin((np.log(mesh[:, 0] / t)) ** 2 + (mesh[:, 1] - alpha) ** 2)
+        assert value[nearest] == pytest.approx(score, abs=0.01)
+
+
+def test_parallel_coordinates_end_at_the_result(tmp_path):
+    trials = a_search()
+    figure = plots.parallel_coordinates(trials, ["temperature", "alpha", "norm"])
+    lines = [
+        li for li in saved(figure, tmp_path).axes[0].lines if len(li.get_xdata()) == 4
+    ]
+    assert len(lines) == 11
+    ends = np.array([line.get_ydata()[-1] for line in lines])
+    assert (ends.min(), ends.max()) == (0.0, 1.0)
+    (best,) = [line for line in lines if line.get_label() == "best"]
+    assert best.get_ydata()[-1] == 1.0
+    assert best.get_ydata()[2] in (0.0, 1.0)  # one of two texts
+
+
+def test_best_so_far_only_rises_and_hard_labels_are_a_line(tmp_path):
+    trials = a_search()
+    axes = saved(plots.best_so_far(trials), tmp_path).axes[0]
+    best = axes.lines[0].get_ydata()
+    assert (np.diff(best) >= 0).all()
+    assert best[-1] == trials["val_accuracy"].max()
+    assert axes.lines[1].get_ydata()[0] == trials["val_accuracy"][0]
+    falling = trials.assign(val_nll=1 - trials["val_accuracy"])
+    axes = plots.best_so_far(falling, objective="val_nll", is_max=False).axes[0]
+    assert (np.diff(axes.lines[0].get_ydata()) <= 0).all()
+    with pytest.raises(ValueError, match="no trial was completed"):
+        plots.best_so_far(trials[11:])

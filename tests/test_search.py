@@ -1,5 +1,12 @@
+import contextlib
+import json
 import os
 import pathlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import keras
 import keras_tuner
@@ -202,9 +209,7 @@ def test_under_a_strategy(tmp_path):
         replicas.append(tf.distribute.get_strategy().num_replicas_in_sync)
         return build(hp)
 
-    result = search(
-        tmp_path, counting, distribution_strategy=strategy, max_trials=2
-    )
+    result = search(tmp_path, counting, distribution_strategy=strategy, max_trials=2)
     assert 2 in replicas
     assert (result.trials["status"] == "COMPLETED").all()
     plain = search(tmp_path / "plain", max_trials=2)
@@ -327,7 +332,9 @@ def test_a_directory_with_another_search_is_refused(tmp_path):
 
 def test_two_searches_do_not_share_a_directory(tmp_path):
     def nested(hp):
-        with pytest.raises(BlockingIOError, match="another process is running a search"):
+        with pytest.raises(
+            BlockingIOError, match="another process is running a search"
+        ):
             search(tmp_path, max_trials=2, resume=True)
         raise KeyboardInterrupt
 
@@ -401,7 +408,9 @@ def test_wrong_input_is_refused_before_any_training(tmp_path, kwargs, error, wor
 
 
 def test_unknown_objective_of_one_s_own_fails_with_its_name(tmp_path):
-    with pytest.raises(RuntimeError, match="'val_f1' is not among what validation gives"):
+    with pytest.raises(
+        RuntimeError, match="'val_f1' is not among what validation gives"
+    ):
         search(tmp_path, objective=keras_tuner.Objective("val_f1", "max"))
 
 
@@ -445,6 +454,53 @@ def test_what_is_found_is_saved(found, tmp_path):
     )
     for words in ("6 trials", "temperature = ", "against hard labels", "tuner0"):
         assert words in str(found)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_trials(found):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--host=127.0.0.1",
+         f"--port={port}", "--logdir", os.path.join(found.directory, "logs")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def ask(what, **body):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/data/{what}",
+            data=json.dumps(body).encode() if body else None,
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    try:
+        end, runs = time.monotonic() + 60, []
+        while len(runs) < 7 and time.monotonic() < end:
+            time.sleep(0.3)
+            with contextlib.suppress(OSError):
+                runs = ask("runs")
+        experiment = ask("plugin/hparams/experiment", experimentName="")
+        groups = ask(
+            "plugin/hparams/session_groups", experimentName="", startIndex=0,
+            sliceSize=100, allowedStatuses=["STATUS_SUCCESS"], colParams=[],
+        )["sessionGroups"]  # fmt: skip
+    finally:
+        server.terminate()
+        server.wait()
+    names = [info["name"] for info in experiment["hparamInfos"]]
+    assert sorted(names) == ["alpha", "temperature", "width"]
+    metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
+    assert metrics == ["val_accuracy", "val_nll"]
+    assert len(groups) == len(found.trials)
+    for number, group in enumerate(groups):
+        row = found.trials.loc[number]
+        assert group["name"] == f"trial {number}"
+        assert group["hparams"]["temperature"] == pytest.approx(row["temperature"])
+        values = {m["name"]["tag"]: m["value"] for m in group["metricValues"]}
+        assert values["val_accuracy"] == pytest.approx(row["val_accuracy"])
 
 
 def test_resident_environment_is_left_alone(found):

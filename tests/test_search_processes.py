@@ -206,7 +206,9 @@ def test_workers_that_cannot_start_say_why(tmp_path, data):
             return int, ("not a number",)
 
     teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
-    with pytest.raises(RuntimeError, match=r"(?s)end before they run a trial.*not a numb"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)end before they run a trial.*not a numb"
+    ):
         kd.search(
             Refuses(), *data, teacher=teacher, max_trials=2, workers=2,
             directory=tmp_path, verbose=False,

@@ -54,10 +54,9 @@ def search_plane(
     grid_a = np.linspace(-0.03, 1.03, 80)
     if len(done) >= 4 and t.max() > t.min():
         surface = _surface(np.log(t), alpha, score, np.log(grid_t), grid_a)
-        axes.contourf(
-            grid_t, grid_a, surface, levels=20, cmap=cmap, norm=norm, alpha=0.55,
-            extend="both",
-        )  # fmt: skip
+        axes.pcolormesh(
+            grid_t, grid_a, surface, cmap=cmap, norm=norm, alpha=0.55, shading="gouraud"
+        )
     best = done[objective].idxmax() if is_max else done[objective].idxmin()
     kinds = done["kind"].to_numpy()
     for kind, marker in zip(
@@ -199,7 +198,7 @@ def _axis(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     if high == low:
         return np.full(len(numbers), 0.5), [(0.5, f"{low:.4g}")]
-    is_log = low > 0 and high / low >= 8
+    is_log = low > 0 and high / low >= 15
     scale = np.log if is_log else np.asarray
     heights = (scale(numbers) - scale(low)) / (scale(high) - scale(low))
     marks = np.geomspace(low, high, 5) if is_log else np.linspace(low, high, 5)
@@ -256,7 +255,7 @@ def best_so_far(
         xlim=(0, ended[-1] * 1.03),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, loc="lower right" if is_max else "upper right")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

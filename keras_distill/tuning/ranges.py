@@ -9,7 +9,7 @@ import keras_tuner
 
 from keras_distill import checks
 
-_SAMPLINGS = ("linear", "log")
+SAMPLINGS = ("linear", "log")
 
 
 def check(name: str, given: Any, sampling: str = "linear") -> None:
@@ -24,7 +24,7 @@ def check(name: str, given: Any, sampling: str = "linear") -> None:
         ValueError: saying what it may be.
     """
     if isinstance(given, tuple):
-        is_range = len(given) in (2, 3) and (len(given) == 2 or given[2] in _SAMPLINGS)
+        is_range = len(given) in (2, 3) and (len(given) == 2 or given[2] in SAMPLINGS)
         if not is_range:
             raise ValueError(
                 f"{name} must be a number, a range (low, high) or (low, high, 'log'), or "

@@ -9,7 +9,8 @@ import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.trial import Trial
 from keras_tuner.src.engine.tuner_utils import convert_hyperparams_to_hparams
-from tensorboard.plugins.hparams import api
+from tensorboard.plugins.hparams import api, api_pb2
+from tensorboard.plugins.hparams import summary as hparams_summary
 
 
 def write_space(
@@ -31,7 +32,11 @@ def write_space(
 
 
 def write_trial(
-    folder: str, trial: Trial, means: dict[str, float], curves: list[dict[str, list]]
+    folder: str,
+    trial: Trial,
+    means: dict[str, float],
+    curves: list[dict[str, list]],
+    failed: bool = False,
 ) -> None:
     """Writes the values, the results and the curves of a trial, as a run of its own.
 
@@ -40,11 +45,15 @@ def write_trial(
         trial: with its values.
         means: results.
         curves: of every execution, by name.
+        failed: whether it has none.
     """
     run = os.path.join(folder, f"trial_{trial.trial_id}")
     shutil.rmtree(run, ignore_errors=True)  # of an attempt that was killed
     with tf.summary.create_file_writer(run).as_default():
         api.hparams(dict(trial.hyperparameters.values), f"trial {trial.trial_id}")
+        status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+        end = hparams_summary.session_end_pb(status).SerializeToString()
+        tf.summary.experimental.write_raw_pb(end, step=0)
         for name, value in means.items():
             tf.summary.scalar(name, value, step=0)
         for execution, curve in enumerate(curves):

@@ -170,9 +170,11 @@ class SearchTuner(keras_tuner.Tuner):
                 f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"
             )
             _write(path, message)
+            tensorboard.write_trial(self.logs, trial, {}, [], failed=True)
             raise FailedTrialError(message) from error
         except Exception as error:
             _write(path, f"{_name(error)}{error}")
+            tensorboard.write_trial(self.logs, trial, {}, [], failed=True)
             raise
 
     @contextlib.contextmanager
