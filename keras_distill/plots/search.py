@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -55,7 +56,7 @@ def search_plane(
     if len(done) >= 4 and t.max() > t.min():
         surface = _surface(np.log(t), alpha, score, np.log(grid_t), grid_a)
         axes.pcolormesh(
-            grid_t, grid_a, surface, cmap=cmap, norm=norm, alpha=0.55, shading="gouraud"
+            grid_t, grid_a, surface, cmap=_pale(cmap), norm=norm, shading="gouraud"
         )
     best = done[objective].idxmax() if is_max else done[objective].idxmin()
     kinds = done["kind"].to_numpy()
@@ -93,6 +94,12 @@ def search_plane(
         frameon=False, fontsize=9,
     )  # fmt: skip
     return figure
+
+
+def _pale(name: str) -> ListedColormap:
+    """Returns a colormap halfway to white, so that points stand out on it."""
+    colors = matplotlib.colormaps[name](np.linspace(0.0, 1.0, 256))[:, :3]
+    return ListedColormap(1.0 - 0.5 * (1.0 - colors))
 
 
 def _surface(
@@ -255,7 +262,7 @@ def best_so_far(
         xlim=(0, ended[-1] * 1.03),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
