@@ -108,6 +108,24 @@ def test_benchmarks_of_clusters_routing_and_workers(tmp_path):
     assert "same weights: True" in output
 
 
+@needs_mnist
+@pytest.mark.slow
+def test_search_example(tmp_path):
+    script = "examples/search_temperature_alpha.py"
+    output = run(script, "--quick", "--workers", "1", folder=tmp_path)
+    assert "3 trials, in " in output
+    assert "seed 101:" in output
+    assert (tmp_path / "search-mnist" / "search_plane.png").exists()
+
+
+@pytest.mark.slow
+def test_search_benchmark(tmp_path):
+    output = run("benchmarks/search.py", "--quick", folder=tmp_path)
+    assert "two workers / one: " in output
+    assert " s beside" in output
+    assert output.splitlines()[-1].startswith("4 hyperparameters, 12 trials")
+
+
 def test_examples_are_short():
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text().splitlines()) < 100

@@ -441,6 +441,26 @@ def test_each_worker_has_a_gpu_of_its_own(environment, gpus, expected):
     assert seen == expected
 
 
+def test_a_worker_with_other_settings_is_refused(found, monkeypatch):
+    with processes.serving(found.tuner.oracle, "127.0.0.1", 0) as port:
+        monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+        monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
+        monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-7")
+        settings = {"max_trials": 6, "executions_per_trial": 2}
+        with pytest.raises(ValueError, match="cannot take part .*epochs is 3, not 7"):
+            search(found.directory, epochs=7, **settings)
+        with pytest.raises(FileNotFoundError, match="must share one"):
+            search(
+                found.directory + "-elsewhere",
+                epochs=3,
+                **settings,
+                teacher=None,
+                soft_targets=os.path.join(found.directory, "soft_targets"),
+            )
+        result = search(found.directory, epochs=3, **settings)  # which is over
+    assert result.best_values == found.best_values
+
+
 def test_what_is_found_is_saved(found, tmp_path):
     found.save(tmp_path / "saved")
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {

@@ -388,15 +388,23 @@ def _refuse_another(directory: str, resume: bool) -> None:
 
 def _check_in(job: Job, resume: bool) -> SearchTuner:
     """Compares the settings with those on disk, and returns the tuner with its trials."""
+    tuner = job.tuner()
+    settings = _settings(job, tuner.space)
+    found = files.read_json(job.directory, _SETTINGS) if resume else None
+    if found is not None:
+        _refuse_differences(found, settings, f"resume the search in {job.directory!r}")
+    files.write_json(job.directory, _SETTINGS, settings, "the search")
+    return tuner
+
+
+def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
+    """Returns what all trials of a search have in common, after a look at the data."""
     data = job.data
     batches = data.validation_batches()
-    tuner = job.tuner()
-    oracle: SearchOracle = tuner.oracle
-    space = oracle.get_space()
     distiller = job.hypermodel.build(space.copy())
     first = next(iter(batches.take(1)))
     _check_first_batches(distiller, data.first_training_batch(), first)
-    settings = {
+    return {
         "hyperparameters": space.get_config()["space"],
         "student": fingerprints.of_architecture(distiller.student),
         "loss": _as_config(distiller.loss),
@@ -418,16 +426,15 @@ def _check_in(job: Job, resume: bool) -> SearchTuner:
         "seed": job.seed,
         "dtype_policy": job.settings.dtype_policy,
     }
-    found = files.read_json(job.directory, _SETTINGS) if resume else None
-    if found is not None:
-        phrases = manifest.differences(found, settings)
-        if phrases:
-            raise ValueError(
-                f"the search in {job.directory!r} cannot be resumed with other settings: "
-                f"{'; '.join(phrases)}. Give it the same, or choose another directory."
-            )
-    files.write_json(job.directory, _SETTINGS, settings, "the search")
-    return tuner
+
+
+def _refuse_differences(found: dict, settings: dict, what: str) -> None:
+    phrases = manifest.differences(found, settings)
+    if phrases:
+        raise ValueError(
+            f"cannot {what} with other settings: {'; '.join(phrases)}. Give the same, or "
+            "choose another directory."
+        )
 
 
 def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) -> None:
@@ -514,6 +521,14 @@ def _work(job: Job) -> SearchResult:
     tuner = job.tuner()
     tuner.oracle.get_space()
     job.hypermodel.loss = job.hypermodel.loss or _loss_of(job.data)
+    found = files.read_json(job.directory, _SETTINGS)
+    if found is None:
+        raise FileNotFoundError(
+            f"the chief has its search in another directory than {job.directory!r}; all "
+            "processes must share one."
+        )
+    settings = _settings(job, tuner.space)
+    _refuse_differences(found, settings, "take part in the chief's search")
     tuner.search()
     oracle = job.oracle()
     oracle._set_project_dir(tuner.directory, tuner.project_name)

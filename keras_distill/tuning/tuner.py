@@ -70,6 +70,8 @@ class SearchTuner(keras_tuner.Tuner):
         super().__init__(**kwargs)
         self.training, self.data, self.logs = training, data, logs
         self.after_trial: Callable[[], None] = lambda: None
+        #: As this process would declare it.
+        self.space = kwargs["oracle"].get_space()
         if isinstance(self.oracle, OracleClient):
             self.oracle = PatientClient(self.oracle._oracle)
 
@@ -188,7 +190,7 @@ class SearchTuner(keras_tuner.Tuner):
         def tell() -> None:
             while not over.wait(_BEAT_SECONDS):
                 with contextlib.suppress(grpc.RpcError):
-                    self.oracle.get_trial(trial_id)
+                    OracleClient.get_trial(self.oracle, trial_id)
 
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
@@ -252,6 +254,10 @@ class PatientClient(OracleClient):
         if trial.status == "IDLE":
             time.sleep(_IDLE_SECONDS)
         return trial
+
+    def get_trial(self, trial_id: str) -> Trial:
+        """See `keras_tuner.Oracle`."""
+        return _asked_again(super().get_trial, trial_id)
 
     def update_trial(self, trial_id: str, metrics: dict, step: int = 0) -> Trial:
         """See `keras_tuner.Oracle`."""
