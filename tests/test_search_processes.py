@@ -11,8 +11,10 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_distill as kd
+from keras_distill.tuning import worker
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "tests.searching"]
@@ -85,12 +87,18 @@ def data():
 
 
 @pytest.mark.slow
-def test_killed_workers_are_replaced_and_their_trials_tried_again(tmp_path, data):
+def test_killed_workers_are_replaced_and_their_trials_tried_again(
+    tmp_path, data, monkeypatch
+):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
     def build_student(hp):
         import keras
 
         deadly = hp.Choice("deadly", [False, True])
-        if os.environ.get("KERASTUNER_TUNER_ID"):
+        if name := os.environ.get("KERASTUNER_TUNER_ID"):
+            (seen / name).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
             time.sleep(0.5)
             if deadly:  # as the kernel does it for want of memory
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -111,10 +119,13 @@ def test_killed_workers_are_replaced_and_their_trials_tried_again(tmp_path, data
 
     keras.utils.set_random_seed(0)
     teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    # As on a host with two GPUs.
+    devices = {"GPU": ["GPU:0", "GPU:1"]}
+    monkeypatch.setattr(tf.config, "list_physical_devices", devices.get)
     with pytest.warns(UserWarning, match=r"the process that ran it died 3 times"):
         result = kd.search(
             build_student, *data, teacher=teacher, max_trials=6, epochs=1, workers=2,
-            algorithm="random", directory=tmp_path, on_trial_end=kill_the_other,
+            algorithm="random", directory=tmp_path / "s", on_trial_end=kill_the_other,
             verbose=False, seed=2,
         )  # fmt: skip
     assert len(result.trials) == 6
@@ -122,6 +133,10 @@ def test_killed_workers_are_replaced_and_their_trials_tried_again(tmp_path, data
     assert (failed == result.trials["deadly"]).all()
     assert 0 < failed.sum() < 4
     assert (result.trials["status"][~failed] == "COMPLETED").all()
+    assert {path.name: path.read_text() for path in seen.iterdir()} == {
+        "worker-0": "0",
+        "worker-1": "1",
+    }
     deaths = result.tuner.oracle._deaths
     assert deaths.pop(str(failed.idxmax())) == 3
     assert len(killed) == 1
@@ -130,6 +145,16 @@ def test_killed_workers_are_replaced_and_their_trials_tried_again(tmp_path, data
     assert list(result.workers.index) == ["worker-0", "worker-1"]
     assert ((busy > 0) & (busy <= 1)).all()
     assert not children(os.getpid())
+
+
+def test_workers_let_their_gpu_s_memory_grow(monkeypatch):
+    grown = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", {"GPU": ["a", "b"]}.get)
+    monkeypatch.setattr(
+        tf.config.experimental, "set_memory_growth", lambda *call: grown.append(call)
+    )
+    worker.grow_gpu_memory()
+    assert grown == [("a", True), ("b", True)]
 
 
 @pytest.mark.slow

@@ -20,13 +20,18 @@ def main() -> None:
     job = pickle.load(stream)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    grow_gpu_memory()
+    job.settings.take()
+    job.tuner().search()
+
+
+def grow_gpu_memory() -> None:
+    """Has TensorFlow take a GPU's memory as it needs it: workers may share one."""
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):  # it is in use already
             tf.config.experimental.set_memory_growth(gpu, True)
-    job.settings.take()
-    job.tuner().search()
 
 
 def _end_with_parent() -> None:
