@@ -315,6 +315,38 @@ def _why_unreachable(url: str) -> str | None:
     return reason[0]
 
 
+def loader(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Callable[..., Data]:
+    """Returns `fn(batch_size=256)` that loads a dataset in order, in any process.
+
+    Args:
+        name: as for `load`.
+        data_dir: as for `load`.
+        image_size: as for `load`.
+    """
+    main_process = os.getpid()
+
+    def load_here(batch_size: int | None = 256) -> Data:
+        return load(
+            name,
+            data_dir=data_dir,
+            batch_size=batch_size,
+            image_size=image_size,
+            shuffle=False,
+            verbose=os.getpid() == main_process,
+        )
+
+    return load_here
+
+
+def fits_in_memory(data: Data, limit: int = 2_000_000_000) -> bool:
+    """Tells whether the training examples take no more bytes than the limit."""
+    return 4 * data.sizes["train"] * int(np.prod(data.input_shape)) <= limit
+
+
 def to_arrays(
     dataset: tf.data.Dataset, description: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -60,7 +61,8 @@ class NegativeLogLikelihood(keras.metrics.MeanMetricWrapper):
 
     Args:
         from_logits: whether the student gives logits, default `True`; probabilities
-            otherwise.
+            otherwise; or a function without arguments that says it later.
+        ignore_class: label of positions that do not count; `None` (default) for none.
         name: str.
         dtype: dtype of the result.
 
@@ -72,13 +74,31 @@ class NegativeLogLikelihood(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(
-        self, from_logits: bool = True, name: str = "nll", dtype: Any = None
+        self,
+        from_logits: bool | Callable[[], bool] = True,
+        ignore_class: int | None = None,
+        name: str = "nll",
+        dtype: Any = None,
     ) -> None:
         super().__init__(self._of_labels, name=name, dtype=dtype)
         self.from_logits = from_logits
+        self.ignore_class = ignore_class
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Adds a batch; as in every Keras metric."""
+        if self.ignore_class is not None:
+            y_true = ops.convert_to_tensor(y_true)
+            counts = ops.not_equal(y_true, self.ignore_class)
+            y_true = ops.where(counts, y_true, ops.zeros_like(y_true))
+            counts = ops.cast(counts, "float32")
+            sample_weight = counts if sample_weight is None else counts * sample_weight
+        return super().update_state(y_true, y_pred, sample_weight)
+
+    def _says_logits(self) -> bool:
+        return self.from_logits() if callable(self.from_logits) else self.from_logits
 
     def _of_labels(self, y: Any, outputs: Any) -> Any:
-        logits = ops.cast(to_logits(outputs, self.from_logits), "float32")
+        logits = ops.cast(to_logits(outputs, self._says_logits()), "float32")
         log_p = ops.log_softmax(logits, axis=-1)
         y = ops.convert_to_tensor(y)
         if len(y.shape) == len(log_p.shape) and y.shape[-1] == log_p.shape[-1]:
@@ -89,7 +109,8 @@ class NegativeLogLikelihood(keras.metrics.MeanMetricWrapper):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""
         return {
-            "from_logits": self.from_logits,
+            "from_logits": self._says_logits(),
+            "ignore_class": self.ignore_class,
             "name": self.name,
             "dtype": self.dtype,
         }

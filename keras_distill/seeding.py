@@ -12,7 +12,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds all that Keras draws from, and gives Python and NumPy back theirs."""
+    """Seeds all that Keras draws from, and gives Python and NumPy back theirs.
+
+    TensorFlow's own seed cannot be read, so it stays as set here.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     keras.utils.set_random_seed(seed)
     try:

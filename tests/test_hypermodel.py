@@ -146,6 +146,21 @@ def test_nll_is_that_of_the_labels(one_hot, activation):
     assert NegativeLogLikelihood.from_config(metric.get_config()).name == "nll"
 
 
+def test_nll_leaves_ignored_labels_out():
+    metric = NegativeLogLikelihood(ignore_class=-1)
+    metric.update_state([-1, 0], [[0.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
+    assert float(metric.result()) == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_optimizers_of_every_kind():
+    given = keras.optimizers.SGD(0.5)
+    for optimizer in (given, keras.optimizers.SGD, "sgd", lambda hp: given):
+        hypermodel = kd.DistillationHyperModel(build, optimizer=optimizer)
+        distiller, _ = values_of(hypermodel)
+        assert isinstance(distiller.optimizer, keras.optimizers.SGD)
+        assert callable(optimizer) or distiller.optimizer is not given
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

@@ -323,6 +323,8 @@ def test_a_directory_with_another_search_is_refused(tmp_path):
         ({"teacher": mlp(9)}, "the teacher's"),
         ({"seed": 4}, "seed is 0, not 4"),
         ({"validation": make_data(5, 60)}, "validation is"),
+        ({"train": (TRAIN[0], TRAIN[1][::-1])}, "labels is"),
+        ({"train": (*TRAIN, np.ones(N))}, "labels is"),
         ({"build_student": lambda hp: mlp(3)}, "hyperparameters is"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -379,6 +381,24 @@ def test_two_searches_do_not_share_a_directory(tmp_path):
             ValueError,
             "labels must be from 0 to 4",
         ),
+        (
+            {"objective": keras_tuner.Objective("val_f1", "max")},
+            ValueError,
+            "'val_f1' is not among what validation gives: 'val_accuracy'",
+        ),
+        ({"train": TRAIN[0]}, TypeError, "train must be"),
+        ({"train": (TRAIN[0],)}, ValueError, "train brings no labels"),
+        (
+            {"build_student": lambda hp: mlp(int(hp.Float("alpha", 1, 2)))},
+            ValueError,
+            "a hyperparameter 'alpha', a name that is taken",
+        ),
+        (
+            {"build_student": lambda hp: mlp(hp.Int("epochs", 1, 2))},
+            ValueError,
+            "call it 'student_epochs'",
+        ),
+        ({"distillation_objective": "soft"}, TypeError, "must be a distillation loss"),
         (
             {"build_student": lambda hp: mlp(features=9)},
             ValueError,

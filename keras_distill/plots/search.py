@@ -232,6 +232,7 @@ def best_so_far(
         ValueError: if no trial was completed.
     """
     done = _completed(trials, objective)
+    done = done.dropna(subset=["began", "seconds"])
     ended = (done["began"] + done["seconds"]).to_numpy("float64")
     order = np.argsort(ended)
     ended, score = ended[order], done[objective].to_numpy("float64")[order]

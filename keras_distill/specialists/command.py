@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_distill import checks, datasets, evaluation, export, plots
 from keras_distill.specialists.builder import SpecialistBuilder
@@ -14,9 +13,6 @@ from keras_distill.specialists.clusters import cluster_classes
 from keras_distill.specialists.covariance import class_covariance
 from keras_distill.specialists.ensemble import SpecialistEnsemble, classes_of
 from keras_distill.specialists.report import specialist_report
-
-#: Training data up to this size is kept as arrays; larger data is read by each process.
-_IN_MEMORY_BYTES = 2_000_000_000
 
 
 def run(
@@ -62,18 +58,7 @@ def run(
             "with model.save('generalist.keras')."
         )
     model = keras.saving.load_model(generalist, compile=False)
-    main_process = os.getpid()
-
-    def load(batch_size: int | None = 256) -> datasets.Data:
-        return datasets.load(
-            dataset,
-            data_dir=data_dir,
-            batch_size=batch_size,
-            image_size=image_size,
-            shuffle=False,
-            verbose=os.getpid() == main_process,
-        )
-
+    load = datasets.loader(dataset, data_dir, image_size)
     if n is not None:
         n = checks.whole("n", n, 1, classes_of(model))
     data = load()
@@ -82,8 +67,7 @@ def run(
             f"the generalist has {classes_of(model)} outputs and {dataset} has "
             f"{data.classes} classes; give a generalist trained on it."
         )
-    size = 4 * data.sizes["train"] * int(np.prod(data.input_shape))
-    is_small = size <= _IN_MEMORY_BYTES
+    is_small = datasets.fits_in_memory(data)
     examples = datasets.to_arrays(data.train) if is_small else lambda: load(None).train
 
     covariance = class_covariance(model, data.train, temperature=2.0)

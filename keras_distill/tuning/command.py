@@ -9,15 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from tqdm.auto import tqdm
 
 from keras_distill import datasets, evaluation, export
 from keras_distill.tuning.ranges import SAMPLINGS
 from keras_distill.tuning.search import search
-
-#: Data up to this size is kept as arrays; larger data is read by each process.
-_IN_MEMORY_BYTES = 2_000_000_000
 
 
 def run(
@@ -55,21 +51,9 @@ def run(
             "model.save('teacher.keras')."
         )
     model = keras.saving.load_model(teacher, compile=False)
-    main_process = os.getpid()
-
-    def load(batch_size: int | None = 256) -> datasets.Data:
-        return datasets.load(
-            dataset,
-            data_dir=data_dir,
-            batch_size=batch_size,
-            image_size=image_size,
-            shuffle=False,
-            verbose=os.getpid() == main_process,
-        )
-
+    load = datasets.loader(dataset, data_dir, image_size)
     data = load()
-    size = 4 * data.sizes["train"] * int(np.prod(data.input_shape))
-    if size <= _IN_MEMORY_BYTES:
+    if datasets.fits_in_memory(data):
         train: Any = datasets.to_arrays(data.train)
         validation: Any = datasets.to_arrays(data.validation)
     else:

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.soft_targets import SoftTargets, joining, sources
+from keras_distill.distillation_inputs import DistillationInputs
+from keras_distill.soft_targets import SoftTargets, fingerprints, joining, sources
 
 #: Data up to this size is kept in memory, so that a trial pays for training only.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -53,6 +54,19 @@ class SearchData:
     @functools.cached_property
     def _joined(self) -> tf.data.Dataset:
         return self.store.join(self.train)
+
+    def check_labelled(self) -> None:
+        """Refuses training data without labels.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        spec = self._joined.element_spec
+        if isinstance(spec, DistillationInputs) or len(spec) < 2:
+            raise ValueError(
+                "train brings no labels, which one of the trials, hard labels alone, "
+                "needs; give (x, y), or use a Distiller with alpha=0."
+            )
 
     @functools.cached_property
     def _is_batched(self) -> bool:
@@ -103,6 +117,15 @@ class SearchData:
         shuffled = data.shuffle(buffer, seed=seed)
         return {"x": shuffled.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
 
+    def labels_fingerprint(self) -> list | None:
+        """Returns a fingerprint of the training labels and weights, kept in memory.
+
+        The inputs are known by the soft targets.
+        """
+        if isinstance(self._training, tf.data.Dataset):
+            return None
+        return fingerprint(tuple(self._training[1:]))
+
     @functools.cached_property
     def validating(self) -> dict[str, Any]:
         """The arguments of `fit` for the validation data."""
@@ -146,6 +169,26 @@ class SearchData:
         return data.batch(_VALIDATION_BATCH)
 
 
+def fingerprint(data: Any) -> list:
+    """Returns the number of examples, and a number that does not depend on their order.
+
+    Args:
+        data: batches, or arrays; labels and weights count too.
+    """
+    if not isinstance(data, tf.data.Dataset):
+        data = tf.data.Dataset.from_tensor_slices(data).batch(1024)
+    count, total = 0, 0
+    for batch in data:
+        parts = [
+            tf.strings.as_string(part) if part.dtype == tf.bool else part
+            for part in tf.nest.flatten(batch)
+        ]
+        values = fingerprints.of_examples(parts).numpy().view("uint64")
+        count += len(values)
+        total = (total + int(values.sum(dtype="uint64"))) % 2**64
+    return [count, f"{total:016x}"]
+
+
 def as_arrays(batches: tf.data.Dataset) -> Any:
     """Returns all batches as arrays, in their structure."""
     parts = list(batches.as_numpy_iterator())
@@ -169,7 +212,7 @@ def check_sendable(train: Any, validation: Any) -> None:
             )
 
 
-def check_labelled(train: Any) -> None:
+def check_kind(train: Any) -> None:
     """Refuses training data of an unknown kind.
 
     Raises:

@@ -15,6 +15,11 @@ from keras_distill.metrics import NegativeLogLikelihood
 from keras_distill.objectives import WeightedSum
 from keras_distill.tuning import ranges
 
+#: Other columns of `SearchResult.trials`.
+_COLUMNS = frozenset(
+    ["kind", "status", "best_epoch", "epochs", "worker", "began", "seconds", "message"]
+)
+
 
 class DistillationHyperModel(keras_tuner.HyperModel):
     """A `keras_tuner.HyperModel` whose model is a `Distiller` around a tuned student.
@@ -51,7 +56,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
 
     Raises:
         TypeError: if `build_student` cannot be called.
-        ValueError: if a range is none, or out of range.
+        ValueError: if a range is none, or out of range; in `build`, if the student has a
+            hyperparameter by a name that is taken.
 
     Example:
     >>> def build_student(hp):
@@ -92,6 +98,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             for weight, objective in distillation_objective:
                 ranges.check("a weight of distillation_objective", weight)
                 checks.objective(objective)
+        elif not callable(distillation_objective):
+            checks.objective(distillation_objective)
         self.build_student = build_student
         self.teacher = teacher
         self.temperature = temperature
@@ -101,6 +109,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.loss = loss
         self.metrics = metrics or []
         self._policy = keras.config.dtype_policy()
+        self._names_are_checked = False
 
     def build(self, hp: keras_tuner.HyperParameters) -> Distiller:
         """Returns the compiled distiller of a trial.
@@ -113,6 +122,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         temperature = ranges.declare(hp, "temperature", self.temperature, 4.0, "log")
         alpha = ranges.declare(hp, "alpha", self.alpha, 0.1)
         objective = self._objective(hp)
+        if not self._names_are_checked:
+            self._check_names(set(hp.values))
+            self._names_are_checked = True
         student = self.build_student(hp)
         if not isinstance(student, keras.Model):
             raise TypeError(
@@ -128,6 +140,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         )
         distiller.compile(**self._compile_arguments(hp, distiller))
         return distiller
+
+    def _check_names(self, taken: set[str]) -> None:
+        """Refuses a student's hyperparameters whose names have another meaning here."""
+        own = keras_tuner.HyperParameters()
+        self.build_student(own)
+        for name in own.values:
+            if name in taken or name in _COLUMNS or name.startswith("val_"):
+                raise ValueError(
+                    f"build_student has a hyperparameter {name!r}, a name that is taken "
+                    f"here; call it 'student_{name}'."
+                )
 
     def _objective(self, hp: keras_tuner.HyperParameters) -> Any:
         given = self.distillation_objective
@@ -153,21 +176,20 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         if student.compiled:
             arguments |= _compiled_with(student)
         else:
-            is_function = callable(self.optimizer) and not isinstance(
-                self.optimizer, (str, keras.optimizers.Optimizer)
-            )
-            optimizer = self.optimizer(hp) if is_function else self.optimizer
-            if isinstance(optimizer, keras.optimizers.Optimizer) and not is_function:
-                optimizer = type(optimizer).from_config(optimizer.get_config())
-            arguments["optimizer"] = optimizer
+            arguments["optimizer"] = _new_optimizer(self.optimizer, hp)
             loss = self.loss or keras.losses.SparseCategoricalCrossentropy
             if isinstance(loss, type):
                 loss = loss(from_logits=distiller.student_from_logits is not False)
             arguments["loss"] = loss
-        arguments["metrics"] = self._metrics(arguments["metrics"], distiller)
+        arguments["metrics"] = self._metrics(
+            arguments["metrics"], distiller, arguments["loss"]
+        )
         return arguments
 
-    def _metrics(self, own: Any, distiller: Distiller) -> Any:
+    def _metrics(self, own: Any, distiller: Distiller, loss: Any) -> Any:
+        def gives_logits() -> bool:  # some students say it only when they are built
+            return distiller.student_from_logits is not False
+
         if not isinstance(own, list):  # of a student with several outputs
             return own
         metrics = [*own, *map(_copy_metric, self.metrics)]
@@ -175,12 +197,20 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         if len(outputs) > 1:
             return metrics
         names = {getattr(metric, "name", metric) for metric in metrics}
-        if not names & {"accuracy", "acc"}:
+        if "accuracy" not in names:
             metrics.insert(0, "accuracy")
         if "nll" not in names:
-            from_logits = distiller.student_from_logits is not False
-            metrics.append(NegativeLogLikelihood(from_logits))
+            ignored = getattr(loss, "ignore_class", None)
+            metrics.append(NegativeLogLikelihood(gives_logits, ignored))
         return metrics
+
+
+def _new_optimizer(given: Any, hp: keras_tuner.HyperParameters) -> Any:
+    if isinstance(given, keras.optimizers.Optimizer):
+        return type(given).from_config(given.get_config())
+    if isinstance(given, type):
+        return given()
+    return given(hp) if callable(given) else given
 
 
 def _is_weighted(objective: Any) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras_tuner
+from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 from keras_tuner.oracles import BayesianOptimizationOracle, RandomSearchOracle
 
@@ -96,6 +97,7 @@ class SearchOracle(keras_tuner.Oracle):
         """Returns a trial to run; one to wait with while others may still be given back."""
         self.worker_is_here(tuner_id)
         self.retry_lost()
+        self._forget_results_of_next(tuner_id)
         try:
             trial = super().create_trial(tuner_id)
         except Exception as error:
@@ -108,9 +110,18 @@ class SearchOracle(keras_tuner.Oracle):
         elif trial.status == "STOPPED":
             if self.ongoing_trials or self._retry_queue:
                 trial.status = "IDLE"  # one of these may come back
+                self.tuner_ids.add(tuner_id)  # it will ask again
             else:
                 self._exhausted = True
         return trial
+
+    def _forget_results_of_next(self, tuner_id: str) -> None:
+        """Empties the trial that will be tried again, which may have come far."""
+        trial = self.ongoing_trials.get(tuner_id)
+        if trial is None and self._retry_queue:
+            trial = self.trials[self._retry_queue[-1]]
+        if trial is not None:
+            trial.metrics = type(trial.metrics)()
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Returns the values of the next trial."""
@@ -128,12 +139,17 @@ class SearchOracle(keras_tuner.Oracle):
         """Takes the results of a trial, of the first that brings them."""
         if trial_id in self.end_order:
             return self.trials[trial_id]
+        trial = self.trials[trial_id]
+        trial.metrics = type(trial.metrics)()  # all results come at once
         return super().update_trial(trial_id, metrics, step)
 
     @_exclusive
     def end_trial(self, trial: Trial) -> None:
         """Takes the end of a trial, once."""
         if trial.trial_id in self.end_order:
+            for tuner_id, ongoing in list(self.ongoing_trials.items()):
+                if ongoing.trial_id == trial.trial_id:
+                    self.ongoing_trials.pop(tuner_id)
             return
         own = self.trials[trial.trial_id]
         if trial.trial_id in self._retry_queue:
@@ -152,11 +168,18 @@ class SearchOracle(keras_tuner.Oracle):
         self._last_seen[trial_id] = time.monotonic()
         return super().get_trial(trial_id)
 
+    @_exclusive
+    def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
+        """Returns the best trials."""
+        return super().get_best_trials(num_trials)
+
     def _check_consecutive_failures(self) -> None:
         """Called by KerasTuner, which would stop the search at three in a row."""
 
     def _judge_failures(self) -> None:
         ended = [self.trials[trial_id] for trial_id in self.end_order]
+        if not ended:
+            return
         enough = min(_ALL_FAILED, self.max_trials)
         if len(ended) >= enough and all(t.status == "FAILED" for t in ended):
             # Those that run are run to their end; no others are begun.
@@ -310,24 +333,54 @@ class SearchOracle(keras_tuner.Oracle):
         }
         self.ongoing_trials = running if keep_running else {}
         self.start_order = list(self.trials)
-        self.end_order = [i for i in self.end_order if i in self.trials]
+        self.end_order = [
+            i
+            for i in self.end_order
+            if i in self.trials and self.trials[i].status in _ENDED
+        ]
         self._retry_queue = []
         held = {trial.trial_id for trial in running.values()}
         for trial_id, trial in reversed(self.trials.items()):  # the last is tried first
             if trial.status in _ENDED:
                 if trial_id not in self.end_order:
                     self.end_order.append(trial_id)
+                    self.records.setdefault(trial_id, {"began": self.seconds})
+                    self.records[trial_id].setdefault("ended", self.seconds)
             elif trial_id not in held:
                 self._retry_queue.append(trial_id)
         if not keep_running:
             for trial in running.values():
                 self._try_again(trial, died)
+        pending = list(self._retry_queue)
         self._judge_failures()
+        if self.failure is not None:  # something may have been mended since
+            self.failure = None
+            self._retry_queue = [*pending, *reversed(self.end_order)]
+            self.end_order, self._deaths = [], {}
+        if keep_running:
+            self.tuner_ids.update(running)  # as if they had asked this chief
         self.save()
 
 
 class BayesianOracle(SearchOracle, BayesianOptimizationOracle):
     """Gaussian process and upper confidence bound, of KerasTuner."""
+
+    def _vectorize_trials(self) -> Any:
+        # A fixed point that is not among the choices has no place in their space.
+        everything = self.trials
+        self.trials = {
+            trial_id: trial
+            for trial_id, trial in everything.items()
+            if all(
+                trial.hyperparameters.values.get(hp.name, hp.default) in hp.values
+                for hp in self.hyperparameters.space
+                if isinstance(hp, Choice)
+            )
+        }
+        try:
+            return super()._vectorize_trials()
+        finally:
+            self.trials = everything
 
 
 class RandomOracle(SearchOracle, RandomSearchOracle):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import keras_tuner
@@ -55,7 +56,7 @@ def check(name: str, given: Any, sampling: str = "linear") -> None:
 def _check_number(name: str, value: Any) -> None:
     if name in ("temperature", "alpha"):
         checks.knob(name, value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite numbers >= 0, got {value!r}.")
 

@@ -49,9 +49,15 @@ class SearchResult:
         self._is_max = oracle.objective.direction == "max"
         self.seconds = oracle.seconds
         self._retrained: keras.Model | None = None
-        self.trials = self._table(oracle)
+        with oracle.mutex:
+            self.trials = self._table(oracle)
         self.workers = self._workers(oracle)
         done = self.trials[self.trials["status"] == "COMPLETED"]
+        if done.empty:
+            raise RuntimeError(
+                f"all of the {len(self.trials)} trials failed; the first said: "
+                f"{self.trials['message'].iloc[0] if len(self.trials) else '-'}"
+            )
         keys = [self.objective, *(["val_nll"] if "val_nll" in done else [])]
         order = done.sort_values(keys, ascending=[not self._is_max, True][: len(keys)])
         self.best_trial = int(order.index[0])

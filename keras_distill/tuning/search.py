@@ -26,14 +26,16 @@ from keras_distill.tuning import workers as processes
 from keras_distill.tuning.data import (
     SearchData,
     as_path,
-    check_labelled,
+    check_kind,
     check_sendable,
+    fingerprint,
 )
 from keras_distill.tuning.hypermodel import DistillationHyperModel
 from keras_distill.tuning.job import LOGS, Job
 from keras_distill.tuning.oracles import ORACLES, SearchOracle
 from keras_distill.tuning.result import SearchResult, failure_of, row_of
 from keras_distill.tuning.tuner import SearchTuner, Training
+from keras_distill.tuning.worker import grow_gpu_memory
 
 _SETTINGS = "search.json"
 _SOFT_TARGETS = "soft_targets"
@@ -97,7 +99,8 @@ def search(
     its own. **On many**, start the same script on each with KerasTuner's variables
     `KERASTUNER_TUNER_ID` ("chief" for one, any other name for each worker),
     `KERASTUNER_ORACLE_IP` and `KERASTUNER_ORACLE_PORT`, and a `directory` that all share;
-    they may start in any order.
+    they may start in any order, and a worker that is started after the end waits for a
+    chief for an hour, as in KerasTuner.
 
     Args:
         build_student: `fn(hp)` that returns a new `keras.Model`; see
@@ -187,7 +190,7 @@ def search(
         algorithm, worker_timeout, teacher, soft_targets, resume, overwrite
     )
     name, direction = _objective(objective)
-    check_labelled(train)
+    check_kind(train)
     if workers > 1:
         check_sendable(train, validation)
         _check_strategy(distribution_strategy)
@@ -233,6 +236,11 @@ def search(
     )
     if role == "worker":
         return _work(job)
+    if workers > 1:
+        # Before anything is written. The data itself, if it is arrays, can be sent.
+        functions = [part for part in (train, validation) if callable(part)]
+        processes.payload(job.settings, [hypermodel, functions, distribution_strategy])
+        grow_gpu_memory()  # or this process leaves none for the workers
     if overwrite:
         _delete(directory)
     os.makedirs(directory, exist_ok=True)
@@ -355,11 +363,15 @@ def _teacher_layers(hypermodel: DistillationHyperModel) -> list[str]:
 
 def _loss_of(data: SearchData) -> Any:
     """Returns a loss for one-hot labels, or `None` for the default, integer labels."""
+    kept = data.store.manifest
     spec = data.validation_batches().element_spec[1]
     shape = tuple(spec.shape) if isinstance(spec, tf.TensorSpec) else ()
-    if len(shape) < 2 or shape[-1] != data.store.manifest["classes"]:
+    # Without its batch axis; sequences have one more.
+    logits = [shape for name, _, shape in kept["row"] if name == "logits"]
+    if not logits or len(shape) != len(logits[0]) + 1:
         return None
-    return keras.losses.CategoricalCrossentropy
+    is_one_hot = shape[-1] == kept["classes"]
+    return keras.losses.CategoricalCrossentropy if is_one_hot else None
 
 
 def _delete(directory: str) -> None:
@@ -374,12 +386,14 @@ def _delete(directory: str) -> None:
 
 
 def _refuse_another(directory: str, resume: bool) -> None:
-    if resume or not os.path.exists(os.path.join(directory, _SETTINGS)):
+    if resume:
         return
     trials = os.path.join(directory, "trials")
     count = sum(n.startswith("trial_") for n in os.listdir(trials)) if (
         os.path.isdir(trials)
     ) else 0  # fmt: skip
+    if count == 0:
+        return
     raise FileExistsError(
         f"there is a search of {count} trials in {directory!r}; pass resume=True to go on "
         "with it, overwrite=True to delete it, or choose another directory."
@@ -400,10 +414,12 @@ def _check_in(job: Job, resume: bool) -> SearchTuner:
 def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
     """Returns what all trials of a search have in common, after a look at the data."""
     data = job.data
+    data.check_labelled()
     batches = data.validation_batches()
     distiller = job.hypermodel.build(space.copy())
     first = next(iter(batches.take(1)))
     _check_first_batches(distiller, data.first_training_batch(), first)
+    _check_objective(distiller, first, job.objective[0])
     return {
         "hyperparameters": space.get_config()["space"],
         "student": fingerprints.of_architecture(distiller.student),
@@ -414,9 +430,8 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
             key: data.store.manifest[key]
             for key in ("teacher", "examples", "top_k", "views", "augment", "seed")
         },
-        "validation": fingerprints.of_arrays(
-            [part.numpy() for part in tf.nest.flatten(first)]
-        ),
+        "labels": data.labels_fingerprint(),
+        "validation": fingerprint(batches),
         "objective": list(job.objective),
         "algorithm": job.algorithm,
         "epochs": job.training.epochs,
@@ -452,6 +467,19 @@ def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) 
     distiller.check_first_batch(train)
     classes = {key: output.shape[-1] for key, output in by_output(outputs)}
     checks.labels(validation[1], classes, distiller.loss)
+
+
+def _check_objective(distiller: Distiller, batch: tuple, objective: str) -> None:
+    """Refuses an objective that validation does not give."""
+    names = distiller.evaluate(
+        tf.data.Dataset.from_tensors(batch), verbose=0, return_dict=True
+    )
+    if objective.removeprefix("val_") not in names:
+        known = ", ".join(f"'val_{name}'" for name in names)
+        raise ValueError(
+            f"the objective {objective!r} is not among what validation gives: {known}. "
+            "Name one of these, or give the metric to compile() or metrics=[...]."
+        )
 
 
 def _as_config(thing: Any) -> Any:
@@ -493,7 +521,7 @@ def _run(
         elif count == 1:
             _run_here(tuner)
         else:
-            sent = processes.payload(job)
+            sent = processes.payload(job.settings, job)
             with processes.serving(oracle, "127.0.0.1", 0) as port:
                 folder = os.path.join(job.directory, _WORKERS)
                 processes.Workers(sent, count, port, folder).run(oracle, look)
@@ -573,7 +601,9 @@ def _progress(
         while ended:
             trial = ended.pop(0)
             if on_trial_end is not None:
-                on_trial_end(row_of(tuner, oracle, trial))
+                with oracle.mutex:
+                    row = row_of(tuner, oracle, trial)
+                on_trial_end(row)
 
     tuner.after_trial = look
     with bar:

@@ -1,7 +1,7 @@
 """A worker process of a search on one host; started by `workers`, not by hand.
 
-Two pickles come by the standard input: Python's path, then the job. The input stays open
-as long as the process that began the search lives.
+Three pickles come by the standard input: Python's path, Keras's settings, and the job. The
+input stays open as long as the process that began the search lives.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ def main() -> None:
     """Reads the job, runs trials until there are no more."""
     stream = sys.stdin.buffer
     sys.path[:] = pickle.load(stream)  # what the job needs may be imported from there
+    settings = pickle.load(stream)
+    grow_gpu_memory()
+    settings.take()  # before the job, which may hold tensors
     job = pickle.load(stream)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    grow_gpu_memory()
-    job.settings.take()
     job.tuner().search()
 
 

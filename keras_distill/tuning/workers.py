@@ -121,7 +121,7 @@ class Workers:
             RuntimeError: if workers end before they ask for a trial.
         """
         try:
-            stillborn = 0
+            stillborn = dict.fromkeys(self.devices, 0)
             for name in self.devices:
                 self._start(name, oracle)
             while not oracle.is_over:
@@ -130,10 +130,12 @@ class Workers:
                         continue
                     asked = name in oracle.tuner_ids or process.returncode == 0
                     oracle.worker_is_gone(name, died=True)
-                    stillborn = 0 if asked else stillborn + 1
-                    if stillborn >= _STILLBORN * len(self.devices):
-                        raise RuntimeError(self._why(name, process.returncode))
-                    if not oracle.is_over:
+                    stillborn[name] = 0 if asked else stillborn[name] + 1
+                    if stillborn[name] >= _STILLBORN:
+                        del self.processes[name]  # the others go on without it
+                        if not self.processes:
+                            raise RuntimeError(self._why(name, process.returncode))
+                    elif not oracle.is_over:
                         self._start(name, oracle)
                 _look(oracle, look)
             end = time.monotonic() + _GOODBYE_SECONDS
@@ -221,8 +223,8 @@ def visible_device(
     return names[worker % len(names)]
 
 
-def payload(job: Any) -> bytes:
-    """Returns what a worker reads: Python's path, then the job.
+def payload(settings: Any, job: Any) -> bytes:
+    """Returns what a worker reads: Python's path, Keras's settings, then the job.
 
     Functions of the user's script are sent by value, as joblib does it.
 
@@ -230,7 +232,7 @@ def payload(job: Any) -> bytes:
         TypeError: if something cannot be sent.
     """
     try:
-        sent = cloudpickle.dumps(job)
+        sent = cloudpickle.dumps(settings) + cloudpickle.dumps(job)
     except Exception as error:
         raise TypeError(
             "with workers > 1, what the search is given is sent to other processes, and "
