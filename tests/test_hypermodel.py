@@ -199,7 +199,7 @@ class OwnTuner(keras_tuner.Tuner):
 def test_works_with_every_tuner_of_keras_tuner(tmp_path, data):
     def compiled(hp):
         model = mlp(hp.Int("width", 4, 8))
-        model.compile("adam", SPARSE, metrics=["accuracy"])
+        model.compile("adam", SPARSE, metrics=["accuracy"], run_eagerly=True)
         return model
 
     hypermodel = kd.DistillationHyperModel(compiled, mlp(16), alpha=[0.1, 0.5, 1.0])

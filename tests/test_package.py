@@ -45,7 +45,7 @@ def test_every_import_is_declared():
         re.split(r"[<>=]", requirement)[0].replace("-", "_")
         for requirement in pyproject["project"]["dependencies"]
     }
-    modules = {"scikit_learn": "sklearn"}
+    modules = {"scikit_learn": "sklearn", "grpcio": "grpc"}
     declared = {modules.get(name, name) for name in declared}
     for path in (ROOT / "keras_distill").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -160,7 +160,8 @@ def test_search_plane_shows_each_completed_trial_and_the_best(tmp_path):
     )
     best = trials["val_accuracy"].idxmax()
     (circled,) = axes.collections[4].get_offsets()
-    assert circled == pytest.approx(trials.loc[best, ["temperature", "alpha"]])
+    expected = trials.loc[best, ["temperature", "alpha"]].to_numpy("float64")
+    np.testing.assert_allclose(np.asarray(circled), expected)
     # The surface is near the points that it was fitted to.
     surface = axes.collections[0]
     mesh = surface.get_coordinates().reshape(-1, 2)

@@ -1,10 +1,12 @@
 import contextlib
+import inspect
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -16,6 +18,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.tuning import workers as processes
+from keras_distill.tuning.oracles import RandomOracle
 
 from .conftest import CLASSES, FEATURES, SPARSE, mlp
 
@@ -33,7 +36,13 @@ TRAIN, VALIDATION = make_data(0), make_data(1, 60)
 
 
 def build(hp):
-    return mlp(hp.Int("width", 4, 12))
+    """A student that is trained eagerly: tracing would take most of a tiny trial."""
+    return eager(mlp(hp.Int("width", 4, 12)))
+
+
+def eager(model, optimizer="adam", loss=SPARSE):
+    model.compile(optimizer, loss, run_eagerly=True)
+    return model
 
 
 def teacher():
@@ -116,10 +125,13 @@ def test_single_execution_scores_what_the_student_does(tmp_path):
 
 
 def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path):
-    x, y = VALIDATION
-    result = search(tmp_path, validation=(x[:1], y[:1]), max_trials=5)
+    def slow(hp):  # so slow that no prediction changes
+        return eager(mlp(4), keras.optimizers.SGD(1e-5))
+
+    result = search(tmp_path, slow, max_trials=5)
     best = result.trials[result.trials["val_accuracy"] == result.score]
     assert len(best) > 1
+    assert best["val_nll"].nunique() > 1
     assert best["val_nll"].idxmin() == result.best_trial
 
 
@@ -142,7 +154,8 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path):
 
     asked = kd.as_teacher(ask, from_logits=True)
     search(tmp_path, teacher=asked, max_trials=3, executions_per_trial=2)
-    assert int(counting.seen) == N
+    # And the first batch again, to see that teacher and data are still the same.
+    assert int(counting.seen) == N + 128
 
 
 def test_kept_soft_targets_need_no_teacher(tmp_path):
@@ -165,10 +178,16 @@ def test_the_same_seed_gives_the_same_search(tmp_path):
 
 
 def test_one_hot_labels(tmp_path):
+    def build_student(hp):
+        return mlp(4)
+
     (x, y), (vx, vy) = TRAIN, VALIDATION
     eye = np.eye(CLASSES, dtype="float32")
-    one = search(tmp_path / "1", train=(x, eye[y]), validation=(vx, eye[vy]))
-    other = search(tmp_path / "2")
+    one = search(
+        tmp_path / "1", build_student, train=(x, eye[y]), validation=(vx, eye[vy]),
+        max_trials=2, epochs=1,
+    )  # fmt: skip
+    other = search(tmp_path / "2", build_student, max_trials=2, epochs=1)
     assert one.trials["val_nll"][0] == pytest.approx(other.trials["val_nll"][0], 1e-4)
 
 
@@ -224,9 +243,7 @@ def test_under_a_strategy(tmp_path):
 def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
     def sometimes(hp):
         rate = hp.Choice("rate", [0.01, 1e30])
-        model = mlp(4)
-        model.compile(keras.optimizers.SGD(rate), SPARSE)
-        return model
+        return eager(mlp(4), keras.optimizers.SGD(rate))
 
     with pytest.warns(UserWarning, match="trials failed; the first said: the training"):
         result = search(tmp_path, sometimes, max_trials=8, epochs=3)
@@ -241,7 +258,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
 def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path):
     def sometimes(hp):
         hp.Choice("width", [4, 2_000_000_000])
-        return mlp(hp.get("width"))
+        return eager(mlp(hp.get("width")))
 
     with pytest.warns(UserWarning, match="out of memory"):
         result = search(tmp_path, sometimes, max_trials=6, epochs=1)
@@ -250,29 +267,58 @@ def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path):
     assert (failed["width"] == 2_000_000_000).all()
 
 
+def running_trial():
+    """Number of the trial that is being run, `None` outside of one."""
+    for frame in inspect.stack():
+        trial = frame.frame.f_locals.get("trial")
+        if hasattr(trial, "trial_id"):
+            return trial.trial_id
+    return None
+
+
 def test_a_search_whose_trials_all_fail_is_stopped(tmp_path):
-    def build_once(hp, built=[]):  # noqa: B006
-        built.append(1)
-        if len(built) > 3:
+    def build_student(hp):
+        if running_trial() is not None:
             raise ArithmeticError("no such width")
         return build(hp)
 
     with pytest.raises(RuntimeError, match="first 3 trials failed; .* no such width"):
-        search(tmp_path, build_once, max_trials=9)
+        search(tmp_path, build_student, max_trials=9)
 
 
-def interrupted_at(trial, how=KeyboardInterrupt):
-    """A build function that stops the process the first time that trial is built."""
-    state = {"armed": True}
+def test_a_small_space_whose_trials_all_fail(tmp_path):
+    def build_student(hp):
+        if running_trial() is not None:
+            raise ArithmeticError("no such width")
+        return eager(mlp(4))
+
+    with pytest.raises(RuntimeError, match="all of the 2 trials failed; .* such width"):
+        search(tmp_path, build_student, temperature=4.0, alpha=0.1)
+
+
+def test_a_mended_student_is_tried_when_resumed(tmp_path):
+    broken = [True]
+
+    def build_student(hp):
+        if running_trial() is not None and broken:
+            raise ArithmeticError("no such width")
+        return build(hp)
+
+    with pytest.raises(RuntimeError, match="first 3 trials failed"):
+        search(tmp_path, build_student, max_trials=4)
+    broken.clear()
+    result = search(tmp_path, build_student, max_trials=4, resume=True)
+    assert list(result.trials["status"]) == ["COMPLETED"] * 4
+
+
+def interrupted_at(trial):
+    """A build function that is interrupted the first time that trial is built."""
+    armed = [True]
 
     def build_and_stop(hp):
-        import inspect
-
-        for frame in inspect.stack():
-            running = frame.frame.f_locals.get("trial")
-            if getattr(running, "trial_id", None) == trial and state["armed"]:
-                state["armed"] = False
-                raise how
+        if running_trial() == trial and armed:
+            armed.clear()
+            raise KeyboardInterrupt
         return build(hp)
 
     return build_and_stop
@@ -427,11 +473,166 @@ def test_wrong_input_is_refused_before_any_training(tmp_path, kwargs, error, wor
     assert not list(pathlib.Path(tmp_path).glob("trials/trial_*"))
 
 
-def test_unknown_objective_of_one_s_own_fails_with_its_name(tmp_path):
-    with pytest.raises(
-        RuntimeError, match="'val_f1' is not among what validation gives"
-    ):
-        search(tmp_path, objective=keras_tuner.Objective("val_f1", "max"))
+def test_a_shuffled_validation_set_can_be_resumed(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(60)
+    search(tmp_path, max_trials=2, epochs=1, validation=data)
+    result = search(tmp_path, max_trials=3, epochs=1, validation=data, resume=True)
+    assert len(result.trials) == 3
+
+
+def test_choices_without_the_fixed_points(tmp_path):
+    result = search(
+        tmp_path, temperature=[1.0, 5.0], alpha=[0.2, 0.7], max_trials=13, epochs=1
+    )
+    searched = result.trials[result.trials["kind"] == "searched"]
+    assert len(searched) == 11
+    assert set(searched["temperature"]) <= {1.0, 5.0}
+
+
+class Softmax(keras.Model):
+    """Subclassed, so that it says what it gives only when it is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(CLASSES, activation="softmax")
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.filterwarnings("ignore:the layers of the student do not say")
+def test_nll_of_a_subclassed_softmax_student(tmp_path):
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    result = search(tmp_path, lambda hp: Softmax(), loss=loss, objective="nll")
+    p = result.student.predict(VALIDATION[0], verbose=0)
+    nll = -np.log(p[np.arange(60), VALIDATION[1]]).mean()
+    assert result.score == pytest.approx(nll, rel=1e-5)
+
+
+def test_integer_sequences_are_not_taken_for_one_hot(tmp_path):
+    def sequence_model(hp=None):
+        return keras.Sequential(
+            [keras.Input((CLASSES, 3)), keras.layers.Dense(CLASSES)]
+        )
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, CLASSES, 3)).astype("float32")
+    y = rng.integers(CLASSES, size=(40, CLASSES))
+    result = search(
+        tmp_path, sequence_model, teacher=sequence_model(), train=(x, y),
+        validation=(x, y), max_trials=2, epochs=1,
+    )  # fmt: skip
+    assert (result.trials["status"] == "COMPLETED").all()
+
+
+# The oracle --------------------------------------------------------------------------
+
+
+def an_oracle(folder, trials=4):
+    hp = keras_tuner.HyperParameters()
+    hp.Float("temperature", 1, 20)
+    oracle = RandomOracle(
+        objective=keras_tuner.Objective("val_accuracy", "max"), max_trials=trials,
+        hyperparameters=hp, fixed_points=[],
+    )  # fmt: skip
+    oracle._set_project_dir(folder, "trials")
+    return oracle
+
+
+def end(oracle, trial, score=0.5):
+    oracle.update_trial(trial.trial_id, {"val_accuracy": score})
+    trial.status = "COMPLETED"
+    oracle.end_trial(trial)
+
+
+def test_a_trial_that_two_workers_end_is_counted_once(tmp_path):
+    oracle = an_oracle(tmp_path)
+    trial = oracle.create_trial("a")
+    oracle.worker_is_gone("a", died=True)
+    again = oracle.create_trial("b")
+    assert again.trial_id == trial.trial_id
+    for score in (0.7, 0.9):  # of a, which was only slow, then of b
+        oracle.update_trial(trial.trial_id, {"val_accuracy": score})
+        ended = type(trial).from_state(again.get_state())
+        ended.status = "COMPLETED"
+        oracle.end_trial(ended)
+    assert oracle.end_order == [trial.trial_id]
+    assert oracle.trials[trial.trial_id].score == 0.7
+    assert not oracle.ongoing_trials
+    assert oracle.create_trial("b").trial_id != trial.trial_id
+
+
+def test_idle_workers_are_told_to_stop_in_the_end(tmp_path):
+    oracle = an_oracle(tmp_path, trials=2)
+    first, second = oracle.create_trial("a"), oracle.create_trial("b")
+    end(oracle, first)
+    assert oracle.create_trial("a").status == "IDLE"  # b may still die
+    assert oracle.tuner_ids == {"a", "b"}
+    end(oracle, second)
+    assert oracle.create_trial("b").status == "STOPPED"
+    assert oracle.tuner_ids == {"a"}
+    assert oracle.create_trial("a").status == "STOPPED"
+    assert not oracle.tuner_ids
+    assert oracle.is_over
+
+
+def test_a_silent_worker_is_taken_for_dead(tmp_path, monkeypatch):
+    oracle = an_oracle(tmp_path)
+    oracle.worker_timeout = 60.0
+    trial = oracle.create_trial("a")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 50)
+    oracle.get_trial(trial.trial_id)  # a sign of life
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    oracle.retry_lost()
+    assert list(oracle.ongoing_trials) == ["a"]
+    monkeypatch.setattr(time, "monotonic", lambda: now + 120)
+    assert oracle.create_trial("b").trial_id == trial.trial_id
+
+
+@pytest.mark.parametrize("late", ["oracle.json", "trial_1/trial.json"])
+def test_killed_between_two_files(tmp_path, late):
+    oracle = an_oracle(tmp_path)
+    end(oracle, oracle.create_trial("a"))
+    trial = oracle.create_trial("a")
+    file = pathlib.Path(tmp_path, "trials", late)
+    before = file.read_bytes()
+    end(oracle, trial, 0.8)
+    file.write_bytes(before)  # as if it had not been written yet
+    again = an_oracle(tmp_path)
+    again.reload()
+    next_one = again.create_trial("a")
+    if late == "oracle.json":  # the trial itself is whole
+        assert again.end_order == ["0", "1"]
+        assert again.trials["1"].score == 0.8
+        assert next_one.trial_id == "2"
+        assert again.records["1"]["ended"] >= again.records["1"]["began"]
+    else:
+        assert again.end_order == ["0"]
+        assert next_one.trial_id == "1"
+        end(again, next_one, 0.6)
+        assert again.trials["1"].score == 0.6
+        assert again.create_trial("a").trial_id == "2"
+
+
+def test_looking_at_a_running_oracle_is_safe(tmp_path):
+    oracle = an_oracle(tmp_path, trials=100)
+    errors = []
+
+    def look():
+        try:
+            while not oracle.is_over:
+                oracle.get_best_trials()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    for _ in range(100):
+        end(oracle, oracle.create_trial("a"))
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not errors
 
 
 def test_soft_targets_of_other_data_are_refused(tmp_path):

@@ -381,7 +381,7 @@ def test_a_job_takes_this_process_settings_along(skewed):
     keras.config.set_dtype_policy("float32")
     keras.saving.get_custom_objects().pop("tests>Own")
     try:
-        job.take_settings()
+        job.settings.take()
         assert keras.config.dtype_policy().name == "mixed_float16"
         assert keras.saving.get_custom_objects()["tests>Own"] is Own
     finally:

@@ -117,14 +117,15 @@ class SearchData:
         shuffled = data.shuffle(buffer, seed=seed)
         return {"x": shuffled.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
 
-    def labels_fingerprint(self) -> list | None:
+    def labels_fingerprint(self) -> str | None:
         """Returns a fingerprint of the training labels and weights, kept in memory.
 
         The inputs are known by the soft targets.
         """
         if isinstance(self._training, tf.data.Dataset):
             return None
-        return fingerprint(tuple(self._training[1:]))
+        labels = [np.asarray(part) for part in tf.nest.flatten(self._training[1:])]
+        return fingerprints.of_arrays(labels)
 
     @functools.cached_property
     def validating(self) -> dict[str, Any]:
