@@ -220,7 +220,9 @@ def build(hp):
 
 
 @pytest.mark.slow
-def test_search_from_a_teacher_s_file_to_the_best_student_s_export(tmp_path):
+def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
+    tmp_path, capsys, monkeypatch
+):
     data = datasets.load("digits")
     teacher = models.mlp(data.input_shape, data.classes, (16,))
     teacher.save(tmp_path / "teacher.keras")
@@ -247,12 +249,12 @@ def test_search_from_a_teacher_s_file_to_the_best_student_s_export(tmp_path):
     assert judged[1]["accuracy"] == pytest.approx(right.mean())
     assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
     assert len(list(out.glob("*.png"))) == 3
-    again = run(command, tmp_path)
-    assert again.returncode == 1
-    assert "there is a search of 3 trials" in again.stderr
-    more = run([*command[:-2], "--resume", "--trials", "4"], tmp_path)
-    assert more.returncode == 0, more.stderr
-    assert "4 trials, in " in more.stdout
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 1
+    assert "there is a search of 3 trials" in capsys.readouterr().err
+    more = command[: command.index("--workers")]
+    assert cli.main([*more, "--resume", "--trials", "4"]) == 0
+    assert "4 trials, in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
