@@ -76,6 +76,13 @@ def same_shards(path, other):
     )
 
 
+def wait_for_a_shard(pid, log):
+    """Waits until a run has written its first shard, or has ended."""
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not log.read_text() and os.waitid(os.P_PID, pid, ended) is None:
+        time.sleep(0.005)
+
+
 def main(path, kills):
     rng = random.Random(0)
     unbroken, log = path + "-unbroken", pathlib.Path(path + ".log")
@@ -87,7 +94,9 @@ def main(path, kills):
         log.write_text("")
         pid = forked(write, path, log)
         if result["kills"] < kills:
-            time.sleep(rng.uniform(0.2, 1.4))
+            if result["kills"] % 4:  # else also while it is starting
+                wait_for_a_shard(pid, log)
+            time.sleep(rng.uniform(0.0, 0.4))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0

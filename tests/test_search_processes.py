@@ -122,6 +122,7 @@ def test_killed_workers_are_replaced_and_their_trials_tried_again(
     # As on a host with two GPUs.
     devices = {"GPU": ["GPU:0", "GPU:1"]}
     monkeypatch.setattr(tf.config, "list_physical_devices", devices.get)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
     with pytest.warns(UserWarning, match=r"the process that ran it died 3 times"):
         result = kd.search(
             build_student, *data, teacher=teacher, max_trials=6, epochs=1, workers=2,

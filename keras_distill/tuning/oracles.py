@@ -170,8 +170,12 @@ class SearchOracle(keras_tuner.Oracle):
 
     @_exclusive
     def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
-        """Returns the best trials."""
-        return super().get_best_trials(num_trials)
+        """Returns the best trials, of those that were completed."""
+        done = [self.trials[trial_id] for trial_id in self.end_order]
+        done = [trial for trial in done if trial.status == "COMPLETED"]
+        is_max = self.objective.direction == "max"
+        best = sorted(done, key=lambda trial: trial.score, reverse=is_max)
+        return best[:num_trials]
 
     def _check_consecutive_failures(self) -> None:
         """Called by KerasTuner, which would stop the search at three in a row."""
