@@ -120,8 +120,12 @@ def test_killed_workers_are_replaced_and_their_trials_tried_again(
     keras.utils.set_random_seed(0)
     teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
     # As on a host with two GPUs.
-    devices = {"GPU": ["GPU:0", "GPU:1"]}
-    monkeypatch.setattr(tf.config, "list_physical_devices", devices.get)
+    real = tf.config.list_physical_devices
+
+    def two_gpus(kind=None):
+        return ["GPU:0", "GPU:1"] if kind == "GPU" else real(kind)
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", two_gpus)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
     with pytest.warns(UserWarning, match=r"the process that ran it died 3 times"):
         result = kd.search(
