@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,19 @@ def knob(name: str, value: Any) -> None:
         raise ValueError(
             f"alpha must be a number from 0 to 1, got {value!r}. It weighs the hard "
             "loss; 1 - alpha weighs the soft loss."
+        )
+
+
+def keras_file(role: str, path: str) -> None:
+    """Refuses a path that is no `.keras` file.
+
+    Raises:
+        FileNotFoundError: naming the role.
+    """
+    if not os.path.isfile(path) or not path.endswith(".keras"):
+        raise FileNotFoundError(
+            f"the {role} {path!r} is not there or not a .keras file; save it with "
+            f"model.save('{role}.keras')."
         )
 
 

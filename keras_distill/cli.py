@@ -69,13 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=["train", "validation", "test"], default="train",
         help="of the dataset; validation is a tenth of the training examples",
     )  # fmt: skip
-    cache.add_argument(
-        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
-    )
-    cache.add_argument(
-        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
-        help="for datasets whose images differ in size",
-    )  # fmt: skip
+    _add_dataset_options(cache)
     cache.add_argument(
         "--top-k", type=int, default=None, help="keep the k largest logits; default all"
     )
@@ -125,13 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     specialists.add_argument(
         "--work-dir", default="keras-distill-specialists", help="folder for all results"
     )
-    specialists.add_argument(
-        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
-    )
-    specialists.add_argument(
-        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
-        help="for datasets whose images differ in size",
-    )  # fmt: skip
+    _add_dataset_options(specialists)
     for stage in ("hard", "soft"):
         specialists.add_argument(
             f"--{stage}-epochs", type=int, default=None,
@@ -210,16 +198,20 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--retrain", action="store_true", help="train the best student once more"
     )
-    search.add_argument(
-        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
-    )
-    search.add_argument(
-        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
-        help="for datasets whose images differ in size",
-    )  # fmt: skip
+    _add_dataset_options(search)
     search.add_argument("--seed", type=int, default=0, help="makes it repeatable")
     search.set_defaults(run=_search)
     return parser
+
+
+def _add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", default=None, help="where TFDS keeps prepared datasets"
+    )
+    parser.add_argument(
+        "--image-size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
+        help="for datasets whose images differ in size",
+    )  # fmt: skip
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -347,17 +347,18 @@ def fits_in_memory(data: Data, limit: int = 2_000_000_000) -> bool:
     return 4 * data.sizes["train"] * int(np.prod(data.input_shape)) <= limit
 
 
-def to_arrays(
-    dataset: tf.data.Dataset, description: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all of a dataset of `(x, y)` batches as two arrays, in its order.
+def to_arrays(dataset: tf.data.Dataset, description: str | None = None) -> Any:
+    """Returns all of a dataset of batches as arrays, in its order.
 
     Args:
         dataset: finite, of batches that fit into memory together.
         description: of a progress bar; `None` (default) for no bar.
 
     Returns:
-        `(x, y)`, each with the examples on the first axis.
+        What the dataset yields, as `(x, y)`, with all examples on the first axis.
+
+    Raises:
+        ValueError: if it is empty.
     """
     batches = tqdm(
         dataset.as_numpy_iterator(),
@@ -369,7 +370,6 @@ def to_arrays(
         disable=description is None,
     )
     parts = list(batches)
-    return (
-        np.concatenate([x for x, _ in parts]),
-        np.concatenate([y for _, y in parts]),
-    )
+    if not parts:
+        raise ValueError("the dataset is empty; check how it was split.")
+    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)

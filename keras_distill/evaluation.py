@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from keras_distill import files
 from keras_distill.distiller import Distiller
 from keras_distill.teachers import Teacher, as_teacher
 
@@ -137,10 +138,7 @@ class Comparison:
         ending = os.path.splitext(path)[1]
         if ending not in writers:
             raise ValueError(f"the path must end in .json or .md, got {path!r}.")
-        unfinished = f"{path}.unfinished"
-        with open(unfinished, "w") as file:
-            file.write(writers[ending]() + "\n")
-        os.replace(unfinished, path)
+        files.write_text(path, writers[ending]() + "\n")
 
 
 def evaluate(

@@ -16,6 +16,14 @@ import tensorflow as tf
 TEMPORARY = ".tmp-"
 
 
+def write_text(path: str, text: str) -> None:
+    """Writes a local file under a temporary name, then renames it."""
+    unfinished = f"{path}.unfinished"
+    with open(unfinished, "w") as file:
+        file.write(text)
+    os.replace(unfinished, path)
+
+
 def write_json(
     path: str, name: str, content: Mapping[str, Any], what: str = "soft targets"
 ) -> None:

@@ -47,8 +47,7 @@ def search_plane(
     score = done[objective].to_numpy("float64")
     figure, axes = new_figure(7.4, 5.0)
     axes.grid(False)
-    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
-    norm = Normalize(low, high if high > low else low + 1e-9)
+    norm = Normalize(*_limits(score, is_max))
     cmap = "viridis" if is_max else "viridis_r"
     margin = max(1.05, (t.max() / t.min()) ** 0.04)
     grid_t = np.geomspace(t.min() / margin, t.max() * margin, 80)
@@ -169,8 +168,7 @@ def parallel_coordinates(
                       "alpha": 0.7},
             )  # fmt: skip
     score = done[objective].to_numpy("float64")
-    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
-    norm = Normalize(low, high if high > low else low + 1e-9)
+    norm = Normalize(*_limits(score, is_max))
     mappable = ScalarMappable(norm, "viridis" if is_max else "viridis_r")
     lines = np.stack(columns, -1)
     for place, (line, value) in enumerate(zip(lines, score, strict=True)):
@@ -243,7 +241,7 @@ def best_so_far(
         ended, best, where="post", color=COLORS[0], linewidth=2,
         label=f"best so far (last {best[-1]:.4g})", zorder=3,
     )  # fmt: skip
-    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
+    low, high = _limits(score, is_max)
     shown = [low, high]
     for index, kind in enumerate(_FIXED_POINTS):
         row = done[done["kind"] == kind]
@@ -254,7 +252,7 @@ def best_so_far(
                 value, color=COLORS[1 + index], linestyle=("--", ":")[index],
                 label=f"{kind} ({value:.4g})",
             )  # fmt: skip
-    space = max(high - low, 1e-6)
+    space = high - low
     axes.set_ylim(min(shown) - 0.25 * space, max(shown) + 0.25 * space)
     axes.set(
         title=f"{_readable(objective)} over the search",
@@ -265,6 +263,12 @@ def best_so_far(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _limits(score: np.ndarray, is_max: bool) -> tuple[float, float]:
+    """Returns between which results the picture tells apart: not the worst tenth."""
+    low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
+    return low, max(high, low + 1e-6)
 
 
 def _completed(trials: pd.DataFrame, objective: str) -> pd.DataFrame:

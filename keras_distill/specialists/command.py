@@ -52,11 +52,7 @@ def run(
         FileNotFoundError: if there is no such generalist.
         ValueError: if it does not fit the dataset, or an argument is out of range.
     """
-    if not os.path.isfile(generalist) or not generalist.endswith(".keras"):
-        raise FileNotFoundError(
-            f"the generalist {generalist!r} is not there or not a .keras file; save it "
-            "with model.save('generalist.keras')."
-        )
+    checks.keras_file("generalist", generalist)
     model = keras.saving.load_model(generalist, compile=False)
     load = datasets.loader(dataset, data_dir, image_size)
     if n is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from tqdm.auto import tqdm
 
-from keras_distill import datasets, evaluation, export
+from keras_distill import checks, datasets, evaluation, export
 from keras_distill.tuning.ranges import SAMPLINGS
 from keras_distill.tuning.search import search
 
@@ -45,11 +45,7 @@ def run(
         ValueError: if there is no such function, or an argument is out of range.
     """
     build_student = student_function(student)
-    if not os.path.isfile(teacher) or not teacher.endswith(".keras"):
-        raise FileNotFoundError(
-            f"the teacher {teacher!r} is not there or not a .keras file; save it with "
-            "model.save('teacher.keras')."
-        )
+    checks.keras_file("teacher", teacher)
     model = keras.saving.load_model(teacher, compile=False)
     load = datasets.loader(dataset, data_dir, image_size)
     data = load()

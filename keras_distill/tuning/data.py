@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import datasets
 from keras_distill.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets import SoftTargets, fingerprints, joining, sources
 
@@ -20,6 +19,8 @@ _IN_MEMORY_BYTES = 2_000_000_000
 #: Examples among which larger data is shuffled.
 _SHUFFLE_EXAMPLES = 10_000
 _VALIDATION_BATCH = 512
+
+EMPTY_VALIDATION = "the validation data is empty; check how it was split."
 
 
 @dataclasses.dataclass
@@ -55,6 +56,12 @@ class SearchData:
     def _joined(self) -> tf.data.Dataset:
         return self.store.join(self.train)
 
+    @property
+    def _input_ranks(self) -> list[int]:
+        """Of batches of the inputs, ascending."""
+        inputs = self.store.manifest["inputs"]
+        return sorted(len(shape) + 1 for shape, _ in inputs)
+
     def check_labelled(self) -> None:
         """Refuses training data without labels.
 
@@ -70,9 +77,8 @@ class SearchData:
 
     @functools.cached_property
     def _is_batched(self) -> bool:
-        kept = [len(shape) + 1 for shape, _ in self.store.manifest["inputs"]]
         specs = sources.inputs_of(self._joined.element_spec).inputs
-        return sources.is_batched(specs, sorted(kept))
+        return sources.is_batched(specs, self._input_ranks)
 
     @functools.cached_property
     def _training(self) -> Any:
@@ -91,7 +97,7 @@ class SearchData:
         if changes or not is_defined or size > _IN_MEMORY_BYTES:
             return examples
         batches = self._joined if self._is_batched else self._joined.batch(1024)
-        return as_arrays(batches)
+        return datasets.to_arrays(batches)
 
     def first_training_batch(self) -> tuple:
         """Returns the first examples with their soft targets, checked."""
@@ -130,7 +136,7 @@ class SearchData:
     @functools.cached_property
     def validating(self) -> dict[str, Any]:
         """The arguments of `fit` for the validation data."""
-        data = self.validation_batches()
+        data = self.validation_batches
         size = sum(
             np.prod(spec.shape[1:]) * spec.dtype.size
             if spec.shape[1:].is_fully_defined()
@@ -139,15 +145,16 @@ class SearchData:
         )
         count = int(data.cardinality())
         if count >= 0 and count * _VALIDATION_BATCH * size <= _IN_MEMORY_BYTES:
-            arrays = as_arrays(data)
+            arrays = datasets.to_arrays(data)
             return {
                 "validation_data": arrays,
                 "validation_batch_size": _VALIDATION_BATCH,
             }
         return {"validation_data": data}
 
+    @functools.cached_property
     def validation_batches(self) -> tf.data.Dataset:
-        """Returns the validation data in batches.
+        """The validation data in batches.
 
         Raises:
             TypeError: if it is of no kind that can be read.
@@ -163,23 +170,20 @@ class SearchData:
         if count == tf.data.INFINITE_CARDINALITY:
             raise ValueError("the validation data is endless; give it before repeat().")
         if count == 0:
-            raise ValueError("the validation data is empty; check how it was split.")
-        kept = [len(shape) + 1 for shape, _ in self.store.manifest["inputs"]]
-        if sources.is_batched(data.element_spec[0], sorted(kept)):
+            raise ValueError(EMPTY_VALIDATION)
+        if sources.is_batched(data.element_spec[0], self._input_ranks):
             return data
         return data.batch(_VALIDATION_BATCH)
 
 
-def fingerprint(data: Any) -> list:
+def fingerprint(batches: tf.data.Dataset) -> list:
     """Returns the number of examples, and a number that does not depend on their order.
 
     Args:
-        data: batches, or arrays; labels and weights count too.
+        batches: of examples; labels and weights count too.
     """
-    if not isinstance(data, tf.data.Dataset):
-        data = tf.data.Dataset.from_tensor_slices(data).batch(1024)
     count, total = 0, 0
-    for batch in data:
+    for batch in batches:
         parts = [
             tf.strings.as_string(part) if part.dtype == tf.bool else part
             for part in tf.nest.flatten(batch)
@@ -188,14 +192,6 @@ def fingerprint(data: Any) -> list:
         count += len(values)
         total = (total + int(values.sum(dtype="uint64"))) % 2**64
     return [count, f"{total:016x}"]
-
-
-def as_arrays(batches: tf.data.Dataset) -> Any:
-    """Returns all batches as arrays, in their structure."""
-    parts = list(batches.as_numpy_iterator())
-    if not parts:
-        raise ValueError("the validation data is empty; check how it was split.")
-    return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def check_sendable(train: Any, validation: Any) -> None:
@@ -227,8 +223,3 @@ def check_kind(train: Any) -> None:
             f"targets, or a function that returns one; got {type(train).__name__}."
         )
     sources.check_arrays(train)
-
-
-def as_path(path: str | os.PathLike) -> str:
-    """Returns an absolute path of a folder."""
-    return os.path.abspath(os.path.expanduser(os.fspath(path)))

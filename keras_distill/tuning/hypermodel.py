@@ -192,7 +192,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
 
         if not isinstance(own, list):  # of a student with several outputs
             return own
-        metrics = [*own, *map(_copy_metric, self.metrics)]
+        metrics = [*own, *map(_copy, self.metrics)]
         outputs = getattr(distiller.student, "outputs", None) or [None]
         if len(outputs) > 1:
             return metrics
@@ -207,7 +207,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
 
 def _new_optimizer(given: Any, hp: keras_tuner.HyperParameters) -> Any:
     if isinstance(given, keras.optimizers.Optimizer):
-        return type(given).from_config(given.get_config())
+        return _copy(given)
     if isinstance(given, type):
         return given()
     return given(hp) if callable(given) else given
@@ -233,15 +233,14 @@ def _names(objectives: list) -> list[str]:
     return names
 
 
-def _copy(objective: Any) -> Any:
-    """Returns a new objective: those with layers of their own are trained."""
-    return type(objective).from_config(objective.get_config())
+def _copy(thing: Any) -> Any:
+    """Returns a new objective, optimizer or metric: what they learn is the trial's own.
 
-
-def _copy_metric(metric: Any) -> Any:
-    if not isinstance(metric, keras.metrics.Metric):
-        return metric
-    return type(metric).from_config(metric.get_config())
+    Names of metrics are as they are.
+    """
+    return (
+        thing if isinstance(thing, str) else type(thing).from_config(thing.get_config())
+    )
 
 
 def _compiled_with(student: keras.Model) -> dict[str, Any]:

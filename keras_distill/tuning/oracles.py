@@ -61,6 +61,7 @@ class SearchOracle(keras_tuner.Oracle):
     trials: dict[str, Trial]
     ongoing_trials: dict[str, Trial]
     end_order: list[str]
+    _retry_queue: list[str]
 
     def __init__(
         self,
@@ -156,8 +157,7 @@ class SearchOracle(keras_tuner.Oracle):
             self._retry_queue.remove(trial.trial_id)
         # Sent over gRPC they are float32.
         trial.hyperparameters.values.update(own.hyperparameters.values)
-        record = self.records.setdefault(trial.trial_id, {"began": self.seconds})
-        record["ended"] = self.seconds
+        self._note_end(trial.trial_id)
         super().end_trial(trial)
         self._judge_failures()
         self.on_end(own)
@@ -180,15 +180,20 @@ class SearchOracle(keras_tuner.Oracle):
     def _check_consecutive_failures(self) -> None:
         """Called by KerasTuner, which would stop the search at three in a row."""
 
-    def _judge_failures(self) -> None:
+    def _all_failed(self) -> bool:
         ended = [self.trials[trial_id] for trial_id in self.end_order]
-        if not ended:
-            return
         enough = min(_ALL_FAILED, self.max_trials)
-        if len(ended) >= enough and all(t.status == "FAILED" for t in ended):
+        return len(ended) >= enough and all(t.status == "FAILED" for t in ended)
+
+    def _judge_failures(self) -> None:
+        if self._all_failed():
             # Those that run are run to their end; no others are begun.
-            self.failure = ended[0].trial_id
+            self.failure = self.end_order[0]
             self._retry_queue.clear()
+
+    def _note_end(self, trial_id: str) -> None:
+        self.records.setdefault(trial_id, {"began": self.seconds})
+        self.records[trial_id]["ended"] = self.seconds
 
     # What the chief sees -------------------------------------------------------------
 
@@ -198,15 +203,12 @@ class SearchOracle(keras_tuner.Oracle):
         self._present_since.setdefault(tuner_id, time.monotonic())
 
     @_exclusive
-    def worker_is_gone(self, tuner_id: str, died: bool) -> bool:
+    def worker_is_gone(self, tuner_id: str, died: bool) -> None:
         """Gives the trial of a worker that is gone back, to be tried by another.
 
         Args:
             tuner_id: the worker.
             died: whether it counts as an attempt.
-
-        Returns:
-            Whether it had a trial.
         """
         since = self._present_since.pop(tuner_id, None)
         if since is not None:
@@ -215,11 +217,9 @@ class SearchOracle(keras_tuner.Oracle):
             )
         self.tuner_ids.discard(tuner_id)
         trial = self.ongoing_trials.pop(tuner_id, None)
-        if trial is None:
-            return False
-        self._try_again(trial, died)
-        self.save()
-        return True
+        if trial is not None:
+            self._try_again(trial, died)
+            self.save()
 
     def _try_again(self, trial: Trial, died: bool) -> None:
         deaths = self._deaths[trial.trial_id] = (
@@ -233,8 +233,7 @@ class SearchOracle(keras_tuner.Oracle):
             f"the process that ran it died {deaths} times; it may have been killed for "
             "want of memory."
         )
-        self.records.setdefault(trial.trial_id, {"began": self.seconds})
-        self.records[trial.trial_id]["ended"] = self.seconds
+        self._note_end(trial.trial_id)
         self.end_order.append(trial.trial_id)
         self._save_trial(trial)
         self._judge_failures()
@@ -342,24 +341,23 @@ class SearchOracle(keras_tuner.Oracle):
             for i in self.end_order
             if i in self.trials and self.trials[i].status in _ENDED
         ]
-        self._retry_queue = []
+        pending: list[str] = []
         held = {trial.trial_id for trial in running.values()}
         for trial_id, trial in reversed(self.trials.items()):  # the last is tried first
             if trial.status in _ENDED:
                 if trial_id not in self.end_order:
                     self.end_order.append(trial_id)
-                    self.records.setdefault(trial_id, {"began": self.seconds})
-                    self.records[trial_id].setdefault("ended", self.seconds)
+                    self._note_end(trial_id)
             elif trial_id not in held:
-                self._retry_queue.append(trial_id)
+                pending.append(trial_id)
+        self._retry_queue = []
         if not keep_running:
             for trial in running.values():
                 self._try_again(trial, died)
-        pending = list(self._retry_queue)
-        self._judge_failures()
-        if self.failure is not None:  # something may have been mended since
-            self.failure = None
-            self._retry_queue = [*pending, *reversed(self.end_order)]
+        self._retry_queue[:0] = pending
+        self.failure = None
+        if self._all_failed():  # something may have been mended since
+            self._retry_queue += reversed(self.end_order)
             self.end_order, self._deaths = [], {}
         if keep_running:
             self.tuner_ids.update(running)  # as if they had asked this chief

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras_tuner.engine.hyperparameters import Fixed
 from keras_tuner.engine.trial import Trial
 
-from keras_distill import plots
+from keras_distill import files, plots
 from keras_distill.tuning.oracles import SearchOracle
 from keras_distill.tuning.tuner import FAILURE, SearchTuner
 
@@ -153,14 +155,8 @@ class SearchResult:
     @property
     def searched(self) -> list[str]:
         """Names of the hyperparameters that were not fixed."""
-        import keras_tuner
-
-        fixed = keras_tuner.engine.hyperparameters.Fixed
-        return [
-            hp.name
-            for hp in self._oracle.get_space().space
-            if not isinstance(hp, fixed)
-        ]
+        space = self._oracle.get_space().space
+        return [hp.name for hp in space if not isinstance(hp, Fixed)]
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `trials.csv`, `workers.csv`, `best.json`, `student.keras`, pictures.
@@ -168,8 +164,6 @@ class SearchResult:
         Args:
             folder: made if it does not exist.
         """
-        import json
-
         folder = os.fspath(folder)
         os.makedirs(folder, exist_ok=True)
         self.trials.to_csv(os.path.join(folder, "trials.csv"))
@@ -180,10 +174,7 @@ class SearchResult:
             "score": self.score,
             "values": self.best_values,
         }
-        path = os.path.join(folder, "best.json")
-        with open(f"{path}.unfinished", "w") as file:
-            json.dump(best, file, indent=2)
-        os.replace(f"{path}.unfinished", path)
+        files.write_text(os.path.join(folder, "best.json"), json.dumps(best, indent=2))
         self.student.save(os.path.join(folder, "student.keras"))
         for name, figure in self.figures().items():
             figure.savefig(os.path.join(folder, f"{name}.png"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import json
 import math
 import os
 import shutil
@@ -24,14 +26,14 @@ from keras_distill.soft_targets import SoftTargets, fingerprints, manifest
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning import workers as processes
 from keras_distill.tuning.data import (
+    EMPTY_VALIDATION,
     SearchData,
-    as_path,
     check_kind,
     check_sendable,
     fingerprint,
 )
 from keras_distill.tuning.hypermodel import DistillationHyperModel
-from keras_distill.tuning.job import LOGS, Job
+from keras_distill.tuning.job import LOGS, TRIALS, Job
 from keras_distill.tuning.oracles import ORACLES, SearchOracle
 from keras_distill.tuning.result import SearchResult, failure_of, row_of
 from keras_distill.tuning.tuner import SearchTuner, Training
@@ -194,7 +196,7 @@ def search(
     if workers > 1:
         check_sendable(train, validation)
         _check_strategy(distribution_strategy)
-    directory = as_path(directory)
+    directory = os.path.abspath(os.path.expanduser(directory))
     data = SearchData(
         train,
         validation,
@@ -364,7 +366,7 @@ def _teacher_layers(hypermodel: DistillationHyperModel) -> list[str]:
 def _loss_of(data: SearchData) -> Any:
     """Returns a loss for one-hot labels, or `None` for the default, integer labels."""
     kept = data.store.manifest
-    spec = data.validation_batches().element_spec[1]
+    spec = data.validation_batches.element_spec[1]
     shape = tuple(spec.shape) if isinstance(spec, tf.TensorSpec) else ()
     # Without its batch axis; sequences have one more.
     logits = [shape for name, _, shape in kept["row"] if name == "logits"]
@@ -379,7 +381,7 @@ def _delete(directory: str) -> None:
     if not os.path.isdir(directory):
         return
     with files.lock(directory, doing="running a search in"):
-        for name in ("trials", LOGS, _SOFT_TARGETS, _WORKERS):
+        for name in (TRIALS, LOGS, _SOFT_TARGETS, _WORKERS):
             shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(directory, _SETTINGS))
@@ -388,10 +390,7 @@ def _delete(directory: str) -> None:
 def _refuse_another(directory: str, resume: bool) -> None:
     if resume:
         return
-    trials = os.path.join(directory, "trials")
-    count = sum(n.startswith("trial_") for n in os.listdir(trials)) if (
-        os.path.isdir(trials)
-    ) else 0  # fmt: skip
+    count = len(glob.glob(os.path.join(glob.escape(directory), TRIALS, "trial_*")))
     if count == 0:
         return
     raise FileExistsError(
@@ -415,9 +414,11 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
     """Returns what all trials of a search have in common, after a look at the data."""
     data = job.data
     data.check_labelled()
-    batches = data.validation_batches()
+    batches = data.validation_batches
     distiller = job.hypermodel.build(space.copy())
-    first = next(iter(batches.take(1)))
+    first = next(iter(batches.take(1)), None)
+    if first is None:  # its length could not be known
+        raise ValueError(EMPTY_VALIDATION)
     _check_first_batches(distiller, data.first_training_batch(), first)
     _check_objective(distiller, first, job.objective[0])
     return {
@@ -487,12 +488,6 @@ def _as_config(thing: Any) -> Any:
     config = keras.saving.serialize_keras_object(thing)
     if isinstance(config, dict) and isinstance(config.get("config"), dict):
         config["config"].pop("name", None)
-    return _plain(config)
-
-
-def _plain(config: Any) -> Any:
-    import json
-
     return json.loads(json.dumps(config, default=str))
 
 
@@ -594,8 +589,7 @@ def _progress(
 
     def look() -> None:
         bar.n = len(oracle.end_order)
-        best = [t for t in oracle.get_best_trials() if t.score is not None]
-        if best:
+        if best := oracle.get_best_trials():
             bar.set_postfix_str(f"best {oracle.objective.name} {best[0].score:.4f}")
         bar.refresh()
         while ended:

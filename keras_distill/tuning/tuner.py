@@ -82,7 +82,7 @@ class SearchTuner(keras_tuner.Tuner):
 
     def run_trial(self, trial: Trial, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trains a trial and returns the mean of its executions' best epochs."""
-        best: tuple[float, list] | None = None
+        best: float | None = None
         results, curves = [], []
         with self._signs_of_life(trial.trial_id), self._failing(trial):
             for execution in range(self.training.executions):
@@ -91,8 +91,8 @@ class SearchTuner(keras_tuner.Tuner):
                     history = self._fit(trial, distiller, execution)
                 epoch = self._best_epoch(history)
                 score = history[self.oracle.objective.name][epoch]
-                if best is None or self.oracle.objective.better_than(score, best[0]):
-                    best = score, distiller.student.get_weights()
+                if best is None or self.oracle.objective.better_than(score, best):
+                    best = score
                     self._save_student(trial, distiller)
                 results.append(
                     {
@@ -167,15 +167,8 @@ class SearchTuner(keras_tuner.Tuner):
             os.remove(path)
         try:
             yield
-        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-            message = (
-                f"out of memory: {str(error).splitlines()[0] if str(error) else ''}"
-            )
-            _write(path, message)
-            tensorboard.write_trial(self.logs, trial, {}, [], failed=True)
-            raise FailedTrialError(message) from error
         except Exception as error:
-            _write(path, f"{_name(error)}{error}")
+            files.write_text(path, _reason(error))
             tensorboard.write_trial(self.logs, trial, {}, [], failed=True)
             raise
 
@@ -219,7 +212,7 @@ class SearchTuner(keras_tuner.Tuner):
         student = distiller.student
         with maybe_distribute(self.distribution_strategy):
             if not student.built:
-                x, *_ = next(iter(self.data.validation_batches().take(1)))
+                x, *_ = next(iter(self.data.validation_batches.take(1)))
                 student(x)
             student.load_weights(
                 os.path.join(self.get_trial_dir(trial.trial_id), _WEIGHTS)
@@ -311,12 +304,10 @@ def _is_judged(name: str) -> bool:
     return name.startswith("val_")
 
 
-def _name(error: Exception) -> str:
-    return "" if isinstance(error, FailedTrialError) else f"{type(error).__name__}: "
-
-
-def _write(path: str, text: str) -> None:
-    temporary = f"{path}.unfinished"
-    with open(temporary, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+def _reason(error: Exception) -> str:
+    """Returns why a trial failed, in words for its row of the table."""
+    if isinstance(error, FailedTrialError):
+        return str(error)
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        return f"out of memory: {str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {error}"
