@@ -178,6 +178,8 @@ class SearchTuner(keras_tuner.Tuner):
         if not isinstance(self.oracle, PatientClient):
             yield
             return
+        # Not `progress.watching`: that waits for its last call, and a chief that is gone
+        # would hold up Ctrl-C by it.
         over = threading.Event()
 
         def tell() -> None:
