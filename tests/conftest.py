@@ -12,11 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-# Two logical CPU devices, for MirroredStrategy; must come before any tensor is made.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+
+def pytest_configure(config):
+    """Makes two logical CPU devices, for MirroredStrategy, before there is any tensor.
+
+    A worker process that is sent something from a test module imports this file too, and
+    may have run TensorFlow before; hence not at import.
+    """
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
+
 
 # Programs that the tests start, not tests.
 collect_ignore = [
