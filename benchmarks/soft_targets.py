@@ -1,4 +1,4 @@
-"""What kept soft targets cost: writing, bytes, memory, joining, and how that grows.
+"""What cached soft targets cost: writing, bytes, memory, joining, and how that grows.
 
 python benchmarks/soft_targets.py --json cost.json     about fifteen minutes, two cores
 python benchmarks/soft_targets.py --quick              under a minute

@@ -2,7 +2,7 @@
 
 All in one process and alternating, each figure the median of several rounds, each a
 ratio to a plain `student.fit` on the same data. `fit` is timed as a user calls it, on a
-`tf.data` pipeline; for kept soft targets, reading, joining and checking them is inside.
+`tf.data` pipeline; for cached soft targets, reading, joining and checking them is inside.
 
 tf.data's autotuning is off for all: where it is on, an iterator that Keras leaves before
 its end waits for the tuning thread, whose sleep doubles from 10 ms on. In TensorFlow 2.21
@@ -135,7 +135,7 @@ def contenders(setting, examples, folder, only=None):
         )
     ]
     if hidden:
-        objective = objective + kd.HiddenLayerLoss(hidden, hidden)
+        objective = objective + kd.FeatureLoss(hidden, hidden)
         keras_terms.append(
             keras.distillation.FeatureDistillation(
                 "mse", student_layer_name=hidden, teacher_layer_name=hidden
@@ -148,7 +148,7 @@ def contenders(setting, examples, folder, only=None):
             teacher,
             temperature=TEMPERATURE,
             alpha=ALPHA,
-            objective=objective,
+            distillation_loss=objective,
         )
 
     makers = {
@@ -179,7 +179,7 @@ def contenders(setting, examples, folder, only=None):
 
 PLAIN = "plain student.fit"
 FLOOR = "one teacher forward + plain step"
-KEPT = "ours, kept targets"
+KEPT = "ours, cached targets"
 LIVE = "ours, live teacher"
 KERAS = "keras.distillation"
 TEXTBOOK = "textbook Distiller"
@@ -233,7 +233,7 @@ def run_setting(setting, examples, rounds):
         "setting": setting[0],
         "ms_per_plain_step": 1e3 * float(np.median(fit[PLAIN])) / steps,
         "fit": {name: ratios(fit, name, PLAIN) for name in fit},
-        "kept targets / plain": ratios(fit, KEPT, PLAIN),
+        "cached targets / plain": ratios(fit, KEPT, PLAIN),
         "live teacher / floor": ratios(fit, LIVE, FLOOR),
         "live teacher / keras.distillation": ratios(fit, LIVE, KERAS),
         "evaluate": {name: ratios(evaluate, name, PLAIN) for name in evaluate},
@@ -283,7 +283,7 @@ def table(results):
     ]
     lines.append("|---|" + "---:|" * len(results))
     for what in (
-        "kept targets / plain", "live teacher / floor", "live teacher / keras.distillation"
+        "cached targets / plain", "live teacher / floor", "live teacher / keras.distillation"
     ):  # fmt: skip
         lines.append(
             f"| {what} | " + " | ".join(f"{r[what]:.3f}" for r in results) + " |"

@@ -2,64 +2,16 @@
 
 from importlib.metadata import version as _version
 
+import lazy_loader as _lazy
+
 # Before anything that imports TensorFlow.
 from keras_distill import _quiet  # noqa: F401
 
 # isort: split
-from keras_distill import datasets, models
-from keras_distill.distillation_inputs import DistillationInputs
-from keras_distill.distiller import Distiller
-from keras_distill.evaluation import Comparison, Evaluation, compare, evaluate
-from keras_distill.export import export_savedmodel
-from keras_distill.metrics import TeacherAgreement
-from keras_distill.objectives import (
-    HiddenLayerLoss,
-    LogitMatchingLoss,
-    Objective,
-    SoftTargetLoss,
-    TopKLogits,
-    WeightedSum,
-)
-from keras_distill.soft_targets import SoftTargets
-from keras_distill.specialists import (
-    SpecialistBuilder,
-    SpecialistEnsemble,
-    SpecialistReport,
-    class_covariance,
-    cluster_classes,
-    specialist_report,
-)
-from keras_distill.teachers import as_teacher
-from keras_distill.tuning import DistillationHyperModel, SearchResult, search
+# What Keras must know by name to read back a saved distiller or ensemble. All other public
+# names are imported on first use, from where __init__.pyi says.
+import keras_distill.distiller
+import keras_distill.specialists.ensemble  # noqa: F401
 
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 __version__ = _version("keras-distill")
-
-__all__ = [
-    "Comparison",
-    "DistillationHyperModel",
-    "DistillationInputs",
-    "Distiller",
-    "Evaluation",
-    "HiddenLayerLoss",
-    "LogitMatchingLoss",
-    "Objective",
-    "SearchResult",
-    "SoftTargetLoss",
-    "SoftTargets",
-    "SpecialistBuilder",
-    "SpecialistEnsemble",
-    "SpecialistReport",
-    "TeacherAgreement",
-    "TopKLogits",
-    "WeightedSum",
-    "as_teacher",
-    "class_covariance",
-    "cluster_classes",
-    "compare",
-    "datasets",
-    "evaluate",
-    "export_savedmodel",
-    "models",
-    "search",
-    "specialist_report",
-]

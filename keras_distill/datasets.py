@@ -206,7 +206,7 @@ def _tfds(
     )
     feature = builder.info.features[input_key]
     shape, prepare = _preparation(name, feature, image_size, normalize)
-    # Kept whole where it is small: an in-memory cache of tf.data can be cut short by
+    # Cached whole where it is small: an in-memory cache of tf.data can be cut short by
     # an iterator that is not read to its end. Numbers of fixed shape only.
     is_numeric = None not in feature.shape and feature.np_dtype != np.object_
     if np.prod(shape) * sum(counts.values()) <= _IN_MEMORY_BYTES and is_numeric:

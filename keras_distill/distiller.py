@@ -16,23 +16,53 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import checks
-from keras_distill.distillation_inputs import DistillationInputs
-from keras_distill.logits import (
+from keras_distill.features import layer_extractor
+from keras_distill.first_batch import (
+    CACHED_WITHOUT_LAYERS,
+    EMPTY,
+    NOTHING_TEACHES,
+    check_cached_are_logits,
+    check_finite,
+    check_labels,
+    check_loss_takes_outputs,
+    check_same_shapes,
+    check_student_and_teacher,
+    check_teacher_metrics,
+    check_top_k_can_be_matched,
+    first_batch,
+    shape_of_logits,
+)
+from keras_distill.keras_compat import MultiWorkerFit
+from keras_distill.losses.base import PACKAGE
+from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.losses.matching import (
+    Matching,
+    Reduce,
+    check_mean_at_one_temperature,
+)
+from keras_distill.losses.weights import (
+    class_weight_table,
+    weights_by_output,
+    weights_of_labels,
+)
+from keras_distill.metrics import TeacherAgreement
+from keras_distill.outputs import (
+    ModelOutputs,
+    at,
+    by_output,
     gives_logits,
     is_settled,
     settle,
+    shapes_of,
     symbolic_outputs,
     to_logits,
 )
-from keras_distill.matching import Answer, Matching, Reduce, at
-from keras_distill.metrics import TeacherAgreement
-from keras_distill.multi_worker import MultiWorkerFit
-from keras_distill.objectives import PACKAGE, SoftTargetLoss, by_output
+from keras_distill.schedules import ScheduledScalar
 from keras_distill.soft_targets import views
+from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.joining import plain_errors
-from keras_distill.step_parts import Knob, TeacherWatch, raise_if_not_finite
-from keras_distill.teachers import as_teacher, layer_extractor, shapes_of
+from keras_distill.teachers import as_teacher
+from keras_distill.training_watch import TrainingWatch, raise_if_not_finite
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -42,7 +72,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         loss = alpha * hard(y, z_s) + (1 - alpha) * soft(z_t, z_s) + regularisation
 
     for each example, where `hard` is the loss given to `compile`, at T = 1, and `soft`
-    the objective; by default `T**2 * KL(softmax(z_t / T) || softmax(z_s / T))`, in nats.
+    the distillation loss; by default `T**2 * KL(softmax(z_t / T) || softmax(z_s / T))`, in nats.
 
     The teacher is not a part of this model. It is neither trained, tracked, saved nor
     changed; it runs with `training=False`, outside the gradient. `call`, `evaluate` and
@@ -65,10 +95,10 @@ class Distiller(MultiWorkerFit, keras.Model):
             Default 4.
         alpha: float from 0 to 1, or such a schedule: the weight of the hard loss.
             Default 0.1.
-        objective: a distillation loss of this package or of `keras.distillation`, a sum
+        distillation_loss: a distillation loss of this package or of `keras.distillation`, a sum
             of them, or a dict or list of them, one per output (`None` for an output that
             is not distilled). Default `SoftTargetLoss()`, for every output.
-        teacher_from_logits: bool, whether the teacher (or the kept soft targets) are
+        teacher_from_logits: bool, whether the teacher (or the cached soft targets) are
             logits (`True`) or probabilities (`False`); or a dict of bools by output.
             `None` (default) finds out from its last layer.
         student_from_logits: the same for the student.
@@ -78,7 +108,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         **kwargs: passed to `keras.Model`.
 
     Raises:
-        TypeError: if the student is not a `keras.Model`, or the teacher or objective
+        TypeError: if the student is not a `keras.Model`, or the teacher or distillation loss
             cannot serve as one.
         ValueError: if temperature or alpha is out of range, teacher and student are one
             object or differ in their classes, or a named layer does not exist.
@@ -109,14 +139,14 @@ class Distiller(MultiWorkerFit, keras.Model):
         *,
         temperature: float | LearningRateSchedule = 4.0,
         alpha: float | LearningRateSchedule = 0.1,
-        objective: Any = None,
+        distillation_loss: Any = None,
         teacher_from_logits: Any = None,
         student_from_logits: Any = None,
         teacher_average: str = "probabilities",
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
-        checks.student_and_teacher(student, teacher)
+        check_student_and_teacher(student, teacher)
         # The student's policy decides loss scaling and how inputs are cast.
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, **kwargs)
@@ -131,7 +161,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         self._untracked = types.SimpleNamespace(
             user_teacher=None,
             teacher=None,
-            matching=Matching(objective or SoftTargetLoss()),
+            matching=Matching(distillation_loss or SoftTargetLoss()),
             student_from_logits=student_from_logits,
             student_extractor=None,
             teacher_metrics=[],
@@ -142,8 +172,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             looks_at_first_batch=False,
             traced_before=None,
             watch=None,
-            temperature=Knob("temperature", temperature),
-            alpha=Knob("alpha", alpha),
+            temperature=ScheduledScalar("temperature", temperature),
+            alpha=ScheduledScalar("alpha", alpha),
             non_finite=keras.Variable(
                 0.0,
                 trainable=False,
@@ -214,7 +244,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         return self._untracked.user_teacher
 
     def _set_teacher(self, teacher: Any) -> None:
-        checks.student_and_teacher(self.student, teacher)
+        check_student_and_teacher(self.student, teacher)
         bound, matching = None, self._untracked.matching
         if teacher is not None:
             bound = as_teacher(
@@ -223,17 +253,17 @@ class Distiller(MultiWorkerFit, keras.Model):
                 self.teacher_average,
                 matching.outputs_with_classes,
             )
-            checks.mean_at_one_temperature(bound, matching.terms)
+            check_mean_at_one_temperature(bound, matching.terms)
             bound.match_layers(matching.layer_names("teacher"))
-        checks.same_shapes(
+        check_same_shapes(
             shapes_of(self.student),
             {} if bound is None else bound.shapes,
             matching.outputs_with_classes,
         )
         matching.bind(self.student, None if bound is None else bound.model)
         self._untracked.user_teacher, self._untracked.teacher = teacher, bound
-        # Kept as an attribute so that Keras trains and saves them.
-        self.objective_layers = matching.trainable_layers
+        # Cached as an attribute so that Keras trains and saves them.
+        self.loss_layers = matching.trainable_layers
         self._retrace()
 
     @property
@@ -242,9 +272,9 @@ class Distiller(MultiWorkerFit, keras.Model):
         return self._untracked.student_from_logits
 
     @property
-    def objective(self) -> Any:
-        """The objective, or the objectives by output."""
-        return self._untracked.matching.objective
+    def distillation_loss(self) -> Any:
+        """The distillation loss, or the distillation losses by output."""
+        return self._untracked.matching.distillation_loss
 
     @property
     def output_names(self) -> list[str]:
@@ -278,8 +308,8 @@ class Distiller(MultiWorkerFit, keras.Model):
             ValueError: if `from_logits` of the loss disagrees with the student's last
                 layer.
         """
-        checks.loss_takes_what_student_gives(loss, self.student_from_logits)
-        checks.teacher_metrics(metrics, kwargs.get("weighted_metrics"))
+        check_loss_takes_outputs(loss, self.student_from_logits)
+        check_teacher_metrics(metrics, kwargs.get("weighted_metrics"))
         teacher_metrics = []
         self._untracked.user_metrics = metrics
         if isinstance(metrics, (list, tuple)):
@@ -315,7 +345,7 @@ class Distiller(MultiWorkerFit, keras.Model):
                 kind or out of range, nothing teaches, or the teacher's first answer is
                 not finite or has other classes; during it, if a later answer of the
                 teacher is not finite, naming the batch, or if an example is not the one
-                that kept soft targets were written for, naming the example.
+                that cached soft targets were written for, naming the example.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self.compiled:
@@ -333,12 +363,12 @@ class Distiller(MultiWorkerFit, keras.Model):
             self._untracked.traced_before = self.train_function
             self.train_function = None
         else:
-            batch, arguments = checks.first_batch(arguments)
+            batch, arguments = first_batch(arguments)
             if batch is not None:
                 outputs = self._check_first_batch(*batch)
         self._untracked.looks_at_first_batch = is_local_dataset
         self._take_class_weight(arguments, outputs)
-        watch = self._untracked.watch = TeacherWatch(self._untracked)
+        watch = self._untracked.watch = TrainingWatch(self._untracked)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(watch)
@@ -376,7 +406,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         def first_execution(batches: Any) -> Any:
             first = next(batches, None)
             if first is None:
-                raise ValueError(checks.EMPTY)
+                raise ValueError(EMPTY)
             self._check_first_batch(*keras.utils.unpack_x_y_sample_weight(first))
             if self._untracked.watch is not None:
                 self._untracked.watch.check_schedules()
@@ -420,7 +450,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         """Returns the student's outputs, as `keras.Model.predict` does.
 
         Args:
-            x: as for `keras.Model.predict`; may be joined with kept soft targets.
+            x: as for `keras.Model.predict`; may be joined with cached soft targets.
             *args: as for `keras.Model.predict`.
             **kwargs: as for `keras.Model.predict`.
 
@@ -440,10 +470,10 @@ class Distiller(MultiWorkerFit, keras.Model):
             student = self._ask_student(x)
             y_pred = student.outputs
             if self._untracked.class_weight is not None and y is not None:
-                sample_weight = checks.weights_of_labels(
+                sample_weight = weights_of_labels(
                     self._untracked.class_weight, y, y_pred
                 )
-            sample_weight = checks.weights_by_output(sample_weight, y_pred)
+            sample_weight = weights_by_output(sample_weight, y_pred)
             hard_loss = self._hard_loss(y, y_pred, sample_weight)
             soft_loss = self._soft_loss(teacher, student, sample_weight)
             alpha = self._untracked.alpha.at(self.optimizer)
@@ -529,7 +559,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         training: bool = True,
     ) -> Any:
         """Returns the hard loss plus regularisation: what `evaluate` reports."""
-        sample_weight = checks.weights_by_output(sample_weight, y_pred)
+        sample_weight = weights_by_output(sample_weight, y_pred)
         return self._hard_loss(y, y_pred, sample_weight) + self._regularization()
 
     def compute_metrics(
@@ -558,7 +588,7 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     @property
     def teacher_layer_names(self) -> list[str]:
-        """Names of the teacher's hidden layers that the objective matches."""
+        """Names of the teacher's hidden layers that the distillation loss matches."""
         return list(self._untracked.matching.layer_names("teacher"))
 
     def check_first_batch(self, batch: tuple) -> None:
@@ -580,7 +610,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             "student": serialize(self.student),
             "temperature": self._untracked.temperature.config(),
             "alpha": self._untracked.alpha.config(),
-            "objective": serialize(self.objective),
+            "distillation_loss": serialize(self.distillation_loss),
             "teacher_from_logits": self.teacher_from_logits,
             "student_from_logits": self.student_from_logits,
             "teacher_average": self.teacher_average,
@@ -590,7 +620,7 @@ class Distiller(MultiWorkerFit, keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Creates the distiller from `get_config`'s dict, without its teacher."""
         config = dict(config)
-        for key in ("student", "temperature", "alpha", "objective"):
+        for key in ("student", "temperature", "alpha", "distillation_loss"):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )
@@ -620,28 +650,30 @@ class Distiller(MultiWorkerFit, keras.Model):
 
     # The step's parts ----------------------------------------------------------------
 
-    def _ask_teacher(self, x: Any) -> Answer | None:
+    def _ask_teacher(self, x: Any) -> ModelOutputs | None:
         """Returns the teacher's answer for a batch; `None` if alpha = 1 needs none."""
-        kept = x.soft_targets if isinstance(x, DistillationInputs) else None
+        cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
         names = self._untracked.matching.layer_names("teacher")
-        if kept is not None and self.teacher_from_logits is False:
-            kept = to_logits(kept, False)
-        if kept is not None and all(name in x.layers for name in names):
-            return Answer(kept, kept, {name: x.layers[name] for name in names})
+        if cached is not None and self.teacher_from_logits is False:
+            cached = to_logits(cached, False)
+        if cached is not None and all(name in x.layers for name in names):
+            return ModelOutputs(
+                cached, cached, {name: x.layers[name] for name in names}
+            )
         if teacher is None:
             if self.alpha == 1.0:
                 return None
             raise ValueError(
-                checks.NOTHING_TEACHES if kept is None else checks.KEPT_WITHOUT_LAYERS
+                NOTHING_TEACHES if cached is None else CACHED_WITHOUT_LAYERS
             )
         temperature = self._untracked.temperature.at(self.optimizer)
         answer = teacher(_without_soft_targets(x), temperature)
         answer = keras.tree.map_structure(ops.stop_gradient, answer)
-        return answer if kept is None else answer._replace(logits=kept)
+        return answer if cached is None else answer._replace(logits=cached)
 
-    def _note_non_finite(self, answer: Answer | None) -> Answer | None:
-        """Counts an answer with NaN or infinity for `TeacherWatch`, and defuses it."""
+    def _note_non_finite(self, answer: ModelOutputs | None) -> ModelOutputs | None:
+        """Counts an answer with NaN or infinity for `TrainingWatch`, and defuses it."""
         if answer is None:
             return None
         # One tensor may be both output and logits.
@@ -655,7 +687,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             tensors[key] = ops.where(all_finite, value, ops.zeros((), value.dtype))
         return keras.tree.map_structure(lambda value: tensors[id(value)], answer)
 
-    def _ask_student(self, x: Any) -> Answer:
+    def _ask_student(self, x: Any) -> ModelOutputs:
         """Runs the student once, for training."""
         extractor = self._untracked.student_extractor
         if extractor is None:
@@ -668,7 +700,9 @@ class Distiller(MultiWorkerFit, keras.Model):
                 "the student does not say whether it gives logits or probabilities; "
                 "pass student_from_logits=True or False."
             )
-        return Answer(outputs, to_logits(outputs, self.student_from_logits), layers)
+        return ModelOutputs(
+            outputs, to_logits(outputs, self.student_from_logits), layers
+        )
 
     def _hard_loss(self, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         if y is None or self._compile_loss is None:
@@ -676,7 +710,7 @@ class Distiller(MultiWorkerFit, keras.Model):
         return ops.cast(self._compile_loss(y, y_pred, sample_weight), "float32")
 
     def _soft_loss(
-        self, teacher: Answer | None, student: Answer, sample_weight: Any
+        self, teacher: ModelOutputs | None, student: ModelOutputs, sample_weight: Any
     ) -> Any:
         if teacher is None:
             return ops.zeros((), "float32")
@@ -687,10 +721,12 @@ class Distiller(MultiWorkerFit, keras.Model):
         losses = [self._aggregate_additional_loss(loss) for loss in self.losses]
         return sum(losses) if losses else 0.0
 
-    def _update_teacher_metrics(self, teacher: Answer | None, y_pred: Any) -> None:
+    def _update_teacher_metrics(
+        self, teacher: ModelOutputs | None, y_pred: Any
+    ) -> None:
         for metric in self._untracked.teacher_metrics:
             if teacher is None:
-                raise ValueError(f"metric {metric.name!r}: {checks.NOTHING_TEACHES}")
+                raise ValueError(f"metric {metric.name!r}: {NOTHING_TEACHES}")
             judged = self._untracked.matching.outputs_with_classes
             for key, output in by_output(y_pred):
                 if judged is None or key in judged:
@@ -725,7 +761,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             )
         else:
             classes = {key: o.shape[-1] for key, o in by_output(outputs)}
-            checks.labels(y, classes, self.loss)
+            check_labels(y, classes, self.loss)
         if self._untracked.was_labelled is not (y is not None):
             # Losses and metrics of labels make their variables when first traced.
             self._untracked.was_labelled = y is not None
@@ -747,35 +783,35 @@ class Distiller(MultiWorkerFit, keras.Model):
         self._untracked.student_from_logits = settle(
             outputs, known, "student", "student_from_logits"
         )
-        checks.loss_takes_what_student_gives(self.loss, self.student_from_logits)
+        check_loss_takes_outputs(self.loss, self.student_from_logits)
         return outputs
 
     def _check_teaching(self, x: Any, inputs: Any, outputs: Any) -> None:
-        kept = x.soft_targets if isinstance(x, DistillationInputs) else None
+        cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         teacher = self._untracked.teacher
-        if kept is None and teacher is None:
+        if cached is None and teacher is None:
             if self.alpha != 1.0:
-                raise ValueError(checks.NOTHING_TEACHES)
+                raise ValueError(NOTHING_TEACHES)
             return
         judged = self._untracked.matching.outputs_with_classes
         self._untracked.temperature.check_also(lambda number: None)
-        if kept is None:
+        if cached is None:
             inputs = _as_tensors(inputs)
             teacher.look_at(inputs, judged)
             answer = teacher(inputs, self._untracked.temperature.at(self.optimizer))
-            checks.finite(answer, "batch 0")
+            check_finite(answer, "batch 0")
             targets = answer.logits
         else:
-            checks.kept_are_logits(kept, self.teacher_from_logits)
-            checks.finite(x.layers, "batch 0")
-            self._untracked.matching.check_kept_layers(x.layers, self.student)
-            checks.top_k_can_be_matched(
-                kept, self._untracked.matching.terms, self._untracked.temperature
+            check_cached_are_logits(cached, self.teacher_from_logits)
+            check_finite(x.layers, "batch 0")
+            self._untracked.matching.check_cached_layers(x.layers, self.student)
+            check_top_k_can_be_matched(
+                cached, self._untracked.matching.terms, self._untracked.temperature
             )
-            targets = kept
-        checks.same_shapes(
+            targets = cached
+        check_same_shapes(
             {key: tuple(output.shape) for key, output in by_output(outputs)},
-            {key: checks.shape_of_logits(target) for key, target in by_output(targets)},
+            {key: shape_of_logits(target) for key, target in by_output(targets)},
             judged,
         )
 
@@ -803,7 +839,7 @@ class Distiller(MultiWorkerFit, keras.Model):
             return  # Keras's own way is right, or says what is wrong
         if arguments.get("sample_weight") is not None:
             raise ValueError("give class_weight or sample_weight, not both.")
-        self._untracked.class_weight = checks.class_weight_table(
+        self._untracked.class_weight = class_weight_table(
             arguments.pop("class_weight"), outputs.shape[-1]
         )
         self._untracked.traced_before = self.train_function = None

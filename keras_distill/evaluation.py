@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from keras_distill import files
+from keras_distill import run_directory
 from keras_distill.distiller import Distiller
 from keras_distill.teachers import Teacher, as_teacher
 
@@ -138,7 +138,7 @@ class Comparison:
         ending = os.path.splitext(path)[1]
         if ending not in writers:
             raise ValueError(f"the path must end in .json or .md, got {path!r}.")
-        files.write_text(path, writers[ending]() + "\n")
+        run_directory.write_text(path, writers[ending]() + "\n")
 
 
 def evaluate(

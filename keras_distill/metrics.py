@@ -8,8 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.logits import to_logits
-from keras_distill.objectives import PACKAGE, TopKLogits
+from keras_distill.losses.base import PACKAGE
+from keras_distill.outputs import to_logits
+from keras_distill.top_k import TopKLogits
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

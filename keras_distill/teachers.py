@@ -14,15 +14,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.logits import (
+from keras_distill.features import layer_extractor
+from keras_distill.outputs import (
+    ModelOutputs,
     gives_logits,
     is_settled,
     settle,
-    symbolic_outputs,
+    shapes_of,
     to_logits,
 )
-from keras_distill.matching import Answer
-from keras_distill.objectives import by_output, hidden_layer
 
 
 class Teacher:
@@ -70,7 +70,7 @@ class Teacher:
                 )
             self._extractor = layer_extractor(self.model, layer_names, "teacher")
 
-    def __call__(self, x: Any, temperature: Any) -> Answer:
+    def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         """Runs the teacher once, for inference.
 
         Args:
@@ -79,7 +79,7 @@ class Teacher:
                 depends on it.
 
         Returns:
-            Its `Answer`: outputs, logits, matched layers.
+            Its `ModelOutputs`: outputs, logits, matched layers.
         """
         if self._extractor is not None:
             found = self._extractor(x, training=False)
@@ -91,7 +91,7 @@ class Teacher:
                 f"the {self.description} does not say whether it gives logits or "
                 "probabilities; pass teacher_from_logits=True or False."
             )
-        return Answer(outputs, to_logits(outputs, self.from_logits), layers)
+        return ModelOutputs(outputs, to_logits(outputs, self.from_logits), layers)
 
     #: Whether the answer depends on the temperature.
     averages_probabilities = False
@@ -126,12 +126,12 @@ class _Ensemble(Teacher):
     def _no_function(x: Any) -> Any:
         raise NotImplementedError
 
-    def __call__(self, x: Any, temperature: Any) -> Answer:
+    def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         answers = [member(x, temperature).logits for member in self.members]
         logits = keras.tree.map_structure(
             lambda *parts: self._mean(ops.stack(parts), temperature), *answers
         )
-        return Answer(logits, logits, {})
+        return ModelOutputs(logits, logits, {})
 
     def _mean(self, logits: Any, temperature: Any) -> Any:
         logits = ops.cast(logits, "float32")
@@ -293,23 +293,3 @@ def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
     if all(spec.shape.rank is not None for spec in inputs.values()):
         teacher.input_ranks = sorted(spec.shape.rank for spec in inputs.values())
     return teacher
-
-
-def shapes_of(model: keras.Model) -> dict[Any, tuple]:
-    """Returns the shape of each output, by its key; {} if unknown."""
-    if not getattr(model, "outputs", None):
-        return {}
-    return {key: tuple(out.shape) for key, out in by_output(symbolic_outputs(model))}
-
-
-def layer_extractor(
-    model: keras.Model, layer_names: Sequence[str], role: str
-) -> keras.Model:
-    """Returns a model that shares the layers and gives outputs and hidden layers.
-
-    Raises:
-        ValueError: if a layer cannot be found by its name.
-    """
-    layers = {name: hidden_layer(model, name, role) for name in layer_names}
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return keras.Model(inputs, {"outputs": symbolic_outputs(model), "layers": layers})

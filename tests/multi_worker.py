@@ -1,6 +1,6 @@
 """One worker of test_distributed: trains and writes its weights and history.
 
-python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|kept|plain
+python -m tests.multi_worker FOLDER INDEX PORT,PORT ours|cached|plain
 """
 
 import json
@@ -50,8 +50,8 @@ def main():
     dataset = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(16)
     dataset = dataset.with_options(options)
     train = dataset
-    if what == "kept":  # join chooses the policy by itself
-        targets = kd.SoftTargets.open(os.path.join(os.path.dirname(folder), "kept"))
+    if what == "cached":  # join chooses the policy by itself
+        targets = kd.SoftTargets.open(os.path.join(os.path.dirname(folder), "cached"))
         train = tf.data.Dataset.from_tensor_slices((x, y, weight))
         train = targets.join(train).batch(16)
     keras.utils.set_random_seed(0)
@@ -59,7 +59,7 @@ def main():
         model = mlp(6)
         if what == "ours":
             model = kd.Distiller(model, mlp(32), alpha=0.3)
-        elif what == "kept":
+        elif what == "cached":
             model = kd.Distiller(model, alpha=0.3)
         model.compile(
             keras.optimizers.Adam(0.01),

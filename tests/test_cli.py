@@ -9,7 +9,9 @@ import time
 import keras
 import pytest
 
-from keras_distill import SoftTargets, cli, datasets, models
+from keras_distill import datasets, models
+from keras_distill.commands import main
+from keras_distill.soft_targets.store import SoftTargets
 
 COMMAND = [sys.executable, "-m", "keras_distill"]
 
@@ -108,7 +110,7 @@ def test_wrong_arguments_are_one_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("taken").write_text("")
-    assert cli.main(["demo", *arguments]) == 1
+    assert main.main(["demo", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("keras-distill: error: ")
     assert message in captured.err
@@ -117,7 +119,7 @@ def test_wrong_arguments_are_one_sentence(
 
 def test_help_is_useful(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["demo", "--help"])
+        main.main(["demo", "--help"])
     text = capsys.readouterr().out
     for option in ("--dataset", "--data-dir", "--output", "--temperature", "--alpha",
                    "--epochs", "--seed"):  # fmt: skip
@@ -127,7 +129,7 @@ def test_help_is_useful(capsys):
 
 def test_version(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["--version"])
+        main.main(["--version"])
     assert capsys.readouterr().out.startswith("keras-distill ")
 
 
@@ -143,10 +145,10 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     count = sum(len(batch[0].inputs) for batch in targets.join(data.train).batch(100))
     assert count == len(targets) == data.sizes["train"]
 
-    assert cli.main(["cache", str(tmp_path / "none.keras"), "digits", "x"]) == 1
+    assert main.main(["cache", str(tmp_path / "none.keras"), "digits", "x"]) == 1
     again = ["cache", str(tmp_path / "teacher.keras"), "digits", str(tmp_path / "kept")]
-    assert cli.main(again) == 1  # of another kind: all logits
-    assert cli.main([*again, "--overwrite", "--split", "test"]) == 0
+    assert main.main(again) == 1  # of another kind: all logits
+    assert main.main([*again, "--overwrite", "--split", "test"]) == 0
     assert len(SoftTargets.open(tmp_path / "kept")) == data.sizes["test"]
 
 
@@ -182,7 +184,7 @@ def test_specialists_from_a_file_to_an_export(tmp_path):
     assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
     other = [*command, "--alpha", "0.3"]
     other[1], other[6] = str(tmp_path / other[1]), str(out)
-    assert cli.main(other) == 1  # of another kind
+    assert main.main(other) == 1  # of another kind
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_wrong_specialists_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     models.mlp((8, 8, 1), 3, (4,)).save("three.keras")
     models.mlp((8, 8, 1), 10, (4,)).save("ten.keras")
-    assert cli.main(["specialists", *arguments]) == 1
+    assert main.main(["specialists", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1].startswith("keras-distill: error: ")
     assert message in captured.err
@@ -250,10 +252,10 @@ def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
     assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
     assert len(list(out.glob("*.png"))) == 3
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command) == 1
+    assert main.main(command) == 1
     assert "there is a search of 3 trials" in capsys.readouterr().err
     more = command[: command.index("--workers")]
-    assert cli.main([*more, "--resume", "--trials", "4"]) == 0
+    assert main.main([*more, "--resume", "--trials", "4"]) == 0
     assert "4 trials, in " in capsys.readouterr().out
 
 
@@ -287,7 +289,7 @@ def test_wrong_searches_are_one_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     models.mlp((8, 8, 1), 10, (4,)).save("t.keras")
-    assert cli.main(["search", *arguments]) == 1
+    assert main.main(["search", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("keras-distill: error: ")
     assert message in captured.err

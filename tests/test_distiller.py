@@ -6,12 +6,10 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill import (
-    DistillationInputs,
-    Distiller,
-    SoftTargetLoss,
-    TeacherAgreement,
-)
+from keras_distill.distiller import Distiller
+from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.metrics import TeacherAgreement
+from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from tests.conftest import (
     CLASSES,
     FEATURES,
@@ -290,7 +288,7 @@ def test_several_outputs_add_up(data, as_list):
 
     def soft_loss(objective):
         distiller = compiled(
-            student, teacher, loss=loss, objective=objective,
+            student, teacher, loss=loss, distillation_loss=objective,
             optimizer=keras.optimizers.SGD(0.0),
         )  # fmt: skip
         logs = distiller.fit(x, labels, batch_size=64, verbose=0).history
@@ -330,7 +328,7 @@ def test_probabilities_and_features_in_one_model(data):
         classes = keras.layers.Dense(CLASSES, activation=activation, name="classes")
         return keras.Model(inputs, {"c": classes(features), "f": features})
 
-    objective = {"c": SoftTargetLoss(), "f": kd.HiddenLayerLoss()}
+    objective = {"c": SoftTargetLoss(), "f": kd.FeatureLoss()}
     losses = []
     teachers = [model(None), model("softmax")]
     teachers[1].set_weights(teachers[0].get_weights())
@@ -342,7 +340,7 @@ def test_probabilities_and_features_in_one_model(data):
         student = model(activation)
         for teacher in teachers:
             distiller = compiled(
-                student, teacher, loss={"c": loss, "f": None}, objective=objective,
+                student, teacher, loss={"c": loss, "f": None}, distillation_loss=objective,
                 optimizer=keras.optimizers.SGD(0.0),
             )  # fmt: skip
             labels = {"c": y, "f": np.zeros((64, 6))}
@@ -389,9 +387,13 @@ def test_regularisation_of_the_student_counts_whole(data):
     expected = 0.3 * logs["hard_loss"] + 0.7 * logs["soft_loss"] + penalty
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
     # with matched layers the student runs through another model: same penalty
-    hint = SoftTargetLoss() + 0.0 * kd.HiddenLayerLoss("hidden", "hidden")
+    hint = SoftTargetLoss() + 0.0 * kd.FeatureLoss("hidden", "hidden")
     matched = compiled(
-        student, mlp(6), optimizer=keras.optimizers.SGD(0.0), objective=hint, alpha=1.0
+        student,
+        mlp(6),
+        optimizer=keras.optimizers.SGD(0.0),
+        distillation_loss=hint,
+        alpha=1.0,
     )
     logs = matched.train_on_batch(x, y, return_dict=True)
     assert logs["loss"] == pytest.approx(logs["hard_loss"] + penalty, rel=1e-5)
@@ -536,14 +538,16 @@ def test_number_can_become_a_schedule(data):
 )
 def test_jit_eager_and_many_steps_agree_with_graph(data, ways):
     x, y = data
-    hint = SoftTargetLoss() + 0.1 * kd.HiddenLayerLoss("hidden", "hidden")
+    hint = SoftTargetLoss() + 0.1 * kd.FeatureLoss("hidden", "hidden")
     student, teacher = mlp(6), mlp(6)
     same = copy_of(student)
     adam = keras.optimizers.Adam
-    compiled(student, teacher, optimizer=adam(0.01), objective=hint).fit(
+    compiled(student, teacher, optimizer=adam(0.01), distillation_loss=hint).fit(
         x, y, batch_size=4, epochs=2, shuffle=False, verbose=0
     )
-    other = compiled(same, teacher, optimizer=adam(0.01), objective=hint, **ways)
+    other = compiled(
+        same, teacher, optimizer=adam(0.01), distillation_loss=hint, **ways
+    )
     other.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
     assert int(other.optimizer.iterations) == 32
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-4
@@ -698,9 +702,9 @@ def test_layer_and_weights_with_several_outputs(data):
             {"a": keras.layers.Dense(5)(hidden), "b": keras.layers.Dense(5)(hidden)},
         )
 
-    hint = SoftTargetLoss() + kd.HiddenLayerLoss("h", "h")
+    hint = SoftTargetLoss() + kd.FeatureLoss("h", "h")
     distiller = compiled(
-        model(), model(), loss={"a": SPARSE, "b": SPARSE}, objective=hint
+        model(), model(), loss={"a": SPARSE, "b": SPARSE}, distillation_loss=hint
     )
     labels = {"a": y, "b": y}
     logs = distiller.fit(x, labels, sample_weight=np.zeros(64), verbose=0).history
@@ -830,7 +834,7 @@ def test_not_finite_kept_targets_or_layers_stop_the_run(data, part):
         inputs = DistillationInputs(x, targets)
     else:
         distiller = Distiller(
-            mlp(6), teacher, objective=kd.HiddenLayerLoss("hidden", "hidden")
+            mlp(6), teacher, distillation_loss=kd.FeatureLoss("hidden", "hidden")
         )
         inputs = x.copy()
         inputs[40] = 3e38
@@ -934,17 +938,19 @@ def test_no_trainable_weights(data):
 
 
 def test_objective_is_no_loss():
-    with pytest.raises(TypeError, match="objective must be a distillation loss"):
-        Distiller(mlp(), mlp(), objective="kl")
+    with pytest.raises(
+        TypeError, match="distillation_loss must be a distillation loss"
+    ):
+        Distiller(mlp(), mlp(), distillation_loss="kl")
 
 
 def test_kept_targets_do_not_hold_hidden_layers(data):
     x, y = data
-    distiller = Distiller(mlp(6), objective=kd.HiddenLayerLoss("hidden", "hidden"))
+    distiller = Distiller(mlp(6), distillation_loss=kd.FeatureLoss("hidden", "hidden"))
     distiller.compile("sgd", SPARSE)
     kept = DistillationInputs(x, np.zeros((64, CLASSES), "float32"))
     with pytest.raises(
-        ValueError, match="matches hidden layers, which kept soft targets"
+        ValueError, match="matches hidden layers, which cached soft targets"
     ):
         distiller.train_on_batch(kept, y)
 
@@ -1007,7 +1013,9 @@ def test_other_axes_differ():
 
 def test_mean_of_probabilities_with_another_temperature():
     with pytest.raises(ValueError, match="averaged at the distiller's temperature"):
-        Distiller(mlp(), [mlp(9), mlp(9)], objective=SoftTargetLoss(temperature=1.0))
+        Distiller(
+            mlp(), [mlp(9), mlp(9)], distillation_loss=SoftTargetLoss(temperature=1.0)
+        )
 
 
 def test_custom_loss_with_a_keras_like_name_is_trusted(data):

@@ -10,7 +10,10 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill import Distiller, HiddenLayerLoss, SoftTargetLoss, TeacherAgreement
+from keras_distill.distiller import Distiller
+from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.metrics import TeacherAgreement
 from tests.conftest import SPARSE, largest_difference, mlp
 
 
@@ -22,19 +25,21 @@ def mirrored():
     return strategy
 
 
-def train(strategy, data, objective=None, make_teacher=None, **fit_arguments):
+def train(strategy, data, distillation_loss=None, make_teacher=None, **fit_arguments):
     """Weights and history of two epochs of one student under a strategy."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         student = mlp(6)
         teacher = mlp(32) if make_teacher is None else make_teacher()
-        distiller = Distiller(student, teacher, alpha=0.3, objective=objective)
+        distiller = Distiller(
+            student, teacher, alpha=0.3, distillation_loss=distillation_loss
+        )
         distiller.compile(
             keras.optimizers.Adam(0.01),
             SPARSE,
             metrics=["accuracy", TeacherAgreement()],
         )
-    assert len(distiller.weights) == len(student.weights) + 2 * bool(objective)
+    assert len(distiller.weights) == len(student.weights) + 2 * bool(distillation_loss)
     x, y = data
     weight = np.random.default_rng(1).uniform(0.5, 2.0, len(y)).astype("float32")
     dataset = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(16)
@@ -47,7 +52,7 @@ def train(strategy, data, objective=None, make_teacher=None, **fit_arguments):
 @pytest.mark.parametrize("matched", [False, True])
 def test_two_replicas_equal_one(data, matched, mirrored):
     def objective():
-        hint = HiddenLayerLoss("hidden", "hidden", projection=True)
+        hint = FeatureLoss("hidden", "hidden", projection=True)
         return SoftTargetLoss() + 0.1 * hint if matched else None
 
     one, logs_one = train(tf.distribute.get_strategy(), data, objective())
@@ -68,8 +73,8 @@ def test_two_replicas_with_a_keras_objective(data, mirrored, loss, weighted):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             student = mlp(6)
-            objective = keras.distillation.LogitsDistillation(loss=loss)
-            distiller = Distiller(student, mlp(32), objective=objective)
+            distillation_loss = keras.distillation.LogitsDistillation(loss=loss)
+            distiller = Distiller(student, mlp(32), distillation_loss=distillation_loss)
             distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
         dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
         history = distiller.fit(dataset, epochs=2, verbose=0).history
@@ -88,11 +93,11 @@ def test_teacher_made_outside_the_strategy(data, mirrored):
     assert largest_difference(one, two) < 1e-5
 
 
-def test_kept_soft_targets_under_two_replicas(data, mirrored):
+def test_cached_soft_targets_under_two_replicas(data, mirrored):
     x, y = data
     keras.utils.set_random_seed(5)
-    kept = kd.DistillationInputs(x, mlp(32).predict(x, verbose=0))
-    dataset = tf.data.Dataset.from_tensor_slices((kept, y)).batch(16)
+    cached = kd.DistillationInputs(x, mlp(32).predict(x, verbose=0))
+    dataset = tf.data.Dataset.from_tensor_slices((cached, y)).batch(16)
     weights = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(0)
@@ -143,12 +148,12 @@ def result(folder, index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["ours", "kept"])
+@pytest.mark.parametrize("what", ["ours", "cached"])
 def test_two_worker_processes_equal_one_process(tmp_path, what):
-    if what == "kept":
+    if what == "cached":
         x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
         kd.SoftTargets.write(
-            tmp_path / "kept", mlp(32), x, shard_size=16, batch_size=16
+            tmp_path / "cached", mlp(32), x, shard_size=16, batch_size=16
         )
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
@@ -170,7 +175,7 @@ def test_two_worker_processes_equal_one_process(tmp_path, what):
 
 @pytest.mark.slow
 def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
-    """When this fails, Keras can, and keras_distill.multi_worker can go."""
+    """When this fails, Keras can, and MultiWorkerFit of keras_compat can go."""
     codes, errors = run_workers(tmp_path, free_ports(2), "plain")
     assert 0 not in codes
     assert "PerReplica" in errors[0]

@@ -8,8 +8,8 @@ import tensorflow as tf
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
-from keras_distill import Distiller, compare, evaluate
-from keras_distill.evaluation import calibration_error, reliability
+from keras_distill.distiller import Distiller
+from keras_distill.evaluation import calibration_error, compare, evaluate, reliability
 from tests.conftest import FEATURES, SPARSE, mlp, tagger
 
 

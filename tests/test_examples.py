@@ -56,7 +56,7 @@ def test_mnist_benchmark(tmp_path):
 @pytest.mark.slow
 def test_kept_mnist_benchmark(tmp_path):
     output = run(
-        "benchmarks/mnist_kept.py",
+        "benchmarks/mnist_cached.py",
         "--quick",
         "--picture",
         "curves.png",
@@ -69,7 +69,7 @@ def test_kept_mnist_benchmark(tmp_path):
 @pytest.mark.slow
 def test_step_benchmark(tmp_path):
     output = run("benchmarks/step.py", "--quick", "--json", "s.json", folder=tmp_path)
-    assert "| kept targets / plain |" in output
+    assert "| cached targets / plain |" in output
     assert len(json.loads((tmp_path / "s.json").read_text())) == 3
 
 

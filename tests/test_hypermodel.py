@@ -60,42 +60,40 @@ def test_the_trial_s_values_reach_the_distiller():
 def test_weights_of_the_objective_are_searched():
     matching = [
         (1.0, kd.SoftTargetLoss()),
-        ((0.01, 10.0, "log"), kd.LogitMatchingLoss()),
-        (2.0, kd.LogitMatchingLoss()),
+        ((0.01, 10.0, "log"), kd.LogitLoss()),
+        (2.0, kd.LogitLoss()),
     ]
-    hypermodel = kd.DistillationHyperModel(build, distillation_objective=matching)
+    hypermodel = kd.DistillationHyperModel(build, distillation_loss=matching)
     _, hp = values_of(hypermodel)
     names = [name for name in hp.values if "_weight" in name]
     assert names == [
         "soft_target_loss_weight",
-        "logit_matching_loss_weight",
-        "logit_matching_loss_weight_2",
+        "logit_loss_weight",
+        "logit_loss_weight_2",
     ]
-    hp.values["logit_matching_loss_weight"] = 0.5
-    weights = [weight for weight, _ in hypermodel.build(hp).objective.terms]
+    hp.values["logit_loss_weight"] = 0.5
+    weights = [weight for weight, _ in hypermodel.build(hp).distillation_loss.terms]
     assert weights == [1.0, 0.5, 2.0]
 
 
 def test_every_trial_has_an_objective_of_its_own():
-    objective = kd.HiddenLayerLoss("hidden", "hidden", projection=True)
+    objective = kd.FeatureLoss("hidden", "hidden", projection=True)
     hypermodel = kd.DistillationHyperModel(
-        build, mlp(16), distillation_objective=[(1.0, objective)]
+        build, mlp(16), distillation_loss=[(1.0, objective)]
     )
     one, _ = values_of(hypermodel)
     other, _ = values_of(hypermodel)
-    assert one.objective.terms[0][1] is not other.objective.terms[0][1]
-    assert one.objective.terms[0][1] is not objective
+    assert one.distillation_loss.terms[0][1] is not other.objective.terms[0][1]
+    assert one.distillation_loss.terms[0][1] is not objective
 
 
 def test_objective_as_a_function_of_the_hyperparameters():
     hypermodel = kd.DistillationHyperModel(
         build,
-        distillation_objective=lambda hp: (
-            hp.Choice("mix", [0.5, 2.0]) * kd.SoftTargetLoss()
-        ),
+        distillation_loss=lambda hp: hp.Choice("mix", [0.5, 2.0]) * kd.SoftTargetLoss(),
     )
     distiller, hp = values_of(hypermodel)
-    assert hp.values["mix"] == distiller.objective.terms[0][0] == 0.5
+    assert hp.values["mix"] == distiller.distillation_loss.terms[0][0] == 0.5
 
 
 def test_a_compiled_student_brings_its_optimizer_loss_and_metrics():
@@ -172,8 +170,8 @@ def test_optimizers_of_every_kind():
         ({"alpha": []}, "alpha is an empty list"),
         ({"temperature": "warm"}, "temperature must be"),
         (
-            {"distillation_objective": [((-1, 2), kd.SoftTargetLoss())]},
-            "a weight of distillation_objective must be finite numbers >= 0",
+            {"distillation_loss": [((-1, 2), kd.SoftTargetLoss())]},
+            "a weight of distillation_loss must be finite numbers >= 0",
         ),
     ],
 )

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import keras_distill as kd
-from keras_distill import Distiller, HiddenLayerLoss, SoftTargetLoss, TeacherAgreement
+from keras_distill.distiller import Distiller
+from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.metrics import TeacherAgreement
 from tests.conftest import FEATURES, SPARSE, copy_of, largest_difference, mlp
 
 
@@ -29,8 +32,8 @@ def test_reloaded_distiller_continues_exactly(data, tmp_path):
     x, y = data
     teacher = mlp(256)
     schedule = keras.optimizers.schedules.ExponentialDecay(4.0, 10, 0.5)
-    hint = SoftTargetLoss() + 0.1 * HiddenLayerLoss("hidden", "hidden", projection=True)
-    distiller = make(teacher, temperature=schedule, alpha=0.3, objective=hint)
+    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", projection=True)
+    distiller = make(teacher, temperature=schedule, alpha=0.3, distillation_loss=hint)
     distiller.fit(x, y, epochs=2, verbose=0)
     distiller.alpha = 0.6
     distiller.save(tmp_path / "d.keras")
@@ -106,26 +109,26 @@ def test_objectives_per_output_are_saved(tmp_path):
             },
         )
 
-    objective = {"a": SoftTargetLoss(2.0), "b": 0.5 * kd.LogitMatchingLoss()}
-    distiller = Distiller(heads(), heads(), objective=objective)
+    objective = {"a": SoftTargetLoss(2.0), "b": 0.5 * kd.LogitLoss()}
+    distiller = Distiller(heads(), heads(), distillation_loss=objective)
     distiller.save(tmp_path / "d.keras")
     again = keras.models.load_model(tmp_path / "d.keras")
-    assert again.objective["a"].temperature == 2.0
-    assert again.objective["b"].terms[0][0] == 0.5
+    assert again.distillation_loss["a"].temperature == 2.0
+    assert again.distillation_loss["b"].terms[0][0] == 0.5
 
 
 def test_keras_objective_is_saved(tmp_path):
     objective = keras.distillation.LogitsDistillation(temperature=7.0)
-    distiller = Distiller(mlp(), mlp(9), objective=objective)
+    distiller = Distiller(mlp(), mlp(9), distillation_loss=objective)
     distiller.save(tmp_path / "d.keras")
     again = keras.models.load_model(tmp_path / "d.keras")
-    assert isinstance(again.objective, keras.distillation.LogitsDistillation)
-    assert again.objective.temperature == 7.0
+    assert isinstance(again.distillation_loss, keras.distillation.LogitsDistillation)
+    assert again.distillation_loss.temperature == 7.0
 
 
 def test_fresh_process_loads_in_safe_mode_without_custom_objects(data, tmp_path):
-    hint = SoftTargetLoss() + 0.1 * HiddenLayerLoss("hidden", "hidden", projection=True)
-    distiller = make(mlp(32), objective=hint)
+    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", projection=True)
+    distiller = make(mlp(32), distillation_loss=hint)
     distiller.fit(*data, verbose=0)
     distiller.save(tmp_path / "d.keras")
     np.save(tmp_path / "x.npy", data[0])

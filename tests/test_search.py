@@ -205,10 +205,10 @@ def test_views_are_those_of_the_epoch(tmp_path):
 def test_hidden_layers_are_kept_for_the_objective(tmp_path):
     matching = [
         (1.0, kd.SoftTargetLoss()),
-        ((0.1, 1.0), kd.HiddenLayerLoss("hidden", "hidden", projection=32)),
+        ((0.1, 1.0), kd.FeatureLoss("hidden", "hidden", projection=32)),
     ]
-    result = search(tmp_path, distillation_objective=matching)
-    assert result.trials["hidden_layer_loss_weight"].between(0.1, 1.0).all()
+    result = search(tmp_path, distillation_loss=matching)
+    assert result.trials["feature_loss_weight"].between(0.1, 1.0).all()
 
 
 def test_retrained_student_has_a_seed_of_its_own(tmp_path):
@@ -444,7 +444,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path):
             ValueError,
             "call it 'student_epochs'",
         ),
-        ({"distillation_objective": "soft"}, TypeError, "must be a distillation loss"),
+        ({"distillation_loss": "soft"}, TypeError, "must be a distillation loss"),
         (
             {"build_student": lambda hp: mlp(features=9)},
             ValueError,

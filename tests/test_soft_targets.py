@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.objectives import REST_BETAS, tempered_kl
+from keras_distill.losses.kl import tempered_kl
 from keras_distill.soft_targets import jobs, manifest, shards, views
+from keras_distill.top_k import REST_BETAS
 from tests.conftest import (
     CLASSES,
     FEATURES,
@@ -263,22 +264,28 @@ def test_predict_takes_joined_data_and_says_what_is_wrong(path, many):
 
 def test_hidden_layers_are_kept(path, many):
     teacher, student = mlp(6), mlp(6)
-    objective = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden")
+    objective = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden")
     data = dataset_of(many)
     targets = written(path, teacher, data, layers=["hidden"], dtype="float32")
     weights = []
     for one_teacher, batches in ((teacher, data), (None, targets.join(data))):
-        distiller = distiller_for(copy_of(student), one_teacher, objective=objective)
+        distiller = distiller_for(
+            copy_of(student), one_teacher, distillation_loss=objective
+        )
         distiller.fit(batches.batch(20), verbose=0)
         weights.append(distiller.student.get_weights())
     assert largest_difference(*weights) < 1e-6
     with pytest.raises(ValueError, match="needs? a width|6 features|have 5 and 6"):
-        distiller_for(mlp(5), objective=objective).fit(batches.batch(20), verbose=0)
-    projected = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden", True)
+        distiller_for(mlp(5), distillation_loss=objective).fit(
+            batches.batch(20), verbose=0
+        )
+    projected = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", True)
     with pytest.raises(ValueError, match="projection=6"):
-        distiller_for(mlp(5), objective=projected).fit(batches.batch(20), verbose=0)
-    projected = kd.SoftTargetLoss() + kd.HiddenLayerLoss("hidden", "hidden", 6)
-    distiller_for(mlp(5), objective=projected).fit(batches.batch(20), verbose=0)
+        distiller_for(mlp(5), distillation_loss=projected).fit(
+            batches.batch(20), verbose=0
+        )
+    projected = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", 6)
+    distiller_for(mlp(5), distillation_loss=projected).fit(batches.batch(20), verbose=0)
 
 
 def test_another_program_can_read_the_files(path, many):
@@ -595,10 +602,8 @@ def test_top_k_gradient_is_that_of_the_merged_kl(path):
 def test_top_k_is_refused_where_it_cannot_serve(path, many):
     targets = written(path, mlp(32), many, top_k=2)
     batches = targets.join(many).batch(10)
-    with pytest.raises(
-        ValueError, match="LogitMatchingLoss needs all of the teacher's"
-    ):
-        distiller_for(mlp(6), objective=kd.LogitMatchingLoss()).fit(batches)
+    with pytest.raises(ValueError, match="LogitLoss needs all of the teacher's"):
+        distiller_for(mlp(6), distillation_loss=kd.LogitLoss()).fit(batches)
     with pytest.raises(ValueError, match="temperatures of at least 1, got 0.5"):
         distiller_for(mlp(6), temperature=0.5).fit(batches)
     with pytest.raises(ValueError, match="student has 7 classes and the teacher 5"):
@@ -873,7 +878,7 @@ def test_every_flipped_byte_is_found(path, many):
     with open(files[1], "wb") as out:
         out.write(flipped[:10] + bytes([flipped[10] ^ 1]) + flipped[11:])
     with pytest.raises(
-        ValueError, match="a record of the kept soft targets is damaged"
+        ValueError, match="a record of the cached soft targets is damaged"
     ):
         distiller_for(mlp(6)).fit(joined, verbose=0)
     with pytest.raises(ValueError, match="shard-0000.* is damaged: its checksum"):

@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 import keras_distill as kd
+from keras_distill.export.savedmodel import ask_fresh_process
 from keras_distill.specialists.combination import combine
 from tests.conftest import CLASSES, FEATURES, SPARSE, mlp
 
@@ -315,7 +316,7 @@ def test_exports_with_routing_in_the_graph(data, tmp_path):
     model = ensemble()
     # `export_savedmodel` itself compares with a fresh process.
     path = kd.export_savedmodel(model, tmp_path, example=x, verbose=False)
-    answer = kd.export.ask_fresh_process(path, {"keras_tensor": tf.constant(x)})
+    answer = ask_fresh_process(path, {"keras_tensor": tf.constant(x)})
     np.testing.assert_allclose(answer["logits"], model(x), atol=1e-5)
     graph = tf.saved_model.load(path).signatures["serving_default"].graph.as_graph_def()
     functions = [node for f in graph.library.function for node in f.node_def]

@@ -4,7 +4,10 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
-from keras_distill import DistillationInputs, Distiller, as_teacher, export_savedmodel
+from keras_distill.distiller import Distiller
+from keras_distill.export.savedmodel import export_savedmodel
+from keras_distill.soft_targets.distillation_inputs import DistillationInputs
+from keras_distill.teachers import as_teacher
 from tests.conftest import CLASSES, FEATURES, SPARSE, copy_of, largest_difference, mlp
 
 

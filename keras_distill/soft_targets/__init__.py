@@ -4,7 +4,3 @@
 looks like in them; `fingerprints.py` tells examples and teachers apart; `writing.py` and
 `joining.py` do what they say.
 """
-
-from keras_distill.soft_targets.store import SoftTargets
-
-__all__ = ["SoftTargets"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.objectives import by_output
+from keras_distill.outputs import by_output
 from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
 from keras_distill.soft_targets.rows import Rows, rest_error
 from keras_distill.teachers import as_teacher

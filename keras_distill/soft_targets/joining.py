@@ -1,4 +1,4 @@
-"""Joining kept soft targets to their data, each example checked by its fingerprint."""
+"""Joining cached soft targets to their data, each example checked by its fingerprint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets import fingerprints, shards, sources, views
+from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.rows import Rows
 
 _MARK = "soft targets and data do not go together:"
@@ -22,7 +22,7 @@ _as_is = tf.autograph.experimental.do_not_convert
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class Cached:
     """What joining needs to know of a store.
 
     Attributes:
@@ -47,15 +47,15 @@ class Kept:
 
 
 def join(
-    kept: Kept, dataset: tf.data.Dataset, epoch: int | None, batched: bool | None
+    cached: Cached, dataset: tf.data.Dataset, epoch: int | None, batched: bool | None
 ) -> tf.data.Dataset:
     """Returns the dataset with soft targets; see `SoftTargets.join`."""
     spec = dataset.element_spec
     sources.dense(spec)
     if batched is None:
-        ranks = sorted(len(one.shape) + 1 for one in kept.inputs)
+        ranks = sorted(len(one.shape) + 1 for one in cached.inputs)
         batched = sources.is_batched(sources.inputs_of(spec), ranks)
-    _check_specs(kept, sources.inputs_of(spec), batched)
+    _check_specs(cached, sources.inputs_of(spec), batched)
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
@@ -65,21 +65,21 @@ def join(
     if batched:
         blocks, size = dataset, sources.batch_size_of(dataset)
     else:
-        _check_length(kept, cardinality, 1, False)
-        size = sources.block_size(kept.inputs)
+        _check_length(cached, cardinality, 1, False)
+        size = sources.block_size(cached.inputs)
         blocks = dataset.batch(size)
     count = int(blocks.cardinality())
     if size is not None:
         has_one_size = tf.nest.flatten(blocks.element_spec)[0].shape[0] is not None
-        _check_length(kept, count, size, may_drop=has_one_size)
-    if kept.views == 1 or epoch is not None:
-        joined = _one_pass(kept, blocks, size, count, (epoch or 0) % kept.views)
+        _check_length(cached, count, size, may_drop=has_one_size)
+    if cached.views == 1 or epoch is not None:
+        joined = _one_pass(cached, blocks, size, count, (epoch or 0) % cached.views)
     else:
         start = tf.data.Dataset.from_tensors(0)
         joined = start.flat_map(
             _as_is(
                 lambda _: _one_pass(
-                    kept, blocks, size, count, views.of_epoch(kept.views)
+                    cached, blocks, size, count, views.of_epoch(cached.views)
                 )
             )
         )
@@ -102,28 +102,28 @@ _ADVICE = (
 )
 
 
-def _check_specs(kept: Kept, inputs: Any, batched: bool) -> None:
+def _check_specs(cached: Cached, inputs: Any, batched: bool) -> None:
     """Refuses inputs of other shapes or dtypes: fingerprints are of the bytes alone."""
     found = [
         tf.TensorSpec(one.shape[1:] if batched else one.shape, one.dtype)
         for one in tf.nest.flatten(inputs)
     ]
-    for one, written in zip(found, kept.inputs, strict=True):
+    for one, written in zip(found, cached.inputs, strict=True):
         if one.dtype != written.dtype or not one.shape.is_compatible_with(
             written.shape
         ):
             raise ValueError(
                 f"{_MARK} an input is {one.dtype.name} {tuple(one.shape)}, the soft "
-                f"targets in {kept.path} are for {written.dtype.name} "
+                f"targets in {cached.path} are for {written.dtype.name} "
                 f"{tuple(written.shape)}. {_ADVICE}"
             )
 
 
-def _check_length(kept: Kept, count: int, size: int, may_drop: bool) -> None:
+def _check_length(cached: Cached, count: int, size: int, may_drop: bool) -> None:
     """Refuses, before any reading, data of another length where it can be known.
 
     Args:
-        kept: the store.
+        cached: the store.
         count: number of batches; negative if not known.
         size: of a batch; the last may be smaller.
         may_drop: whether a smaller last batch may have been left out.
@@ -131,21 +131,21 @@ def _check_length(kept: Kept, count: int, size: int, may_drop: bool) -> None:
     smallest, largest = (count - 1) * size + 1, count * size
     if may_drop:
         largest += size - 1
-    if count >= 0 and not smallest <= kept.examples <= largest:
+    if count >= 0 and not smallest <= cached.examples <= largest:
         has = f"{count} examples" if size == 1 else f"{count} batches of {size}"
         raise ValueError(
-            f"{_MARK} the data has {has}, the soft targets in {kept.path} are for "
-            f"{kept.examples} examples. {_ADVICE}"
+            f"{_MARK} the data has {has}, the soft targets in {cached.path} are for "
+            f"{cached.examples} examples. {_ADVICE}"
         )
 
 
 def _one_pass(
-    kept: Kept, blocks: tf.data.Dataset, size: int | None, count: int, view: Any
+    cached: Cached, blocks: tf.data.Dataset, size: int | None, count: int, view: Any
 ) -> tf.data.Dataset:
     """Returns one pass over batches, with the soft targets of a view.
 
     Args:
-        kept: the store.
+        cached: the store.
         blocks: batches.
         size: of every batch but the last; `None` if not known.
         count: number of batches; negative if not known.
@@ -157,15 +157,15 @@ def _one_pass(
         end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_empty, spec))
         blocks = blocks.concatenate(end)
     pairs = (
-        _pairs_of_any_size(kept, blocks, count, view)
+        _pairs_of_any_size(cached, blocks, count, view)
         if size is None
-        else _pairs_of_one_size(kept, blocks, size, view)
+        else _pairs_of_one_size(cached, blocks, size, view)
     )
     fixed_size = tf.nest.flatten(spec)[0].shape[0]
     joined = pairs.map(
         _as_is(
             lambda first, batch, rows: _checked(
-                kept, first, batch, rows, view, fixed_size
+                cached, first, batch, rows, view, fixed_size
             )
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -179,19 +179,19 @@ def _one_pass(
 
 
 def _pairs_of_one_size(
-    kept: Kept, blocks: tf.data.Dataset, size: int, view: Any
+    cached: Cached, blocks: tf.data.Dataset, size: int, view: Any
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`, the rows rebatched natively."""
-    files = [_file(kept, view, shard) for shard in range(kept.shards)]
-    rows = shards.stream(files, kept.rows.bytes).rebatch(size)
+    files = [_file(cached, view, shard) for shard in range(cached.shards)]
+    rows = shards.stream(files, cached.rows.bytes).rebatch(size)
     # Nothing more, for ever: data that goes on finds no rows.
-    nothing = tf.data.Dataset.from_tensors(tf.zeros((0, kept.rows.bytes), tf.uint8))
+    nothing = tf.data.Dataset.from_tensors(tf.zeros((0, cached.rows.bytes), tf.uint8))
     firsts = tf.data.Dataset.range(0, np.iinfo("int64").max, size)
     return tf.data.Dataset.zip(firsts, blocks, rows.concatenate(nothing.repeat()))
 
 
 def _pairs_of_any_size(
-    kept: Kept, blocks: tf.data.Dataset, count: int, view: Any
+    cached: Cached, blocks: tf.data.Dataset, count: int, view: Any
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`.
 
@@ -207,39 +207,39 @@ def _pairs_of_any_size(
 
         def lacks_rows(buffer: Any, start: Any, shard: Any) -> Any:
             end = start + tf.shape(buffer, tf.int64)[0]
-            return (end < first + wanted) & (shard < kept.shards)
+            return (end < first + wanted) & (shard < cached.shards)
 
         def read_on(buffer: Any, start: Any, shard: Any) -> Any:
-            more = shards.load(_file(kept, view, shard), kept.rows.bytes)
+            more = shards.load(_file(cached, view, shard), cached.rows.bytes)
             return tf.concat([buffer[first - start :], more], 0), first, shard + 1
 
         buffer, start, shard = tf.while_loop(
             lacks_rows,
             read_on,
             (buffer, start, shard),
-            (tf.TensorShape((None, kept.rows.bytes)), start.shape, shard.shape),
+            (tf.TensorShape((None, cached.rows.bytes)), start.shape, shard.shape),
         )
         rows = buffer[first - start : first - start + wanted]
         return (number + 1, first + size, buffer, start, shard), (first, batch, rows)
 
     zero = tf.zeros((), tf.int64)
-    nothing = tf.zeros((0, kept.rows.bytes), tf.uint8)
+    nothing = tf.zeros((0, cached.rows.bytes), tf.uint8)
     return blocks.scan((zero, zero, nothing, zero, zero), _as_is(take_rows))
 
 
-def _file(kept: Kept, view: Any, shard: Any) -> Any:
+def _file(cached: Cached, view: Any, shard: Any) -> Any:
     if isinstance(view, int) and isinstance(shard, int):
-        return os.path.join(kept.path, shards.name(view, shard))
+        return os.path.join(cached.path, shards.name(view, shard))
     parts = [
         tf.strings.as_string(number, width=width, fill="0")
         for number, width in ((view, 3), (shard, 5))
     ]
-    prefix = os.path.join(kept.path, "view-")
+    prefix = os.path.join(cached.path, "view-")
     return tf.strings.join([prefix, parts[0], "-shard-", parts[1], ".tfrecord"])
 
 
 def _checked(
-    kept: Kept, first: Any, batch: Any, rows: Any, view: Any, fixed_size: int | None
+    cached: Cached, first: Any, batch: Any, rows: Any, view: Any, fixed_size: int | None
 ) -> tuple:
     """Returns a batch with its soft targets, after comparing fingerprints."""
     inputs = sources.inputs_of(batch)
@@ -252,30 +252,30 @@ def _checked(
         [
             _require(
                 size <= found,
-                f"the data has more than the {kept.examples} examples of {kept.path}.",
+                f"the data has more than the {cached.examples} examples of {cached.path}.",
             ),
             _require(
                 (found == size) | is_end,
                 "the data ends after",
                 first + size,
-                f"examples, {kept.path} has {kept.examples}.",
+                f"examples, {cached.path} has {cached.examples}.",
             ),
         ]
     ):
         rows = rows[:size]
-    rows.set_shape((tf.nest.flatten(inputs)[0].shape[0], kept.rows.bytes))
-    written, written_augmented = kept.rows.fingerprints(rows)
+    rows.set_shape((tf.nest.flatten(inputs)[0].shape[0], cached.rows.bytes))
+    written, written_augmented = cached.rows.fingerprints(rows)
     checks = [
         _require_equal(
             fingerprints.of_examples(inputs),
             written,
             first,
             "example",
-            f"of the data is not the one that {kept.path} has an answer of the teacher for.",
+            f"of the data is not the one that {cached.path} has an answer of the teacher for.",
         )
     ]
-    if kept.augment is not None:
-        inputs = views.augmented(kept.augment, inputs, kept.seed, view, first)
+    if cached.augment is not None:
+        inputs = views.augmented(cached.augment, inputs, cached.seed, view, first)
         checks.append(
             _require_equal(
                 fingerprints.of_examples(inputs),
@@ -288,7 +288,7 @@ def _checked(
         )
     with tf.control_dependencies(checks):
         rows = tf.identity(rows)
-    with_targets = DistillationInputs(inputs, *kept.rows.decode(rows))
+    with_targets = DistillationInputs(inputs, *cached.rows.decode(rows))
     rest = batch[1:] if isinstance(batch, tuple) else ()
     return (with_targets, *rest)
 
@@ -327,7 +327,7 @@ def plain_errors() -> Iterator[None]:
             raise ValueError(message.replace("] [", " ")) from error
         if _DAMAGED in text or "truncated record" in text:
             raise ValueError(
-                "a record of the kept soft targets is damaged: its checksum does not "
+                "a record of the cached soft targets is damaged: its checksum does not "
                 "hold. SoftTargets.open(path).verify() says which file."
             ) from error
         raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill import files
+from keras_distill import run_directory
 from keras_distill.soft_targets import shards
 
 FORMAT = "keras_distill soft targets"
@@ -38,7 +38,7 @@ KEYS = (
 
 def write(path: str, name: str, content: dict[str, Any]) -> None:
     """Writes a manifest whole or not at all."""
-    files.write_json(path, name, content)
+    run_directory.write_json(path, name, content)
 
 
 def read(path: str, name: str) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def read(path: str, name: str) -> dict[str, Any] | None:
     Raises:
         ValueError: if it is damaged, or of a newer format.
     """
-    content = files.read_json(path, name)
+    content = run_directory.read_json(path, name)
     if content is not None and content["format_version"] > VERSION:
         raise ValueError(
             f"{path!r} has format version {content['format_version']}, this keras_distill "

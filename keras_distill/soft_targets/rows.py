@@ -8,8 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.objectives import REST_BETAS, TopKLogits, by_output
+from keras_distill.outputs import by_output
 from keras_distill.soft_targets import fingerprints
+from keras_distill.top_k import REST_BETAS, TopKLogits
 
 DTYPES = ("float16", "bfloat16", "float32")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import files
+from keras_distill import run_directory
 
 #: Rows of one record; TFRecord has a checksum for each. A shorter one ends a shard.
 ROWS_PER_RECORD = 1024
@@ -34,14 +34,14 @@ def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
     Raises:
         OSError: if the disk is full or refuses; what was finished before stays.
     """
-    temporary = os.path.join(path, f"{files.TEMPORARY}{uuid.uuid4().hex}")
+    temporary = os.path.join(path, f"{run_directory.TEMPORARY}{uuid.uuid4().hex}")
     try:
         with tf.io.TFRecordWriter(temporary) as writer:
             for start in range(0, len(rows), ROWS_PER_RECORD):
                 writer.write(rows[start : start + ROWS_PER_RECORD].tobytes())
         tf.io.gfile.rename(temporary, os.path.join(path, name(view, shard)), True)
     except tf.errors.OpError as error:
-        files.remove_temporary(path, temporary)
+        run_directory.remove_temporary(path, temporary)
         raise OSError(
             f"shard {shard} of view {view} could not be written to {path!r}: "
             f"{error.message}. Free space there and write again with the same "

@@ -15,7 +15,7 @@ from keras_distill.soft_targets.rows import Field, Rows
 
 
 class SoftTargets:
-    """A teacher's logits, kept on disk for every example of a dataset.
+    """A teacher's logits, cached on disk for every example of a dataset.
 
     Made by `SoftTargets.write` or `SoftTargets.open`; given to a student's training by
     `join`. The teacher is paid for once, not once an epoch, and need not be in memory.
@@ -111,7 +111,7 @@ class SoftTargets:
                 eight temperatures: the mass at any T >= 1 is interpolated, exact at these
                 and to about a thousandth elsewhere. Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
-            layers: names of hidden layers to keep too, for `HiddenLayerLoss`.
+            layers: names of hidden layers to keep too, for `FeatureLoss`.
             views: int, how many augmented views of each example; default 1.
             augment: `fn(x, seed)`, from the inputs of one example and an int64 seed
                 `(2,)` to its inputs; all randomness by stateless ops from that seed.
@@ -229,7 +229,7 @@ class SoftTargets:
     def join(
         self, dataset: Any, *, epoch: int | None = None, batched: bool | None = None
     ) -> tf.data.Dataset:
-        """Joins the kept soft targets to their data, for `Distiller.fit`.
+        """Joins the cached soft targets to their data, for `Distiller.fit`.
 
         Every example is checked against the fingerprint that was stored with its soft
         targets, so that a pair is right or there is an error. Join before `shuffle`,
@@ -264,7 +264,7 @@ class SoftTargets:
         specs = [
             tf.TensorSpec(shape, dtype) for shape, dtype in self._content["inputs"]
         ]
-        kept = joining.Kept(
+        cached = joining.Cached(
             path=self.path,
             rows=self._rows(),
             examples=len(self),
@@ -274,10 +274,10 @@ class SoftTargets:
             seed=self._content["seed"],
             inputs=specs,
         )
-        return joining.join(kept, data_sources.as_dataset(dataset), epoch, batched)
+        return joining.join(cached, data_sources.as_dataset(dataset), epoch, batched)
 
     def logits(self, view: int = 0) -> tf.data.Dataset:
-        """Returns what was kept, without the data.
+        """Returns what was cached, without the data.
 
         Args:
             view: int.
@@ -327,10 +327,10 @@ class SoftTargets:
 
     def __repr__(self) -> str:
         c = self._content
-        kept = "all logits" if c["top_k"] is None else f"top {c['top_k']}"
+        cached = "all logits" if c["top_k"] is None else f"top {c['top_k']}"
         views = f", {c['views']} views" if c["views"] > 1 else ""
         return (
-            f"SoftTargets({self.path!r}: {c['examples']} examples{views}, {kept} of "
+            f"SoftTargets({self.path!r}: {c['examples']} examples{views}, {cached} of "
             f"{c['classes']} classes in {c['dtype']}, {self.bytes_per_example:.1f} bytes "
             "each)"
         )

@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import progress
-from keras_distill.files import file_errors, lock, remove_temporary, settling
-from keras_distill.objectives import TopKLogits, by_output
+from keras_distill.outputs import by_output
+from keras_distill.run_directory import file_errors, lock, remove_temporary, settling
 from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.rows import DTYPES
 from keras_distill.teachers import as_teacher
+from keras_distill.top_k import TopKLogits
 
 #: Bytes of a shard, where its size is not given.
 _SHARD_BYTES = 16_000_000

@@ -19,7 +19,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import checks, files, progress
+from keras_distill import progress, run_directory
+from keras_distill.arguments import check_int, check_scalar
 from keras_distill.soft_targets import fingerprints, manifest
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
@@ -184,9 +185,9 @@ class SpecialistBuilder:
             hard_epochs, hard_learning_rate, soft_epochs, soft_learning_rate,
             temperature, alpha,
         )  # fmt: skip
-        batch_size = checks.whole("batch_size", batch_size, 1)
-        seed = checks.whole("seed", seed, 0)
-        threads = None if threads is None else checks.whole("threads", threads, 1)
+        batch_size = check_int("batch_size", batch_size, 1)
+        seed = check_int("seed", seed, 0)
+        threads = None if threads is None else check_int("threads", threads, 1)
         jobs = joblib.effective_n_jobs(n_jobs)
         if jobs > 1 and getattr(get_active_backend()[0], "uses_threads", False):
             raise ValueError(
@@ -214,7 +215,7 @@ class SpecialistBuilder:
                 folder = os.path.abspath(os.path.expanduser(folder))
                 os.makedirs(folder, exist_ok=True)
             doing = "training specialists in"
-            stack.enter_context(files.lock(folder, doing=doing))
+            stack.enter_context(run_directory.lock(folder, doing=doing))
             job = Job(
                 work_dir=folder,
                 data=source,
@@ -247,10 +248,10 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
-        found = files.read_json(job.work_dir, SETTINGS)
+        found = run_directory.read_json(job.work_dir, SETTINGS)
         path = os.path.join(job.work_dir, training.GENERALIST)
         if found is None or not os.path.exists(path):
-            temporary = os.path.join(job.work_dir, f"{files.TEMPORARY}g.keras")
+            temporary = os.path.join(job.work_dir, f"{run_directory.TEMPORARY}g.keras")
             self.generalist.save(temporary, include_optimizer=False)
             os.replace(temporary, path)
         # Before any training: a wrong model is refused at once.
@@ -274,9 +275,9 @@ class SpecialistBuilder:
                 f"{job.work_dir!r} holds specialists of another kind: "
                 f"{'; '.join(phrases)}. Choose another work_dir, or delete it."
             )
-        files.remove_temporary(job.work_dir)
+        run_directory.remove_temporary(job.work_dir)
         if found is None:
-            files.write_json(job.work_dir, SETTINGS, wanted, "specialists")
+            run_directory.write_json(job.work_dir, SETTINGS, wanted, "specialists")
 
     def _one_of_each_size(self) -> list[int]:
         sizes = {len(c): index for index, c in enumerate(self.clusters)}
@@ -346,12 +347,12 @@ def _stages(
     for name, value in (("temperature", temperature), ("alpha", alpha)):
         if isinstance(value, LearningRateSchedule):
             raise ValueError(f"{name} must be a number here, got {value!r}.")
-        checks.knob(name, value)
+        check_scalar(name, value)
     for name, epochs, rate in (
         ("hard", hard_epochs, hard_learning_rate),
         ("soft", soft_epochs, soft_learning_rate),
     ):
-        checks.whole(f"{name}_epochs", epochs, 0)
+        check_int(f"{name}_epochs", epochs, 0)
         if not (isinstance(rate, (int, float, np.floating)) and 0 < rate < np.inf):
             raise ValueError(f"{name}_learning_rate must be > 0, got {rate!r}.")
     stages = [

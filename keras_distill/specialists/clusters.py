@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from keras_distill import checks
+from keras_distill.arguments import check_int
 
 Cluster = tuple[int, ...]
 
@@ -62,8 +62,8 @@ def cluster_classes(
     classes = columns.shape[0]
     n_clusters = _number_of_clusters(classes, n_clusters)
     least = max(2, -(-classes // n_clusters))
-    room = classes if max_size is None else checks.whole("max_size", max_size, least)
-    clusters_per_class = checks.whole(
+    room = classes if max_size is None else check_int("max_size", max_size, least)
+    clusters_per_class = check_int(
         "clusters_per_class", clusters_per_class, 1, n_clusters - 1
     )
     means = KMeans(n_clusters, n_init=10 if classes <= 2000 else 1, random_state=seed)
@@ -107,7 +107,7 @@ def _short(c: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
 
 def _number_of_clusters(classes: int, n_clusters: int) -> int:
     try:
-        n_clusters = checks.whole("n_clusters", n_clusters, 2)
+        n_clusters = check_int("n_clusters", n_clusters, 2)
     except ValueError as error:
         raise ValueError(
             f"{error} One cluster of all classes is the generalist itself."

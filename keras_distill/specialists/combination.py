@@ -35,7 +35,7 @@ def combine(
         q(c) <- [g(c) + sum_m p_m(c) if c in S_m
                               p_m(dustbin) q(c) / q(outside S_m) otherwise] / (1 + active)
 
-    from q = g, which is the EM update for grouped multinomials: the objective never rises,
+    from q = g, which is the EM update for grouped multinomials: the divergence never rises,
     and there is no learning rate. It is run on logarithms, so that no class is lost to
     underflow. No gradient passes.
 

@@ -9,11 +9,12 @@ import numpy as np
 import scipy.sparse
 import tensorflow as tf
 
-from keras_distill import checks, progress
-from keras_distill.objectives import TopKLogits, check_temperature
-from keras_distill.soft_targets import SoftTargets
+from keras_distill import progress
+from keras_distill.arguments import check_int, check_temperature
 from keras_distill.soft_targets.sources import Source
+from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.teachers import as_teacher
+from keras_distill.top_k import TopKLogits
 
 #: Examples whose products are summed at once; the cost of a sum goes by its result.
 _BLOCK = 4096
@@ -72,12 +73,12 @@ def class_covariance(
     """
     check_temperature(temperature)
     total: int | None
-    top_k = None if top_k is None else checks.whole("top_k", top_k, 2)
-    batch_size = checks.whole("batch_size", batch_size, 1)
+    top_k = None if top_k is None else check_int("top_k", top_k, 2)
+    batch_size = check_int("batch_size", batch_size, 1)
     if isinstance(generalist, SoftTargets):
         if dataset is not None:
             raise ValueError(
-                "kept soft targets bring their own examples; leave the dataset out, or "
+                "cached soft targets bring their own examples; leave the dataset out, or "
                 "give the generalist itself."
             )
         blocks, total = generalist.logits(), len(generalist)

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import checks
-from keras_distill.logits import symbolic_outputs, to_logits
-from keras_distill.objectives import PACKAGE
+from keras_distill.arguments import check_int
+from keras_distill.losses.base import PACKAGE
+from keras_distill.outputs import symbolic_outputs, to_logits
 from keras_distill.specialists.clusters import check_clusters
 from keras_distill.specialists.combination import combine
 from keras_distill.specialists.heads import HEADS, outputs_of, settled_logits
@@ -325,12 +325,12 @@ def check_settings(
         ValueError: if one is out of range.
     """
     if n is not None:
-        n = checks.whole("n, if it is not None for all specialists,", n, 1, classes)
+        n = check_int("n, if it is not None for all specialists,", n, 1, classes)
     if head not in HEADS:
         raise ValueError(f'head must be "dustbin" or "all", got {head!r}.')
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
-    return n, checks.whole("max_iterations", max_iterations, 1)
+    return n, check_int("max_iterations", max_iterations, 1)
 
 
 def _check_specialists(

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.logits import (
+from keras_distill.losses.base import PACKAGE
+from keras_distill.outputs import (
     gives_logits,
     look_like_probabilities,
     symbolic_outputs,
     to_logits,
 )
-from keras_distill.objectives import PACKAGE
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -16,11 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import files
+from keras_distill import run_directory
 from keras_distill.distiller import Distiller
-from keras_distill.logits import to_logits
-from keras_distill.process_settings import ProcessSettings
-from keras_distill.seeding import seeded
+from keras_distill.outputs import to_logits
+from keras_distill.processes import ProcessSettings, seeded
 from keras_distill.specialists.clusters import Cluster
 from keras_distill.specialists.ensemble import check_outputs
 from keras_distill.specialists.heads import (
@@ -200,7 +199,7 @@ class Job:
         self, index: int, specialist: keras.Model, history: dict, began: float
     ) -> None:
         temporary = os.path.join(
-            self.work_dir, f"{files.TEMPORARY}{uuid.uuid4().hex}.keras"
+            self.work_dir, f"{run_directory.TEMPORARY}{uuid.uuid4().hex}.keras"
         )
         specialist.save(temporary)
         os.replace(temporary, os.path.join(self.work_dir, model_name(index)))
@@ -215,7 +214,9 @@ class Job:
             "ended": time.time(),
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
-        files.write_json(self.work_dir, record_name(index), record, "specialists")
+        run_directory.write_json(
+            self.work_dir, record_name(index), record, "specialists"
+        )
 
 
 def train_in_worker(job: Job, index: int) -> None:
@@ -256,7 +257,7 @@ def forget_progress(work_dir: str, indices: list[int]) -> None:
 
 def read_record(work_dir: str, index: int) -> dict[str, Any] | None:
     """Returns the record of a specialist that was trained to the end, or `None`."""
-    found = files.read_json(work_dir, record_name(index))
+    found = run_directory.read_json(work_dir, record_name(index))
     whole = os.path.exists(os.path.join(work_dir, model_name(index)))
     return found if whole else None
 

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import datasets
-from keras_distill.distillation_inputs import DistillationInputs
-from keras_distill.soft_targets import SoftTargets, fingerprints, joining, sources
+from keras_distill.soft_targets import fingerprints, joining, sources
+from keras_distill.soft_targets.distillation_inputs import DistillationInputs
+from keras_distill.soft_targets.store import SoftTargets
 
 #: Data up to this size is kept in memory, so that a trial pays for training only.
 _IN_MEMORY_BYTES = 2_000_000_000

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_distill import checks
 from keras_distill.distiller import Distiller
+from keras_distill.losses.base import SumOfLosses
+from keras_distill.losses.matching import check_distillation_loss
 from keras_distill.metrics import NegativeLogLikelihood
-from keras_distill.objectives import WeightedSum
 from keras_distill.tuning import ranges
 
 #: Other columns of `SearchResult.trials`.
@@ -42,7 +42,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             its logarithm.
         alpha: weight of the hard loss, from 0 to 1, fixed, a range or choices. Default
             `(0.0, 1.0)`.
-        distillation_objective: as `objective` of `Distiller`; or a list of `(weight,
+        distillation_loss: as `objective` of `Distiller`; or a list of `(weight,
             objective)` whose weights may be ranges; or `fn(hp)` that returns an
             objective. Every trial gets a new copy. Default `SoftTargetLoss()`.
         optimizer: for a student that is not compiled: name, optimizer or `fn(hp)` that
@@ -79,7 +79,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         *,
         temperature: Any = (1.0, 20.0),
         alpha: Any = (0.0, 1.0),
-        distillation_objective: Any = None,
+        distillation_loss: Any = None,
         optimizer: Any = "adam",
         loss: Any = None,
         metrics: list | None = None,
@@ -94,17 +94,17 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             )
         ranges.check("temperature", temperature, "log")
         ranges.check("alpha", alpha)
-        if _is_weighted(distillation_objective):
-            for weight, objective in distillation_objective:
-                ranges.check("a weight of distillation_objective", weight)
-                checks.objective(objective)
-        elif not callable(distillation_objective):
-            checks.objective(distillation_objective)
+        if _is_weighted(distillation_loss):
+            for weight, objective in distillation_loss:
+                ranges.check("a weight of distillation_loss", weight)
+                check_distillation_loss(objective)
+        elif not callable(distillation_loss):
+            check_distillation_loss(distillation_loss)
         self.build_student = build_student
         self.teacher = teacher
         self.temperature = temperature
         self.alpha = alpha
-        self.distillation_objective = distillation_objective
+        self.distillation_loss = distillation_loss
         self.optimizer = optimizer
         self.loss = loss
         self.metrics = metrics or []
@@ -136,7 +136,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             self.teacher,
             temperature=temperature,
             alpha=alpha,
-            objective=objective,
+            distillation_loss=objective,
         )
         distiller.compile(**self._compile_arguments(hp, distiller))
         return distiller
@@ -153,10 +153,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
                 )
 
     def _objective(self, hp: keras_tuner.HyperParameters) -> Any:
-        given = self.distillation_objective
+        given = self.distillation_loss
         if _is_weighted(given):
             names = _names([objective for _, objective in given])
-            return WeightedSum(
+            return SumOfLosses(
                 [
                     (ranges.declare(hp, name, weight), _copy(objective))
                     for name, (weight, objective) in zip(names, given, strict=True)
@@ -223,7 +223,7 @@ def _is_weighted(objective: Any) -> bool:
 
 
 def _names(objectives: list) -> list[str]:
-    """Returns a name for the weight of each objective, as hidden_layer_loss_weight."""
+    """Returns a name for the weight of each objective, as feature_loss_weight."""
     names: list[str] = []
     for objective in objectives:
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(objective).__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras_tuner
 
-from keras_distill.process_settings import ProcessSettings
+from keras_distill.processes import ProcessSettings
 from keras_distill.tuning.data import SearchData
 from keras_distill.tuning.hypermodel import DistillationHyperModel
 from keras_distill.tuning.oracles import ORACLES, SearchOracle

@@ -15,7 +15,7 @@ from keras_tuner.engine.hyperparameters import Choice
 from keras_tuner.engine.trial import Trial
 from keras_tuner.oracles import BayesianOptimizationOracle, RandomSearchOracle
 
-from keras_distill import files
+from keras_distill import run_directory
 
 _ENDED = ("COMPLETED", "FAILED")
 
@@ -297,11 +297,13 @@ class SearchOracle(keras_tuner.Oracle):
     @_exclusive
     def save(self) -> None:
         """Writes the state whole or not at all."""
-        files.write_json(self._project_dir, _FILE, self.get_state(), "the search")
+        run_directory.write_json(
+            self._project_dir, _FILE, self.get_state(), "the search"
+        )
 
     def _save_trial(self, trial: Trial) -> None:
         folder = self._get_trial_dir(trial.trial_id)
-        files.write_json(folder, "trial.json", trial.get_state(), "the search")
+        run_directory.write_json(folder, "trial.json", trial.get_state(), "the search")
 
     @property
     def is_on_disk(self) -> bool:
@@ -312,12 +314,12 @@ class SearchOracle(keras_tuner.Oracle):
         """Takes the state from disk as it is."""
         for folder in os.scandir(self._project_dir):
             if folder.is_dir() and folder.name.startswith("trial_"):
-                content = files.read_json(folder.path, "trial.json")
+                content = run_directory.read_json(folder.path, "trial.json")
                 if content is not None:
                     trial = Trial.from_state(content)
                     self.trials[trial.trial_id] = trial
         self.trials = dict(sorted(self.trials.items(), key=lambda item: int(item[0])))
-        self.set_state(files.read_json(self._project_dir, _FILE) or {})
+        self.set_state(run_directory.read_json(self._project_dir, _FILE) or {})
 
     @_exclusive
     def reload(self, *, keep_running: bool = False, died: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras_tuner
 
-from keras_distill import checks
+from keras_distill.arguments import check_scalar
 
 SAMPLINGS = ("linear", "log")
 
@@ -55,7 +55,7 @@ def check(name: str, given: Any, sampling: str = "linear") -> None:
 
 def _check_number(name: str, value: Any) -> None:
     if name in ("temperature", "alpha"):
-        checks.knob(name, value)
+        check_scalar(name, value)
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite numbers >= 0, got {value!r}.")

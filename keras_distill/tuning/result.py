@@ -11,7 +11,7 @@ import keras
 from keras_tuner.engine.hyperparameters import Fixed
 from keras_tuner.engine.trial import Trial
 
-from keras_distill import files, plots
+from keras_distill import plots, run_directory
 from keras_distill.tuning.oracles import SearchOracle
 from keras_distill.tuning.tuner import FAILURE, SearchTuner
 
@@ -174,7 +174,9 @@ class SearchResult:
             "score": self.score,
             "values": self.best_values,
         }
-        files.write_text(os.path.join(folder, "best.json"), json.dumps(best, indent=2))
+        run_directory.write_text(
+            os.path.join(folder, "best.json"), json.dumps(best, indent=2)
+        )
         self.student.save(os.path.join(folder, "student.keras"))
         for name, figure in self.figures().items():
             figure.savefig(os.path.join(folder, f"{name}.png"))

@@ -18,11 +18,14 @@ import tensorflow as tf
 from keras_tuner.engine.trial import Trial
 from tqdm.auto import tqdm
 
-from keras_distill import checks, files
+from keras_distill import run_directory
+from keras_distill.arguments import check_int
 from keras_distill.distiller import Distiller
-from keras_distill.objectives import by_output
-from keras_distill.process_settings import ProcessSettings
-from keras_distill.soft_targets import SoftTargets, fingerprints, manifest
+from keras_distill.first_batch import check_labels
+from keras_distill.outputs import by_output
+from keras_distill.processes import ProcessSettings
+from keras_distill.soft_targets import fingerprints, manifest
+from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning import workers as processes
 from keras_distill.tuning.data import (
@@ -61,7 +64,7 @@ def search(
     soft_targets: SoftTargets | str | os.PathLike | None = None,
     temperature: Any = (1.0, 20.0),
     alpha: Any = (0.0, 1.0),
-    distillation_objective: Any = None,
+    distillation_loss: Any = None,
     objective: str | keras_tuner.Objective = "accuracy",
     max_trials: int = 30,
     executions_per_trial: int = 1,
@@ -119,7 +122,7 @@ def search(
         temperature: as in `DistillationHyperModel`. Default `(1.0, 20.0)`, by its
             logarithm.
         alpha: likewise. Default `(0.0, 1.0)`.
-        distillation_objective: likewise.
+        distillation_loss: likewise.
         objective: what the best trial is chosen by: "accuracy" (default), "nll", or a
             `keras_tuner.Objective` of a metric of your own, as `("val_f1_score",
             "max")`. Among equals the lower NLL is better.
@@ -180,14 +183,14 @@ def search(
     (['temperature', 'alpha'], 3)
     """
     role = _role(workers)
-    max_trials = checks.whole("max_trials", max_trials, len(_FIXED_POINTS))
+    max_trials = check_int("max_trials", max_trials, len(_FIXED_POINTS))
     training = Training(
-        checks.whole("epochs", epochs, 1),
-        None if patience is None else checks.whole("patience", patience, 1),
-        checks.whole("executions_per_trial", executions_per_trial, 1),
-        checks.whole("seed", seed, 0),
+        check_int("epochs", epochs, 1),
+        None if patience is None else check_int("patience", patience, 1),
+        check_int("executions_per_trial", executions_per_trial, 1),
+        check_int("seed", seed, 0),
     )
-    workers = checks.whole("workers", workers, 1)
+    workers = check_int("workers", workers, 1)
     _check_arguments(
         algorithm, worker_timeout, teacher, soft_targets, resume, overwrite
     )
@@ -202,13 +205,13 @@ def search(
         validation,
         _path_of(soft_targets, directory),
         getattr(soft_targets, "_augment", None),
-        checks.whole("batch_size", batch_size, 1),
+        check_int("batch_size", batch_size, 1),
     )
     hypermodel = DistillationHyperModel(
         build_student,
         temperature=temperature,
         alpha=alpha,
-        distillation_objective=distillation_objective,
+        distillation_loss=distillation_loss,
         optimizer=optimizer,
         loss=loss,
         metrics=metrics,
@@ -233,7 +236,7 @@ def search(
         worker_timeout=worker_timeout if role == _CHIEF else math.inf,
         distribution_strategy=distribution_strategy,
         settings=ProcessSettings(
-            None if threads is None else checks.whole("threads", threads, 1)
+            None if threads is None else check_int("threads", threads, 1)
         ),
     )
     if role == "worker":
@@ -246,7 +249,7 @@ def search(
     if overwrite:
         _delete(directory)
     os.makedirs(directory, exist_ok=True)
-    with files.lock(directory, doing="running a search in"):
+    with run_directory.lock(directory, doing="running a search in"):
         _refuse_another(directory, resume)
         if teacher is not None:
             layers = _teacher_layers(hypermodel)
@@ -380,7 +383,7 @@ def _delete(directory: str) -> None:
     """Removes what an earlier search has left, and nothing else."""
     if not os.path.isdir(directory):
         return
-    with files.lock(directory, doing="running a search in"):
+    with run_directory.lock(directory, doing="running a search in"):
         for name in (TRIALS, LOGS, _SOFT_TARGETS, _WORKERS):
             shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
@@ -403,10 +406,10 @@ def _check_in(job: Job, resume: bool) -> SearchTuner:
     """Compares the settings with those on disk, and returns the tuner with its trials."""
     tuner = job.tuner()
     settings = _settings(job, tuner.space)
-    found = files.read_json(job.directory, _SETTINGS) if resume else None
+    found = run_directory.read_json(job.directory, _SETTINGS) if resume else None
     if found is not None:
         _refuse_differences(found, settings, f"resume the search in {job.directory!r}")
-    files.write_json(job.directory, _SETTINGS, settings, "the search")
+    run_directory.write_json(job.directory, _SETTINGS, settings, "the search")
     return tuner
 
 
@@ -426,7 +429,7 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
         "student": fingerprints.of_architecture(distiller.student),
         "loss": _as_config(distiller.loss),
         "optimizer": _as_config(distiller.optimizer),
-        "distillation_objective": _as_config(distiller.objective),
+        "distillation_loss": _as_config(distiller.distillation_loss),
         "soft_targets": {
             key: data.store.manifest[key]
             for key in ("teacher", "examples", "top_k", "views", "augment", "seed")
@@ -467,7 +470,7 @@ def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) 
         ) from error
     distiller.check_first_batch(train)
     classes = {key: output.shape[-1] for key, output in by_output(outputs)}
-    checks.labels(validation[1], classes, distiller.loss)
+    check_labels(validation[1], classes, distiller.loss)
 
 
 def _check_objective(distiller: Distiller, batch: tuple, objective: str) -> None:
@@ -544,7 +547,7 @@ def _work(job: Job) -> SearchResult:
     tuner = job.tuner()
     tuner.oracle.get_space()
     job.hypermodel.loss = job.hypermodel.loss or _loss_of(job.data)
-    found = files.read_json(job.directory, _SETTINGS)
+    found = run_directory.read_json(job.directory, _SETTINGS)
     if found is None:
         raise FileNotFoundError(
             f"the chief has its search in another directory than {job.directory!r}; all "

@@ -22,9 +22,9 @@ from keras_tuner.src import protos
 from keras_tuner.src.distribute.oracle_client import OracleClient
 from keras_tuner.src.engine.tuner import maybe_distribute
 
-from keras_distill import files
+from keras_distill import run_directory
 from keras_distill.distiller import Distiller
-from keras_distill.seeding import seeded
+from keras_distill.processes import seeded
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning.data import SearchData
 
@@ -168,7 +168,7 @@ class SearchTuner(keras_tuner.Tuner):
         try:
             yield
         except Exception as error:
-            files.write_text(path, _reason(error))
+            run_directory.write_text(path, _reason(error))
             tensorboard.write_trial(self.logs, trial, {}, [], failed=True)
             raise
 
@@ -196,7 +196,9 @@ class SearchTuner(keras_tuner.Tuner):
 
     def _save_student(self, trial: Trial, distiller: Distiller) -> None:
         folder = self.get_trial_dir(trial.trial_id)
-        temporary = os.path.join(folder, f"{files.TEMPORARY}{os.getpid()}.weights.h5")
+        temporary = os.path.join(
+            folder, f"{run_directory.TEMPORARY}{os.getpid()}.weights.h5"
+        )
         distiller.student.save_weights(temporary)
         os.replace(temporary, os.path.join(folder, _WEIGHTS))
 

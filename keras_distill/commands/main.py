@@ -215,7 +215,7 @@ def _add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from keras_distill import demo
+    from keras_distill.commands import demo
 
     demo.run(
         dataset=options.dataset,
@@ -230,7 +230,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _cache(options: argparse.Namespace) -> None:
     from keras_distill import datasets
-    from keras_distill.soft_targets import SoftTargets
+    from keras_distill.soft_targets.store import SoftTargets
 
     main_process = os.getpid()
 
@@ -260,7 +260,7 @@ def _cache(options: argparse.Namespace) -> None:
 
 
 def _specialists(options: argparse.Namespace) -> None:
-    from keras_distill.specialists import command
+    from keras_distill.commands import specialists
 
     names = (
         "hard_epochs",
@@ -271,7 +271,7 @@ def _specialists(options: argparse.Namespace) -> None:
         "alpha",
     )
     given = {name: getattr(options, name) for name in names}
-    command.run(
+    specialists.run(
         options.generalist,
         options.dataset,
         n_clusters=options.clusters,
@@ -288,18 +288,18 @@ def _specialists(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from keras_distill.tuning import command
+    from keras_distill.commands import search
 
     try:
-        command.run(
+        search.run(
             options.teacher,
             options.dataset,
             options.student,
             directory=options.directory,
             data_dir=options.data_dir,
             image_size=options.image_size and tuple(options.image_size),
-            temperature=command.parse_range(options.temperature),
-            alpha=command.parse_range(options.alpha),
+            temperature=search.parse_range(options.temperature),
+            alpha=search.parse_range(options.alpha),
             max_trials=options.trials,
             executions_per_trial=options.executions,
             epochs=options.epochs,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill.logits import gives_logits, settle, to_logits
+from keras_distill.outputs import gives_logits, settle, to_logits
 from tests.conftest import mlp
 
 

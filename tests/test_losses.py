@@ -5,14 +5,11 @@ import tensorflow as tf
 from keras import ops
 from scipy.special import log_softmax, softmax
 
-from keras_distill import (
-    Distiller,
-    HiddenLayerLoss,
-    LogitMatchingLoss,
-    SoftTargetLoss,
-    WeightedSum,
-)
-from keras_distill.objectives import tempered_kl
+from keras_distill.distiller import Distiller
+from keras_distill.losses.base import SumOfLosses
+from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.kl import SoftTargetLoss, tempered_kl
+from keras_distill.losses.logits import LogitLoss
 from tests.conftest import CLASSES, SPARSE, mlp
 
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0, 100.0]
@@ -115,7 +112,7 @@ def test_gradient_at_high_temperature_is_logit_matching():
     student = tf.constant(student)
     with tf.GradientTape() as tape:
         tape.watch(student)
-        loss = LogitMatchingLoss().compute_loss(teacher, student)
+        loss = LogitLoss().compute_loss(teacher, student)
     np.testing.assert_allclose(
         tape.gradient(loss, student), limit, rtol=1e-4, atol=1e-8
     )
@@ -184,15 +181,17 @@ def test_half_precision_logits_are_computed_in_float32():
 
 
 def test_hidden_layer_loss_by_hand():
-    loss = HiddenLayerLoss().loss_per_example([[1.0, 3.0]], [[2.0, 1.0]])
+    loss = FeatureLoss().loss_per_example([[1.0, 3.0]], [[2.0, 1.0]])
     np.testing.assert_allclose(loss, [(1 + 4) / 2])
 
 
 def test_projection_maps_to_the_teachers_width_and_is_learned(data):
     x, y = data
-    hint = HiddenLayerLoss("hidden", "hidden", projection=True)
-    distiller = Distiller(mlp(6), mlp(32), objective=SoftTargetLoss() + 0.5 * hint)
-    (projection,) = distiller.objective_layers
+    hint = FeatureLoss("hidden", "hidden", projection=True)
+    distiller = Distiller(
+        mlp(6), mlp(32), distillation_loss=SoftTargetLoss() + 0.5 * hint
+    )
+    (projection,) = distiller.loss_layers
     assert hint.trainable_layers == []  # another distiller gets one of its own
     assert projection.kernel.shape == (6, 32)
     before = projection.kernel.numpy()
@@ -225,10 +224,10 @@ def test_matched_layers_run_each_model_once(data):
             ]
         )
 
-    objective = (
-        SoftTargetLoss() + HiddenLayerLoss("one", "one") + HiddenLayerLoss("two", "two")
+    objective = SoftTargetLoss() + FeatureLoss("one", "one") + FeatureLoss("two", "two")
+    distiller = Distiller(
+        model(StudentDense), model(TeacherDense), distillation_loss=objective
     )
-    distiller = Distiller(model(StudentDense), model(TeacherDense), objective=objective)
     distiller.compile("sgd", SPARSE, run_eagerly=True)
     distiller.train_on_batch(*data)
     StudentDense.calls = TeacherDense.calls = 0
@@ -249,7 +248,7 @@ def test_matched_layers_run_each_model_once(data):
 )
 def test_keras_objectives_train_in_our_distiller(data, make_loss):
     x, y = data
-    distiller = Distiller(mlp(6), mlp(6), objective=make_loss(), alpha=0.0)
+    distiller = Distiller(mlp(6), mlp(6), distillation_loss=make_loss(), alpha=0.0)
     distiller.compile(keras.optimizers.SGD(0.05), SPARSE)
     history = distiller.fit(x, y, epochs=20, verbose=0).history
     assert history["soft_loss"][-1] < 0.8 * history["soft_loss"][0]
@@ -262,7 +261,7 @@ def test_keras_objective_says_the_same_with_unit_sample_weights(data):
         keras.utils.set_random_seed(1)
         student, teacher = mlp(6), mlp(32)
         distiller = Distiller(
-            student, teacher, objective=keras.distillation.LogitsDistillation()
+            student, teacher, distillation_loss=keras.distillation.LogitsDistillation()
         )
         distiller.compile(keras.optimizers.SGD(0.0), SPARSE)
         losses.append(distiller.train_on_batch(x, y, weight, return_dict=True))
@@ -274,12 +273,12 @@ def test_weight_of_a_keras_objective_counts(data):
     student, teacher = mlp(6), mlp(32)
 
     def soft_loss(objective):
-        distiller = Distiller(student, teacher, objective=objective)
+        distiller = Distiller(student, teacher, distillation_loss=objective)
         distiller.compile(keras.optimizers.SGD(0.0), SPARSE)
         return distiller.train_on_batch(x, y, return_dict=True)["soft_loss"]
 
     keras_loss = keras.distillation.FeatureDistillation()
-    assert soft_loss(WeightedSum([(0.25, keras_loss)])) == pytest.approx(
+    assert soft_loss(SumOfLosses([(0.25, keras_loss)])) == pytest.approx(
         soft_loss(keras_loss) / 4, rel=1e-5
     )
     assert soft_loss(SoftTargetLoss() + keras_loss) == pytest.approx(
@@ -292,7 +291,7 @@ def test_custom_keras_loss_refuses_sample_weights(data):
         def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
             return ops.mean(ops.square(teacher_outputs - student_outputs))
 
-    distiller = Distiller(mlp(6), mlp(32), objective=Mine())
+    distiller = Distiller(mlp(6), mlp(32), distillation_loss=Mine())
     distiller.compile("sgd", SPARSE)
     distiller.train_on_batch(*data)
     with pytest.raises(ValueError, match="write loss_per_example"):
@@ -303,9 +302,9 @@ def test_custom_keras_loss_refuses_sample_weights(data):
     "make_loss",
     [
         lambda: SoftTargetLoss(temperature=4.0),
-        LogitMatchingLoss,
-        lambda: HiddenLayerLoss("hidden", "hidden"),
-        lambda: SoftTargetLoss(temperature=4.0) + 0.5 * LogitMatchingLoss(),
+        LogitLoss,
+        lambda: FeatureLoss("hidden", "hidden"),
+        lambda: SoftTargetLoss(temperature=4.0) + 0.5 * LogitLoss(),
     ],
 )
 def test_our_objectives_train_in_keras_distiller(data, make_loss):
@@ -321,10 +320,10 @@ def test_our_objectives_train_in_keras_distiller(data, make_loss):
 def test_keras_distiller_is_told_what_it_cannot_do():
     with pytest.raises(ValueError, match="give one: SoftTargetLoss"):
         keras.distillation.Distiller(mlp(), mlp(), distillation_losses=SoftTargetLoss())
-    hint = HiddenLayerLoss("hidden", "hidden", projection=True)
+    hint = FeatureLoss("hidden", "hidden", projection=True)
     with pytest.raises(ValueError, match="does not train a projection"):
         keras.distillation.Distiller(mlp(), mlp(9), distillation_losses=hint)
-    total = SoftTargetLoss(4.0) + HiddenLayerLoss("hidden", "hidden")
+    total = SoftTargetLoss(4.0) + FeatureLoss("hidden", "hidden")
     with pytest.raises(ValueError, match="give it the terms as a list"):
         keras.distillation.Distiller(mlp(), mlp(), distillation_losses=total)
 
@@ -333,22 +332,22 @@ def test_keras_distiller_is_told_what_it_cannot_do():
     ("hint", "message"),
     [
         (
-            HiddenLayerLoss("hiden", "hidden"),
+            FeatureLoss("hiden", "hidden"),
             r"student has no layer 'hiden'; its layers",
         ),
         (
-            HiddenLayerLoss("hidden", "x"),
+            FeatureLoss("hidden", "x"),
             "teacher has no layer 'x'; its layers are hidd",
         ),
         (
-            HiddenLayerLoss("hidden", "hidden"),
+            FeatureLoss("hidden", "hidden"),
             "6 and 32 features; pass projection=True",
         ),
     ],
 )
 def test_wrong_layers_are_refused(hint, message):
     with pytest.raises(ValueError, match=message):
-        Distiller(mlp(6), mlp(32), objective=hint)
+        Distiller(mlp(6), mlp(32), distillation_loss=hint)
 
 
 def test_subclassed_model_is_told_how_to_return_features():
@@ -357,7 +356,7 @@ def test_subclassed_model_is_told_how_to_return_features():
             return x
 
     with pytest.raises(ValueError, match=r"\{'logits': SoftTargetLoss\(\), 'features'"):
-        Distiller(Mine(), mlp(6), objective=HiddenLayerLoss("hidden", "hidden"))
+        Distiller(Mine(), mlp(6), distillation_loss=FeatureLoss("hidden", "hidden"))
 
 
 def test_subclassed_model_returns_features_and_learns_them(data):
@@ -376,7 +375,7 @@ def test_subclassed_model_returns_features_and_learns_them(data):
     distiller = Distiller(
         student,
         teacher,
-        objective={"logits": SoftTargetLoss(), "features": HiddenLayerLoss()},
+        distillation_loss={"logits": SoftTargetLoss(), "features": FeatureLoss()},
         student_from_logits=True,
         teacher_from_logits=True,
         alpha=0.0,
@@ -390,15 +389,15 @@ def test_subclassed_model_returns_features_and_learns_them(data):
 
 def test_weighted_sums_add_up():
     teacher, student = logits()
-    total = 2.0 * SoftTargetLoss(4.0) + LogitMatchingLoss() * 3.0
+    total = 2.0 * SoftTargetLoss(4.0) + LogitLoss() * 3.0
     assert [weight for weight, _ in total.terms] == [2.0, 3.0]
     expected = 2 * np.mean(numpy_kl(teacher, student, 4.0)) + 3 * float(
-        LogitMatchingLoss().compute_loss(teacher, student)
+        LogitLoss().compute_loss(teacher, student)
     )
     np.testing.assert_allclose(
         total.compute_loss(teacher, student), expected, rtol=1e-5
     )
-    restored = WeightedSum.from_config(total.get_config())
+    restored = SumOfLosses.from_config(total.get_config())
     np.testing.assert_allclose(
         restored.compute_loss(teacher, student), expected, rtol=1e-5
     )

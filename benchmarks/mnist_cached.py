@@ -4,14 +4,14 @@ The paper's networks and T and alpha as `mnist.py` chose them. Test accuracy is 
 after each epoch because the question is when it is reached; nothing is chosen by it.
 
 - Time to accuracy: seconds of training until the hard-label student's best test accuracy,
-  for hard labels and for kept soft targets, the writing of those included. The two
+  for hard labels and for cached soft targets, the writing of those included. The two
   students train in turns, epoch by epoch, so that both see the same machine.
 - Top k: bytes per example, gap to the full KL, and what the student learns from it.
 - Views: images shifted by up to two pixels; 1, 4 and 16 kept views of each image against
   a live teacher that sees a new shift every epoch.
 
-    python benchmarks/mnist_kept.py --json kept.json --picture curves.png    about an hour
-    python benchmarks/mnist_kept.py --quick                                  under a minute
+    python benchmarks/mnist_cached.py --json kept.json --picture curves.png    about an hour
+    python benchmarks/mnist_cached.py --quick                                  under a minute
 """
 
 import argparse
@@ -32,7 +32,7 @@ from mnist import BATCH, compiled, train_teacher
 
 import keras_distill as kd
 from keras_distill import datasets, models
-from keras_distill.objectives import SoftTargetLoss, tempered_kl
+from keras_distill.losses.kl import SoftTargetLoss, tempered_kl
 
 TEMPERATURE, ALPHA = 20.0, 0.2
 
@@ -75,7 +75,7 @@ def time_to_accuracy(teacher, train, test, args, log):
             joined = targets.join(data)
             runs = {}
             for name, dataset, first in (
-                ("hard labels", data, 0.0), ("kept soft targets", joined, writing)
+                ("hard labels", data, 0.0), ("cached soft targets", joined, writing)
             ):  # fmt: skip
                 keras.utils.set_random_seed(seed)
                 student = new_student(args)
@@ -114,8 +114,8 @@ def time_to_accuracy(teacher, train, test, args, log):
         results.append(result)
         log(
             f"seed {seed}: {100 * goal:.2f} % reached after {result['hard labels']:.0f} s "
-            f"with hard labels, {result['kept soft targets'] or float('nan'):.0f} s with "
-            f"kept soft targets (writing {writing:.1f} s)"
+            f"with hard labels, {result['cached soft targets'] or float('nan'):.0f} s with "
+            f"cached soft targets (writing {writing:.1f} s)"
         )
     return results
 
@@ -205,7 +205,7 @@ def draw(results, path):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    colours = {"hard labels": "tab:gray", "kept soft targets": "tab:blue"}
+    colours = {"hard labels": "tab:gray", "cached soft targets": "tab:blue"}
     for result in results:
         for name, curve in result["curves"].items():
             axes.plot(
@@ -267,10 +267,10 @@ def main():
         if args.picture and name == "time_to_accuracy":
             draw(result[name], args.picture)
 
-    print("\n| seed | goal, % | hard labels, s | kept soft targets, s | writing, s |")
+    print("\n| seed | goal, % | hard labels, s | cached soft targets, s | writing, s |")
     print("|---|---:|---:|---:|---:|")
     for row in result["time_to_accuracy"]:
-        kept = row["kept soft targets"]
+        kept = row["cached soft targets"]
         print(
             f"| {row['seed']} | {100 * row['goal']:.2f} | {row['hard labels']:.0f} | "
             f"{'not' if kept is None else f'{kept:.0f}'} | {row['writing_seconds']:.1f} |"

@@ -1,10 +1,8 @@
-"""Checks at the door: what a user hands over, refused before training if wrong."""
+"""The look at the first batch: what it tells before any training."""
 
 from __future__ import annotations
 
 import itertools
-import numbers
-import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -13,31 +11,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill.logits import look_like_probabilities
+from keras_distill.losses.features import FeatureLoss
 from keras_distill.metrics import TeacherAgreement
-from keras_distill.objectives import (
-    HiddenLayerLoss,
-    Objective,
-    TopKLogits,
-    by_output,
-    check_temperature,
-)
+from keras_distill.outputs import by_output, look_like_probabilities
+from keras_distill.top_k import TopKLogits
 
 NOTHING_TEACHES = (
     "nothing teaches: the distiller has no teacher and the batches bring no soft "
     "targets. Pass teacher=... (after loading a distiller: distiller.teacher = ...), or "
-    "join kept soft targets to the data."
+    "join cached soft targets to the data."
 )
 
-KEPT_WITHOUT_LAYERS = (
-    "the objective matches hidden layers, which kept soft targets do not hold: give the "
+
+CACHED_WITHOUT_LAYERS = (
+    "the distillation loss matches hidden layers, which cached soft targets do not hold: give the "
     "distiller its teacher too."
 )
 
 
-def student_and_teacher(student: Any, teacher: Any) -> None:
+def check_student_and_teacher(student: Any, teacher: Any) -> None:
     """Refuses a student that is no model, and a teacher that is the student."""
     if not isinstance(student, keras.Model):
         raise TypeError(f"student must be a keras.Model, got {student!r}.")
@@ -49,63 +42,7 @@ def student_and_teacher(student: Any, teacher: Any) -> None:
         )
 
 
-def objective(objective: Any) -> Any:
-    """Refuses anything that is not a distillation loss or a structure of them."""
-    for _, part in by_output(objective):
-        if part is not None and not isinstance(
-            part, keras.distillation.DistillationLoss
-        ):
-            raise TypeError(
-                "objective must be a distillation loss, such as "
-                f"keras_distill.SoftTargetLoss(), or one per output; got {part!r}."
-            )
-    return objective
-
-
-def knob(name: str, value: Any) -> None:
-    """Refuses a temperature or alpha that is out of range, or not a number."""
-    if isinstance(value, LearningRateSchedule):
-        return
-    if isinstance(value, (np.floating, np.integer)):
-        value = value.item()
-    if name == "temperature":
-        check_temperature(value)
-    elif isinstance(value, bool) or not (
-        isinstance(value, (int, float)) and 0.0 <= value <= 1.0
-    ):
-        raise ValueError(
-            f"alpha must be a number from 0 to 1, got {value!r}. It weighs the hard "
-            "loss; 1 - alpha weighs the soft loss."
-        )
-
-
-def keras_file(role: str, path: str) -> None:
-    """Refuses a path that is no `.keras` file.
-
-    Raises:
-        FileNotFoundError: naming the role.
-    """
-    if not os.path.isfile(path) or not path.endswith(".keras"):
-        raise FileNotFoundError(
-            f"the {role} {path!r} is not there or not a .keras file; save it with "
-            f"model.save('{role}.keras')."
-        )
-
-
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Returns a whole number of any kind as an int.
-
-    Raises:
-        ValueError: if it is none, or out of range.
-    """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
-        limits = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}.")
-    return int(value)
-
-
-def same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
+def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
     """Refuses a student whose distilled outputs are not shaped like the teacher's.
 
     Args:
@@ -134,12 +71,12 @@ def same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
                 "a callable that picks one, as in lambda x: teacher(x)['name']."
                 if key is None
                 else f"the student's output {key!r} has no counterpart in the teacher; "
-                "give an objective per output, with None for outputs that are not "
+                "give a distillation loss per output, with None for outputs that are not "
                 "distilled."
             )
         if key not in student:
             raise ValueError(
-                f"the objective names the output {key!r}, which the student does not "
+                f"the distillation loss names the output {key!r}, which the student does not "
                 f"have; its outputs are {', '.join(map(repr, student))}."
             )
         ours, theirs = student[key], teacher[key]
@@ -173,7 +110,7 @@ def _is_keras_crossentropy(loss: Any) -> bool:
     return is_known and "crossentropy" in _loss_name(loss).lower()
 
 
-def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
+def check_loss_takes_outputs(loss: Any, student_from_logits: Any) -> None:
     """Refuses a cross-entropy whose `from_logits` disagrees with the student.
 
     Args:
@@ -201,7 +138,7 @@ def loss_takes_what_student_gives(loss: Any, student_from_logits: Any) -> None:
             )
 
 
-def labels(y: Any, classes: dict, loss: Any) -> None:
+def check_labels(y: Any, classes: dict, loss: Any) -> None:
     """Refuses labels of another kind than the loss takes, or out of range.
 
     Args:
@@ -267,23 +204,23 @@ def not_finite(where: str) -> str:
     )
 
 
-def finite(outputs: Any, where: str) -> None:
+def check_finite(outputs: Any, where: str) -> None:
     """Refuses concrete outputs with NaN or infinity."""
     for output in keras.tree.flatten(outputs):
         if not np.isfinite(ops.convert_to_numpy(ops.cast(output, "float32"))).all():
             raise ValueError(not_finite(where))
 
 
-def kept_are_logits(kept: Any, from_logits: Any) -> None:
-    """Refuses kept soft targets that are not finite, or look like probabilities."""
-    finite(kept, "batch 0")
-    parts = [part for _, part in by_output(kept)]
+def check_cached_are_logits(cached: Any, from_logits: Any) -> None:
+    """Refuses cached soft targets that are not finite, or look like probabilities."""
+    check_finite(cached, "batch 0")
+    parts = [part for _, part in by_output(cached)]
     if from_logits is False and not all(
         not isinstance(part, TopKLogits) and look_like_probabilities(part)
         for part in parts
     ):
         raise ValueError(
-            "teacher_from_logits is False, but the kept soft targets are not "
+            "teacher_from_logits is False, but the cached soft targets are not "
             "probabilities; SoftTargets keeps logits whatever the teacher gives, so leave "
             "it out."
         )
@@ -292,7 +229,7 @@ def kept_are_logits(kept: Any, from_logits: Any) -> None:
         for part in parts
     ):
         raise ValueError(
-            "the kept soft targets of the first batch are >= 0 and sum to 1: they are "
+            "the cached soft targets of the first batch are >= 0 and sum to 1: they are "
             "probabilities, where logits are expected. Keep logits, or pass "
             "teacher_from_logits=False."
         )
@@ -308,50 +245,39 @@ def shape_of_logits(logits: Any) -> tuple:
     return (None, *logits.packed.shape[1:-1], classes)
 
 
-def top_k_can_be_matched(kept: Any, terms: list, temperature: Any) -> None:
-    """Refuses `TopKLogits` for an objective or a temperature they are not made for."""
-    top_k = [part for _, part in by_output(kept) if isinstance(part, TopKLogits)]
+def check_top_k_can_be_matched(cached: Any, terms: list, temperature: Any) -> None:
+    """Refuses `TopKLogits` for a distillation loss or a temperature they are not made for."""
+    top_k = [part for _, part in by_output(cached) if isinstance(part, TopKLogits)]
     if not top_k:
         return
     for term in terms:
-        if isinstance(term, HiddenLayerLoss) and term.teacher_layer_name is not None:
+        if isinstance(term, FeatureLoss) and term.teacher_layer_name is not None:
             continue
         if not getattr(term, "takes_top_k", False):
             raise ValueError(
                 f"{type(term).__name__} needs all of the teacher's logits, and these soft "
-                "targets were kept with top_k; write them without it, or use "
+                "targets were cached with top_k; write them without it, or use "
                 "SoftTargetLoss."
             )
     if not any(part.has_rest for part in top_k):
         return
     own = [t.temperature for t in terms if getattr(t, "temperature", None) is not None]
     for value in own:
-        hot_enough_for_top_k(value)
-    temperature.check_also(hot_enough_for_top_k)
+        check_hot_enough_for_top_k(value)
+    temperature.check_also(check_hot_enough_for_top_k)
 
 
-def hot_enough_for_top_k(temperature: float) -> None:
+def check_hot_enough_for_top_k(temperature: float) -> None:
     """Refuses a temperature at which `TopKLogits` do not know the mass of the rest."""
     if temperature < 1.0:
         raise ValueError(
-            "soft targets kept with top_k know the mass of the other classes for "
+            "soft targets cached with top_k know the mass of the other classes for "
             f"temperatures of at least 1, got {temperature}; raise the temperature, or "
             "write them without top_k."
         )
 
 
-def mean_at_one_temperature(teacher: Any, terms: list) -> None:
-    """Refuses a mean of tempered probabilities for an objective with its own T."""
-    own = [getattr(t, "temperature", None) for t in terms if isinstance(t, Objective)]
-    if teacher.averages_probabilities and any(t is not None for t in own):
-        raise ValueError(
-            "a list of teachers is averaged at the distiller's temperature, but an "
-            "objective has one of its own; give the temperature to the distiller, or "
-            'pass teacher_average="logits".'
-        )
-
-
-def teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
+def check_teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
     """Refuses a `TeacherAgreement` anywhere but in a flat list of metrics."""
     is_flat = isinstance(metrics, (list, tuple)) and not any(
         isinstance(part, (dict, list, tuple)) for part in metrics
@@ -362,66 +288,6 @@ def teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
             "TeacherAgreement goes into compile(metrics=[...]), a flat list: it judges "
             "all distilled outputs, without weights."
         )
-
-
-def keras_term_splits_by_example(term: Any) -> None:
-    """Refuses weights and masks for a loss that says only one number for a batch."""
-    splits = (
-        keras.distillation.LogitsDistillation,
-        keras.distillation.FeatureDistillation,
-    )
-    if not isinstance(term, splits):
-        raise ValueError(
-            f"{type(term).__name__} says one number for a whole batch, so sample weights "
-            "and masks cannot act on it; subclass keras_distill.Objective and write "
-            "loss_per_example."
-        )
-
-
-def divides_by_replicas(term: Any) -> bool:
-    """Tells whether one of Keras's objectives divides by the number of replicas."""
-    losses = [part for part in keras.tree.flatten(getattr(term, "loss", None)) if part]
-    kinds = {isinstance(part, keras.losses.Loss) for part in losses}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{type(term).__name__} mixes loss objects with names or functions, which "
-            "scale differently under tf.distribute; give loss objects only."
-        )
-    return kinds == {True}
-
-
-def weights_by_output(sample_weight: Any, y_pred: Any) -> Any:
-    """Gives each output its sample weights, with trailing axes to broadcast.
-
-    Keras multiplies `(batch,)` weights with `(batch, time)` losses as they stand, which
-    fails, or is wrong where batch equals time.
-    """
-    if sample_weight is None:
-        return None
-    if not isinstance(y_pred, (dict, list, tuple)):
-        weight = keras.tree.flatten(sample_weight)[0]
-        return weight_for(weight, len(y_pred.shape) - 1)
-    nested = isinstance(sample_weight, (dict, list, tuple))
-    weights = {
-        key: weight_for(
-            sample_weight[key] if nested else sample_weight, len(output.shape) - 1
-        )
-        for key, output in by_output(y_pred)
-    }
-    return weights if isinstance(y_pred, dict) else list(weights.values())
-
-
-def weight_for(weight: Any, rank: int) -> Any:
-    """Returns the weight with axes of size 1 added at the end, up to `rank`."""
-    if weight is None:
-        return None
-    weight = ops.convert_to_tensor(weight)
-    missing = rank - len(weight.shape)
-    return (
-        ops.reshape(weight, (*ops.shape(weight), *[1] * missing))
-        if missing > 0
-        else (weight)
-    )
 
 
 EMPTY = "the training data is empty; check the filters and the split that made it."
@@ -489,32 +355,3 @@ def _first_rows(size: int) -> Callable[[Any], Any]:
 
 def _length(structure: Any) -> int:
     return int(next(iter(keras.tree.flatten(structure))).shape[0])
-
-
-def class_weight_table(class_weight: dict[int, float], classes: int) -> np.ndarray:
-    """Returns `class_weight` as float32 `(classes,)`, 1 where it says nothing.
-
-    Raises:
-        ValueError: if it names a class that does not exist.
-    """
-    outside = [c for c in class_weight if not 0 <= c < classes]
-    if outside:
-        raise ValueError(
-            f"class_weight names the class {outside[0]}, but the classes go from 0 to "
-            f"{classes - 1}."
-        )
-    table = np.ones(classes, "float32")
-    table[list(class_weight)] = list(class_weight.values())
-    return table
-
-
-def weights_of_labels(table: np.ndarray, y: Any, y_pred: Any) -> Any:
-    """Returns the weight of each label, `(batch, ...)`, for integer or one-hot labels.
-
-    Keras takes the last axis of `(batch, time)` labels for one-hot classes.
-    """
-    y = ops.convert_to_tensor(y)
-    if len(y.shape) == len(y_pred.shape):
-        is_one_hot = y.shape[-1] == len(table)
-        y = ops.argmax(y, -1) if is_one_hot else ops.squeeze(y, -1)
-    return ops.take(ops.convert_to_tensor(table), ops.cast(y, "int32"))

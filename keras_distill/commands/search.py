@@ -11,7 +11,9 @@ from typing import Any
 import keras
 from tqdm.auto import tqdm
 
-from keras_distill import checks, datasets, evaluation, export
+from keras_distill import datasets, evaluation
+from keras_distill.arguments import check_keras_file
+from keras_distill.export import savedmodel
 from keras_distill.tuning.ranges import SAMPLINGS
 from keras_distill.tuning.search import search
 
@@ -45,7 +47,7 @@ def run(
         ValueError: if there is no such function, or an argument is out of range.
     """
     build_student = student_function(student)
-    checks.keras_file("teacher", teacher)
+    check_keras_file("teacher", teacher)
     model = keras.saving.load_model(teacher, compile=False)
     load = datasets.loader(dataset, data_dir, image_size)
     data = load()
@@ -73,7 +75,7 @@ def run(
     result.save(directory)
     for name in result.figures():
         print(os.path.join(directory, f"{name}.png"))
-    exported = export.export_savedmodel(
+    exported = savedmodel.export_savedmodel(
         result.student,
         os.path.join(directory, "savedmodel"),
         class_names=data.class_names,

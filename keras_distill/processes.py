@@ -1,13 +1,31 @@
-"""What a new process would not know of this one's Keras and TensorFlow."""
+"""The same work in other processes: settings and seeds that go along."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds all that Keras draws from, and gives Python and NumPy back theirs.
+
+    TensorFlow's own seed cannot be read, so it stays as set here.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    keras.utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @dataclasses.dataclass

@@ -18,8 +18,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from keras_distill.distiller import Distiller
-from keras_distill.logits import gives_logits, is_settled, settle, to_logits
-from keras_distill.objectives import by_output
+from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
 
 # Runs with TensorFlow alone: what a server would see.
 _FRESH_PROCESS = """

@@ -12,8 +12,10 @@ import tensorflow as tf
 from scipy.special import softmax
 from tqdm.auto import tqdm
 
-from keras_distill import checks, datasets, evaluation, export, models, plots
+from keras_distill import datasets, evaluation, models, plots
+from keras_distill.arguments import check_scalar
 from keras_distill.distiller import Distiller
+from keras_distill.export import savedmodel
 
 _EXAMPLES_SHOWN = 8
 
@@ -47,8 +49,8 @@ def run(
         NotADirectoryError: if `output` is a file.
     """
     start = time.monotonic()
-    checks.knob("temperature", temperature)
-    checks.knob("alpha", alpha)
+    check_scalar("temperature", temperature)
+    check_scalar("alpha", alpha)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if os.path.exists(output) and not os.path.isdir(output):
@@ -120,7 +122,7 @@ def run(
 
     _heading("Export of the student that is better on validation data")
     best = _better_on_validation(students, data)
-    path = export.export_savedmodel(
+    path = savedmodel.export_savedmodel(
         students[best],
         os.path.join(output, "savedmodel"),
         class_names=data.class_names,
@@ -219,7 +221,7 @@ def _better_on_validation(students: dict[str, keras.Model], data: datasets.Data)
 
 def _ask_fresh_process(path: str, data: datasets.Data) -> None:
     x, y = (part[:_EXAMPLES_SHOWN] for part in datasets.to_arrays(data.test))
-    answer = export.ask_fresh_process(path, {"image": tf.constant(x)})
+    answer = savedmodel.ask_fresh_process(path, {"image": tf.constant(x)})
     print("\na fresh process that imports only TensorFlow answers:")
     rows = [
         ["test example", *map(str, range(len(y)))],

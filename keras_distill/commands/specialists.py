@@ -7,7 +7,9 @@ from typing import Any
 
 import keras
 
-from keras_distill import checks, datasets, evaluation, export, plots
+from keras_distill import datasets, evaluation, plots
+from keras_distill.arguments import check_int, check_keras_file
+from keras_distill.export import savedmodel
 from keras_distill.specialists.builder import SpecialistBuilder
 from keras_distill.specialists.clusters import cluster_classes
 from keras_distill.specialists.covariance import class_covariance
@@ -52,11 +54,11 @@ def run(
         FileNotFoundError: if there is no such generalist.
         ValueError: if it does not fit the dataset, or an argument is out of range.
     """
-    checks.keras_file("generalist", generalist)
+    check_keras_file("generalist", generalist)
     model = keras.saving.load_model(generalist, compile=False)
     load = datasets.loader(dataset, data_dir, image_size)
     if n is not None:
-        n = checks.whole("n", n, 1, classes_of(model))
+        n = check_int("n", n, 1, classes_of(model))
     data = load()
     if classes_of(model) != data.classes:
         raise ValueError(
@@ -100,7 +102,7 @@ def run(
         print(path)
     saved = os.path.join(work_dir, "ensemble.keras")
     ensemble.save(saved)
-    exported = export.export_savedmodel(
+    exported = savedmodel.export_savedmodel(
         ensemble, os.path.join(work_dir, "savedmodel"), class_names=data.class_names
     )
     print(f"the ensemble is in {saved}, and for TensorFlow Serving in {exported}")

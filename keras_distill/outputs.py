@@ -1,4 +1,4 @@
-"""Logits or probabilities: telling which a model gives, and getting logits from both.
+"""What a model's outputs are: logits or probabilities; one, or a dict or list of them.
 
 Treating a softmax's output as logits is the commonest silent error of distillation:
 every model of `keras.applications` ends in one.
@@ -7,15 +7,62 @@ every model of `keras.applications` ends in one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.objectives import by_output, pre_softmax
+from keras_distill.top_k import TopKLogits
+
+
+class ModelOutputs(NamedTuple):
+    """What one model says about a batch.
+
+    Attributes:
+        outputs: as the model gives them, a tensor or a dict or list of them.
+        logits: the same structure as logits.
+        layers: outputs of the matched hidden layers, by name.
+    """
+
+    outputs: Any
+    logits: Any
+    layers: dict[str, Any]
+
+
+def has_several(structure: Any) -> bool:
+    """Tells whether this is a dict or list of outputs, as opposed to a single one."""
+    is_nest = isinstance(structure, (dict, list, tuple))
+    return is_nest and not isinstance(structure, TopKLogits)
+
+
+def by_output(structure: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields `(key, value)` of a dict, list or single output; a single one has no key."""
+    if isinstance(structure, dict):
+        yield from structure.items()
+    elif has_several(structure):
+        yield from enumerate(structure)
+    else:
+        yield None, structure
+
+
+def at(structure: Any, key: Any) -> Any:
+    """Returns one output of a structure; all of it for `...` or a single output."""
+    if key is None or key is ... or not has_several(structure):
+        return structure
+    return structure[key]
+
+
+def pre_softmax(outputs: Any) -> Any:
+    """Returns the logits that Keras remembers for a softmax's output, else `outputs`.
+
+    `keras.ops.softmax` keeps its argument with its result for the length of a trace,
+    so that cross-entropy can be computed from it; this reads the same note.
+    """
+    return getattr(outputs, "_keras_logits", outputs)
+
 
 # Layers that pass on what they are given, so that the one before them decides.
 _PASSES_ON = (
@@ -24,8 +71,14 @@ _PASSES_ON = (
     keras.layers.Reshape,
     keras.layers.Flatten,
 )
+
+
 _SOFTMAX = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+
+
 _SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.nn.sigmoid)
+
+
 _LOGITS = (
     keras.activations.linear,
     keras.activations.log_softmax,
@@ -200,3 +253,10 @@ def _values_are_logits(outputs: Any, who: str, argument: str) -> bool:
         stacklevel=2,
     )
     return not are_probabilities
+
+
+def shapes_of(model: keras.Model) -> dict[Any, tuple]:
+    """Returns the shape of each output, by its key; {} if unknown."""
+    if not getattr(model, "outputs", None):
+        return {}
+    return {key: tuple(out.shape) for key, out in by_output(symbolic_outputs(model))}

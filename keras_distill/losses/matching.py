@@ -1,68 +1,49 @@
-"""The soft loss of a step: which objective is applied to which tensors."""
+"""The soft loss of a step: which distillation loss is applied to which tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_distill import checks
-from keras_distill.objectives import (
-    HiddenLayerLoss,
-    Objective,
-    WeightedSum,
-    by_output,
-    has_several,
-    weighted_terms,
-)
-
-
-class Answer(NamedTuple):
-    """What one model says about a batch.
-
-    Attributes:
-        outputs: as the model gives them, a tensor or a dict or list of them.
-        logits: the same structure as logits.
-        layers: outputs of the matched hidden layers, by name.
-    """
-
-    outputs: Any
-    logits: Any
-    layers: dict[str, Any]
+from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
+from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.weights import weight_for
+from keras_distill.outputs import ModelOutputs, at, by_output
 
 
 class Matching:
-    """Applies the objectives of a distiller to the answers of its two models.
+    """Applies the distillation losses of a distiller to the answers of its two models.
 
     Args:
-        objective: a distillation loss, or a dict or list of them, one per output.
+        distillation_loss: a distillation loss, or a dict or list of them, one per output.
 
     Raises:
         TypeError: if it is none of these.
     """
 
-    def __init__(self, objective: Any) -> None:
+    def __init__(self, distillation_loss: Any) -> None:
         # Copies: a projection belongs to one distiller.
-        self.objective = _copied(checks.objective(objective))
+        self.distillation_loss = _copied(check_distillation_loss(distillation_loss))
         self.reduce = Reduce()
 
     @property
     def is_by_output(self) -> bool:
-        """Whether each output has an objective of its own."""
-        return isinstance(self.objective, (dict, list, tuple))
+        """Whether each output has a distillation loss of its own."""
+        return isinstance(self.distillation_loss, (dict, list, tuple))
 
     @property
     def terms(self) -> list[Any]:
-        """All objectives, without their weights."""
+        """All distillation losses, without their weights."""
         return [term for _, _, term in self._terms([None])]
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
-        """Layers of the objectives that are learned with the student."""
-        ours = [term for term in self.terms if isinstance(term, Objective)]
+        """Layers of the distillation losses that are learned with the student."""
+        ours = [term for term in self.terms if isinstance(term, DistillationLoss)]
         return [layer for term in ours for layer in term.trainable_layers]
 
     def layer_names(self, role: str) -> list[str]:
@@ -76,34 +57,38 @@ class Matching:
         keys = {
             key
             for key, _, term in self._terms([None])
-            if not isinstance(term, HiddenLayerLoss)
+            if not isinstance(term, FeatureLoss)
         }
         return keys if self.is_by_output or not keys else None
 
     def bind(self, student: keras.Model, teacher: keras.Model | None) -> None:
-        """Checks the objectives against the models, and makes their layers.
+        """Checks the distillation losses against the models, and makes their layers.
 
         Raises:
             ValueError: if a layer does not exist, or shapes do not fit.
         """
         for term in self.terms:
-            if isinstance(term, HiddenLayerLoss):
+            if isinstance(term, FeatureLoss):
                 term.bind(student, teacher)
-            elif not isinstance(term, Objective) and teacher is not None:
+            elif not isinstance(term, DistillationLoss) and teacher is not None:
                 term.validate_model_compatibility(teacher, student)
 
-    def check_kept_layers(self, layers: dict[str, Any], student: keras.Model) -> None:
-        """Checks kept hidden layers against the student, as `bind` does a teacher's.
+    def check_cached_layers(self, layers: dict[str, Any], student: keras.Model) -> None:
+        """Checks cached hidden layers against the student, as `bind` does a teacher's.
 
         Raises:
             ValueError: if shapes do not fit.
         """
         for term in self.terms:
-            if isinstance(term, HiddenLayerLoss) and term.teacher_layer_name in layers:
-                term.check_kept(layers[term.teacher_layer_name].shape, student)
+            if isinstance(term, FeatureLoss) and term.teacher_layer_name in layers:
+                term.check_cached(layers[term.teacher_layer_name].shape, student)
 
     def __call__(
-        self, teacher: Answer, student: Answer, sample_weight: Any, temperature: Any
+        self,
+        teacher: ModelOutputs,
+        student: ModelOutputs,
+        sample_weight: Any,
+        temperature: Any,
     ) -> Any:
         """Returns the soft loss of a batch, a float32 scalar.
 
@@ -129,17 +114,17 @@ class Matching:
         return total
 
     def _terms(self, outputs: list) -> Iterator[tuple[Any, float, Any]]:
-        """Yields the key of an output (`...` for all at once), weight and objective."""
+        """Yields the key of an output (`...` for all at once), weight and distillation loss."""
         if self.is_by_output:
-            for key, objective in by_output(self.objective):
-                for weight, term in weighted_terms(objective):
+            for key, loss in by_output(self.distillation_loss):
+                for weight, term in weighted_terms(loss):
                     if term is not None:
                         yield key, weight, term
             return
-        for weight, term in weighted_terms(self.objective):
+        for weight, term in weighted_terms(self.distillation_loss):
             names_layers = getattr(term, "student_layer_name", None) is not None
-            # Keras's own objectives take all outputs in one structure.
-            at_once = names_layers or not isinstance(term, Objective)
+            # Keras's own distillation losses take all outputs in one structure.
+            at_once = names_layers or not isinstance(term, DistillationLoss)
             for key in [...] if at_once else outputs:
                 yield key, weight, term
 
@@ -153,13 +138,13 @@ class Matching:
         temperature: Any,
     ) -> Any:
         """Returns one term's mean over the batch, divided by the replicas."""
-        if isinstance(term, Objective):
+        if isinstance(term, DistillationLoss):
             values = term.loss_per_example(target, prediction, temperature)
-            weight = checks.weight_for(sample_weight, len(values.shape))
+            weight = weight_for(sample_weight, len(values.shape))
             return self.reduce(values, masked, weight)
         # One of Keras's own: loss objects in it divide by the replicas, functions do not.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        divided = checks.divides_by_replicas(term) if replicas > 1 else True
+        divided = divides_by_replicas(term) if replicas > 1 else True
         term.validate_outputs(target, prediction)
         has_mask = any(
             getattr(tensor, "_keras_mask", None) is not None
@@ -168,7 +153,7 @@ class Matching:
         if sample_weight is None and not has_mask:
             value = term.compute_loss(target, prediction)
             return value if divided else value / replicas
-        checks.keras_term_splits_by_example(term)
+        check_splits_by_example(term)
         values = ops.vectorized_map(
             lambda pair: term.compute_loss(
                 *keras.tree.map_structure(lambda one: one[None], pair)
@@ -180,16 +165,16 @@ class Matching:
         return self.reduce(values, masked, sample_weight)
 
 
-def _copied(objective: Any) -> Any:
-    if isinstance(objective, dict):
-        return {key: _copied(part) for key, part in objective.items()}
-    if isinstance(objective, (list, tuple)):
-        return [_copied(part) for part in objective]
-    if isinstance(objective, WeightedSum):
-        return WeightedSum([(w, _copied(term)) for w, term in objective.terms])
-    if isinstance(objective, HiddenLayerLoss):
-        return HiddenLayerLoss(**objective.get_config())
-    return objective
+def _copied(distillation_loss: Any) -> Any:
+    if isinstance(distillation_loss, dict):
+        return {key: _copied(part) for key, part in distillation_loss.items()}
+    if isinstance(distillation_loss, (list, tuple)):
+        return [_copied(part) for part in distillation_loss]
+    if isinstance(distillation_loss, SumOfLosses):
+        return SumOfLosses([(w, _copied(term)) for w, term in distillation_loss.terms])
+    if isinstance(distillation_loss, FeatureLoss):
+        return FeatureLoss(**distillation_loss.get_config())
+    return distillation_loss
 
 
 class Reduce(keras.losses.Loss):
@@ -207,13 +192,6 @@ class Reduce(keras.losses.Loss):
         return values
 
 
-def at(structure: Any, key: Any) -> Any:
-    """Returns one output of a structure; all of it for `...` or a single output."""
-    if key is None or key is ... or not has_several(structure):
-        return structure
-    return structure[key]
-
-
 def _weight_at(sample_weight: Any, key: Any) -> Any:
     """Returns the sample weights of one output; the first ones for all at once."""
     if key is ... and sample_weight is not None:
@@ -221,11 +199,11 @@ def _weight_at(sample_weight: Any, key: Any) -> Any:
     return at(sample_weight, key)
 
 
-def _seen_by(term: Any, answer: Answer, role: str, key: Any) -> Any:
+def _seen_by(term: Any, answer: ModelOutputs, role: str, key: Any) -> Any:
     layer = getattr(term, f"{role}_layer_name", None)
     if layer is not None:
         return answer.layers[layer]
-    if isinstance(term, HiddenLayerLoss):
+    if isinstance(term, FeatureLoss):
         return at(answer.outputs, key)
     return keras.tree.map_structure(_in_float32, at(answer.logits, key))
 
@@ -235,6 +213,60 @@ def _in_float32(logits: Any) -> Any:
     return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
 
 
-def _masked(term: Any, student: Answer, key: Any) -> Any:
+def _masked(term: Any, student: ModelOutputs, key: Any) -> Any:
     layer = getattr(term, "student_layer_name", None)
     return at(student.outputs, key) if layer is None else student.layers[layer]
+
+
+def check_distillation_loss(distillation_loss: Any) -> Any:
+    """Refuses anything that is not a distillation loss or a structure of them."""
+    for _, part in by_output(distillation_loss):
+        if part is not None and not isinstance(
+            part, keras.distillation.DistillationLoss
+        ):
+            raise TypeError(
+                "distillation_loss must be a distillation loss, such as "
+                f"keras_distill.SoftTargetLoss(), or one per output; got {part!r}."
+            )
+    return distillation_loss
+
+
+def check_splits_by_example(term: Any) -> None:
+    """Refuses weights and masks for a loss that says only one number for a batch."""
+    splits = (
+        keras.distillation.LogitsDistillation,
+        keras.distillation.FeatureDistillation,
+    )
+    if not isinstance(term, splits):
+        raise ValueError(
+            f"{type(term).__name__} says one number for a whole batch, so sample weights "
+            "and masks cannot act on it; subclass keras_distill.DistillationLoss and write "
+            "loss_per_example."
+        )
+
+
+def divides_by_replicas(term: Any) -> bool:
+    """Tells whether one of Keras's distillation losses divides by the number of replicas."""
+    losses = [part for part in keras.tree.flatten(getattr(term, "loss", None)) if part]
+    kinds = {isinstance(part, keras.losses.Loss) for part in losses}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{type(term).__name__} mixes loss objects with names or functions, which "
+            "scale differently under tf.distribute; give loss objects only."
+        )
+    return kinds == {True}
+
+
+def check_mean_at_one_temperature(teacher: Any, terms: list) -> None:
+    """Refuses a mean of tempered probabilities for a distillation loss with its own T."""
+    own = [
+        getattr(t, "temperature", None)
+        for t in terms
+        if isinstance(t, DistillationLoss)
+    ]
+    if teacher.averages_probabilities and any(t is not None for t in own):
+        raise ValueError(
+            "a list of teachers is averaged at the distiller's temperature, but an "
+            "objective has one of its own; give the temperature to the distiller, or "
+            'pass teacher_average="logits".'
+        )

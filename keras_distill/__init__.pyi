@@ -1,0 +1,30 @@
+from . import datasets as datasets
+from . import models as models
+from . import plots as plots
+from .distiller import Distiller as Distiller
+from .evaluation import Comparison as Comparison
+from .evaluation import Evaluation as Evaluation
+from .evaluation import compare as compare
+from .evaluation import evaluate as evaluate
+from .export.savedmodel import export_savedmodel as export_savedmodel
+from .losses.base import DistillationLoss as DistillationLoss
+from .losses.base import SumOfLosses as SumOfLosses
+from .losses.features import FeatureLoss as FeatureLoss
+from .losses.kl import SoftTargetLoss as SoftTargetLoss
+from .losses.logits import LogitLoss as LogitLoss
+from .metrics import TeacherAgreement as TeacherAgreement
+from .soft_targets.distillation_inputs import DistillationInputs as DistillationInputs
+from .soft_targets.store import SoftTargets as SoftTargets
+from .specialists.builder import SpecialistBuilder as SpecialistBuilder
+from .specialists.clusters import cluster_classes as cluster_classes
+from .specialists.covariance import class_covariance as class_covariance
+from .specialists.ensemble import SpecialistEnsemble as SpecialistEnsemble
+from .specialists.report import SpecialistReport as SpecialistReport
+from .specialists.report import specialist_report as specialist_report
+from .teachers import as_teacher as as_teacher
+from .top_k import TopKLogits as TopKLogits
+from .tuning.hypermodel import DistillationHyperModel as DistillationHyperModel
+from .tuning.result import SearchResult as SearchResult
+from .tuning.search import search as search
+
+__version__: str

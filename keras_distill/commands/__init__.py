@@ -1,0 +1,1 @@
+"""The command line `keras-distill`, one file per command."""

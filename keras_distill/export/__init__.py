@@ -1,0 +1,1 @@
+"""Export for serving, one file per format, and one way to check them all."""

@@ -1,0 +1,171 @@
+"""DistillationLoss: what "match the teacher" means; one small class for each meaning.
+
+A distillation loss is only its formula. Temperature, masks, sample weights and
+replicas are handled once, in the distiller's step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill.outputs import pre_softmax
+
+PACKAGE = "keras_distill"
+
+
+class DistillationLoss(keras.distillation.DistillationLoss):
+    """A distillation loss that can also say its loss per example.
+
+    Subclass it and write `loss_per_example`; the distiller then applies sample
+    weights, class weights, Keras masks and the scaling for replicas to it.
+    They add up and can be weighed: `SoftTargetLoss() + 0.1 * FeatureLoss(
+    "student_layer", "teacher_layer")`.
+
+    A distillation loss works in `keras.distillation.Distiller` too, by `compute_loss`.
+    """
+
+    #: Names of the layers whose outputs are compared; `None` is the model's output.
+    student_layer_name: str | None = None
+    teacher_layer_name: str | None = None
+    #: Whether `teacher_outputs` may be `TopKLogits`.
+    takes_top_k = False
+
+    def loss_per_example(
+        self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
+    ) -> Any:
+        """Returns the loss of each example.
+
+        Args:
+            teacher_outputs: float32 `(batch, ..., classes)`, logits; or the teacher
+                layer's output, for a distillation loss that names layers.
+            student_outputs: the student's, of the same shape.
+            temperature: float32 scalar > 0, the distiller's own.
+
+        Returns:
+            float32 `(batch, ...)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loss_per_example")
+
+    def compute_loss(
+        self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any
+    ) -> Any:
+        """Returns the mean over all examples, for `keras.distillation.Distiller`."""
+        total = 0.0
+        for teacher, student in zip(
+            keras.tree.flatten(teacher_outputs),
+            keras.tree.flatten(student_outputs),
+            strict=True,
+        ):
+            total += ops.mean(
+                self.loss_per_example(pre_softmax(teacher), pre_softmax(student))
+            )
+        return total
+
+    @property
+    def trainable_layers(self) -> list[keras.layers.Layer]:
+        """Layers that are learned together with the student, such as projections."""
+        return []
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> DistillationLoss:
+        """Creates the distillation loss from `get_config`'s dict."""
+        return cls(**config)
+
+    def __mul__(self, weight: float) -> SumOfLosses:
+        return SumOfLosses([(weight, self)])
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Any) -> SumOfLosses:
+        return SumOfLosses([*weighted_terms(self), *weighted_terms(other)])
+
+    __radd__ = __add__
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SumOfLosses(DistillationLoss):
+    """A weighted sum of distillation losses, made by `+` and `*`.
+
+    Args:
+        terms: list of `(weight, loss)`; the weight a finite float >= 0. Distillation losses
+            of `keras.distillation` may be among them.
+
+    Raises:
+        TypeError: if a term is not a distillation loss.
+        ValueError: if a weight is negative or not finite.
+
+    Example:
+    >>> from keras_distill import LogitLoss, SoftTargetLoss
+    >>> total = SoftTargetLoss() + 0.1 * LogitLoss()
+    >>> [weight for weight, _ in total.terms]
+    [1.0, 0.1]
+    """
+
+    def __init__(self, terms: list[tuple[float, Any]]) -> None:
+        for weight, term in terms:
+            if not isinstance(term, keras.distillation.DistillationLoss):
+                raise TypeError(
+                    f"only distillation losses add up, got {term!r}; use a "
+                    "keras_distill distillation loss or a keras.distillation one."
+                )
+            if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ValueError(f"a weight must be a finite number >= 0, got {weight}")
+        self.terms = [(float(weight), term) for weight, term in terms]
+
+    def __mul__(self, weight: float) -> SumOfLosses:
+        return SumOfLosses([(weight * w, term) for w, term in self.terms])
+
+    __rmul__ = __mul__
+
+    def compute_loss(
+        self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any
+    ) -> Any:
+        """Returns the weighted sum of the terms' means."""
+        return sum(
+            weight * term.compute_loss(teacher_outputs, student_outputs)
+            for weight, term in self.terms
+        )
+
+    def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
+        """Called by `keras.distillation.Distiller` with its two models."""
+        for _, term in self.terms:
+            if getattr(term, "student_layer_name", None) is not None:
+                raise ValueError(
+                    "keras.distillation.Distiller cannot see layer names inside a sum; "
+                    "give it the terms as a list, with distillation_loss_weights."
+                )
+            term.validate_model_compatibility(teacher, student)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, serialised."""
+        return {
+            "terms": [
+                (weight, keras.saving.serialize_keras_object(term))
+                for weight, term in self.terms
+            ]
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SumOfLosses:
+        """Creates the sum from `get_config`'s dict."""
+        return cls(
+            [
+                (weight, keras.saving.deserialize_keras_object(term))
+                for weight, term in config["terms"]
+            ]
+        )
+
+
+def weighted_terms(distillation_loss: Any) -> list[tuple[float, Any]]:
+    """Returns the distillation loss as a flat list of `(weight, loss)`."""
+    if isinstance(distillation_loss, SumOfLosses):
+        return distillation_loss.terms
+    return [(1.0, distillation_loss)]

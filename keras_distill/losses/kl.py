@@ -1,0 +1,173 @@
+"""SoftTargetLoss: the divergence of two tempered distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill.arguments import check_temperature
+from keras_distill.losses.base import PACKAGE, DistillationLoss
+from keras_distill.top_k import TopKLogits
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SoftTargetLoss(DistillationLoss):
+    r"""Match the teacher's tempered probabilities.
+
+        T**2 * KL(p || q),  p = softmax(z_teacher / T),  q = softmax(z_student / T)
+
+    in nats. The factor `T**2` keeps the gradient of one size as T changes. Written
+    as `sum p * (exp(r) - 1 - r)`, with `r = log q - log p`, every term is >= 0: no
+    cancellation, so float32 is exact to about 1e-7 relative at any T, however close
+    student and teacher are. The gradient `T * (q - p)` is exact in the same way, and
+    a student that is confidently wrong gets all of it: nothing is clipped.
+
+    For a teacher's `TopKLogits`, the KL is that over k + 1 outcomes, the last being all
+    other classes together: never more than the full KL, by the data processing
+    inequality, and equal to it if k is the number of classes.
+
+    Args:
+        temperature: float > 0, or `None` (default) for the distiller's own. In
+            `keras.distillation.Distiller`, give it one.
+
+    Raises:
+        ValueError: if the temperature is not > 0.
+
+    Example:
+    >>> loss = SoftTargetLoss(temperature=1.0)
+    >>> teacher = ops.array([[40.0, 0.0, -5.0]])
+    >>> student = ops.array([[-60.0, 0.0, 0.0]])
+    >>> print(f"{float(loss.compute_loss(teacher, student)):.2f}")
+    60.69
+
+    Reference: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.
+    """
+
+    takes_top_k = True
+
+    def __init__(self, temperature: float | None = None) -> None:
+        if temperature is not None:
+            check_temperature(temperature)
+        self.temperature = temperature
+
+    def loss_per_example(
+        self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
+    ) -> Any:
+        """Returns `T**2 * KL(p || q)`, shape `(batch, ...)`, in nats."""
+        if self.temperature is not None:
+            temperature = self.temperature
+        if isinstance(teacher_outputs, TopKLogits):
+            teacher_outputs, student_outputs = _with_one_rest(
+                teacher_outputs, student_outputs, temperature
+            )
+        return tempered_kl(teacher_outputs, student_outputs, temperature)
+
+    def compute_loss(
+        self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any
+    ) -> Any:
+        """Returns the mean of `T**2 * KL(p || q)` over all examples."""
+        self._require_temperature()
+        return super().compute_loss(teacher_outputs, student_outputs, **kwargs)
+
+    def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
+        """Called by `keras.distillation.Distiller` with its two models."""
+        self._require_temperature()
+
+    def _require_temperature(self) -> None:
+        if self.temperature is None:
+            raise ValueError(
+                "SoftTargetLoss() takes its temperature from keras_distill.Distiller; "
+                "outside it, give one: SoftTargetLoss(temperature=4.0)."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {"temperature": self.temperature}
+
+
+def _with_one_rest(
+    teacher: TopKLogits, student_logits: Any, temperature: Any
+) -> tuple[Any, Any]:
+    """Returns the logits of both over k + 1 outcomes, the last being all other classes.
+
+    The logit of the rest is `T * logsumexp(z / T)`: divided by T and put through a
+    softmax, it has the rest's probability.
+    """
+    student_logits = ops.cast(student_logits, "float32")
+    student_top = ops.take_along_axis(student_logits, teacher.indices, axis=-1)
+    if not teacher.has_rest:
+        return teacher.values, student_top
+    classes, k = student_logits.shape[-1], teacher.k
+    # The classes of the rest, by one scatter over the flattened batch.
+    indices = ops.reshape(teacher.indices, (-1, k))
+    rows = ops.shape(indices)[0]
+    flat = ops.reshape(
+        ops.expand_dims(ops.arange(rows), -1) * classes + indices, (-1, 1)
+    )
+    kept = ops.scatter(flat, ops.ones_like(flat[:, 0], "float32"), (rows * classes,))
+    is_rest = ops.reshape(kept, ops.shape(student_logits)) == 0.0
+    rest = ops.where(is_rest, student_logits / temperature, -math.inf)
+    largest = ops.stop_gradient(ops.max(rest, -1, keepdims=True))
+    student_rest = largest + ops.log(
+        ops.sum(ops.exp(rest - largest), -1, keepdims=True)
+    )
+    teacher_rest = ops.expand_dims(teacher.rest_at(temperature), -1)
+    return (
+        ops.concatenate([teacher.values, temperature * teacher_rest], -1),
+        ops.concatenate([student_top, temperature * student_rest], -1),
+    )
+
+
+# 1/2!, 1/3!, ... : exp(r) - 1 - r = r**2 * sum_i r**i / (i + 2)!, to 4e-8 for
+# |r| < 0.5; beyond, the sum itself loses no more than that.
+_TAYLOR = [1.0 / math.factorial(i + 2) for i in range(7)]
+
+
+def tempered_kl(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+    """Returns `T**2 * KL(softmax(z_t / T) || softmax(z_s / T))` over the last axis.
+
+    Args:
+        teacher_logits: float `(..., classes)`, a constant to the gradient.
+        student_logits: float `(..., classes)`.
+        temperature: float scalar > 0.
+
+    Returns:
+        `(...)` in nats, in float32, or float64 if the logits are.
+    """
+    dtype = keras.backend.result_type(
+        keras.backend.standardize_dtype(ops.convert_to_tensor(student_logits).dtype),
+        "float32",
+    )
+    teacher_logits = ops.stop_gradient(ops.cast(teacher_logits, dtype))
+    temperature = ops.cast(temperature, dtype)
+
+    @ops.custom_gradient
+    def kl(student_logits: Any) -> tuple[Any, Callable]:
+        # Both shifted to a maximum of 0: exp cannot overflow, the sums are >= 1.
+        t = (teacher_logits - ops.max(teacher_logits, -1, keepdims=True)) / temperature
+        s = (student_logits - ops.max(student_logits, -1, keepdims=True)) / temperature
+        exp_t, exp_s = ops.exp(t), ops.exp(s)
+        sum_t = ops.sum(exp_t, -1, keepdims=True)
+        sum_s = ops.sum(exp_s, -1, keepdims=True)
+        p, q = exp_t / sum_t, exp_s / sum_s
+        r = (s - t) - ops.log(sum_s / sum_t)
+        is_near = ops.abs(r) < 0.5
+        near = ops.where(is_near, r, 0.0)
+        series = _TAYLOR[-1]
+        for coefficient in reversed(_TAYLOR[:-1]):
+            series = series * near + coefficient
+        terms = ops.where(is_near, p * near * near * series, (q - p) - p * r)
+        loss = temperature * temperature * ops.sum(terms, -1)
+
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            difference = ops.where(is_near, p * ops.expm1(near), q - p)
+            return temperature * ops.expand_dims(upstream, -1) * difference
+
+        return loss, gradient
+
+    return kl(ops.cast(student_logits, dtype))

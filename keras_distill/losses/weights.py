@@ -1,0 +1,74 @@
+"""Sample and class weights, in the shapes that losses of any rank take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill.outputs import by_output
+
+
+def weights_by_output(sample_weight: Any, y_pred: Any) -> Any:
+    """Gives each output its sample weights, with trailing axes to broadcast.
+
+    Keras multiplies `(batch,)` weights with `(batch, time)` losses as they stand, which
+    fails, or is wrong where batch equals time.
+    """
+    if sample_weight is None:
+        return None
+    if not isinstance(y_pred, (dict, list, tuple)):
+        weight = keras.tree.flatten(sample_weight)[0]
+        return weight_for(weight, len(y_pred.shape) - 1)
+    nested = isinstance(sample_weight, (dict, list, tuple))
+    weights = {
+        key: weight_for(
+            sample_weight[key] if nested else sample_weight, len(output.shape) - 1
+        )
+        for key, output in by_output(y_pred)
+    }
+    return weights if isinstance(y_pred, dict) else list(weights.values())
+
+
+def weight_for(weight: Any, rank: int) -> Any:
+    """Returns the weight with axes of size 1 added at the end, up to `rank`."""
+    if weight is None:
+        return None
+    weight = ops.convert_to_tensor(weight)
+    missing = rank - len(weight.shape)
+    return (
+        ops.reshape(weight, (*ops.shape(weight), *[1] * missing))
+        if missing > 0
+        else (weight)
+    )
+
+
+def class_weight_table(class_weight: dict[int, float], classes: int) -> np.ndarray:
+    """Returns `class_weight` as float32 `(classes,)`, 1 where it says nothing.
+
+    Raises:
+        ValueError: if it names a class that does not exist.
+    """
+    outside = [c for c in class_weight if not 0 <= c < classes]
+    if outside:
+        raise ValueError(
+            f"class_weight names the class {outside[0]}, but the classes go from 0 to "
+            f"{classes - 1}."
+        )
+    table = np.ones(classes, "float32")
+    table[list(class_weight)] = list(class_weight.values())
+    return table
+
+
+def weights_of_labels(table: np.ndarray, y: Any, y_pred: Any) -> Any:
+    """Returns the weight of each label, `(batch, ...)`, for integer or one-hot labels.
+
+    Keras takes the last axis of `(batch, time)` labels for one-hot classes.
+    """
+    y = ops.convert_to_tensor(y)
+    if len(y.shape) == len(y_pred.shape):
+        is_one_hot = y.shape[-1] == len(table)
+        y = ops.argmax(y, -1) if is_one_hot else ops.squeeze(y, -1)
+    return ops.take(ops.convert_to_tensor(table), ops.cast(y, "int32"))
