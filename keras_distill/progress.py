@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,11 @@ def bar(
         delay=2.0,
         disable=not verbose,
     )
+
+
+def write(text: str) -> None:
+    """Prints a line on standard output, above any bar."""
+    tqdm.write(text, file=sys.stdout)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from typing import Any
@@ -9,57 +10,71 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.special import softmax
 from tqdm.auto import tqdm
 
-from keras_distill import datasets, evaluation, models, plots
+import keras_distill as kd
 from keras_distill.arguments import check_scalar
-from keras_distill.distiller import Distiller
-from keras_distill.export import savedmodel
+from keras_distill.commands.options import (
+    DATA_DIR,
+    SEED,
+    add_command,
+    best_on,
+    save_results,
+)
 
 _EXAMPLES_SHOWN = 8
 
 
-def run(
-    dataset: str = "digits",
-    *,
-    data_dir: str | None = None,
-    output: str = "keras-distill-demo-digits",
-    temperature: float = 4.0,
-    alpha: float = 0.1,
-    epochs: int | None = None,
-    seed: int = 0,
-) -> evaluation.Comparison:
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    add_command(
+        commands,
+        "demo",
+        run,
+        "a teacher, a student and its baseline on real handwritten digits",
+        "Trains a teacher, distils it into a student, trains the same student on hard "
+        "labels, judges all three on test data, draws pictures, exports the student that "
+        "is better on validation data, and asks it from a fresh process. On digits it "
+        "needs no network and takes about a minute.",
+        {},
+        [
+            (
+                "--dataset",
+                str,
+                "digits",
+                '"digits", or a TFDS image dataset: mnist, ...',
+            ),
+            DATA_DIR,
+            ("--output", str, None, "folder for results; keras-distill-demo-DATASET"),
+            ("--temperature", float, 4.0, "T, > 0"),
+            ("--alpha", float, 0.1, "weight of the hard loss, 0 to 1"),
+            ("--epochs", int, None, "of each training; fits the dataset"),
+            SEED,
+        ],
+    )
+
+
+def run(options: argparse.Namespace) -> None:
     """Trains, judges, draws, exports and asks; prints what it does.
 
-    Args:
-        dataset: "digits", or the name of a TFDS image dataset.
-        data_dir: where TFDS keeps prepared datasets.
-        output: folder for the results, made if it does not exist.
-        temperature: T > 0 of the distillation.
-        alpha: weight of the hard loss, from 0 to 1.
-        epochs: of each training; `None` (default) fits the size of the dataset.
-        seed: of all initial weights and shuffles.
-
-    Returns:
-        The comparison of the three models on test data.
-
     Raises:
-        ValueError: if an argument is out of range or the dataset has no images.
-        NotADirectoryError: if `output` is a file.
+        ValueError: if an option is out of range or the dataset has no images.
+        NotADirectoryError: if the output is a file.
     """
     start = time.monotonic()
-    check_scalar("temperature", temperature)
-    check_scalar("alpha", alpha)
+    dataset, seed, epochs = options.dataset, options.seed, options.epochs
+    output = options.output or f"keras-distill-demo-{dataset}"
+    check_scalar("temperature", options.temperature)
+    check_scalar("alpha", options.alpha)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
 
-    def load() -> datasets.Data:
+    def load() -> kd.datasets.Data:
         batch_size = 32 if dataset == "digits" else 128
-        return datasets.load(
-            dataset, data_dir=data_dir, batch_size=batch_size, seed=seed
+        return kd.datasets.load(
+            dataset, data_dir=options.data_dir, batch_size=batch_size, seed=seed
         )
 
     data = load()
@@ -76,8 +91,10 @@ def run(
 
     _heading("Training")
     keras.utils.set_random_seed(seed)
-    wide, narrow = _filters(data.input_shape)
-    teacher = models.cnn(
+    # One stage more for larger images.
+    large = data.input_shape[0] >= 16
+    wide, narrow = ((16, 32, 64), (8, 16, 16)) if large else ((32, 64), (8, 16))
+    teacher = kd.models.cnn(
         data.input_shape, data.classes, wide, dropout=0.3, name="teacher"
     )
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
@@ -86,43 +103,32 @@ def run(
         # The same initial weights for both, and the same order of batches.
         keras.utils.set_random_seed(seed + 1)
         data = load()
-        student = models.cnn(
+        student = kd.models.cnn(
             data.input_shape, data.classes, narrow, dense=16, name="student"
         )
         # At alpha = 1 a distiller without a teacher is plain training.
         model = (
-            Distiller(student, teacher, temperature=temperature, alpha=alpha)
+            kd.Distiller(
+                student, teacher, temperature=options.temperature, alpha=options.alpha
+            )
             if name == "distilled"
-            else Distiller(student, alpha=1.0)
+            else kd.Distiller(student, alpha=1.0)
         )
         histories[name] = _train(model, data, epochs, name)
         students[name] = student
 
     _heading("Test data, each model judged once")
-    comparison = evaluation.compare(
-        {
-            "teacher": teacher,
-            "student, hard labels": students["hard labels"],
-            "student, distilled": students["distilled"],
-        },
-        data.test,
-        teacher=teacher,
-    )
+    judged = {f"student, {name}": student for name, student in students.items()}
+    comparison = kd.compare({"teacher": teacher, **judged}, data.test, teacher=teacher)
     print(comparison)
-    comparison.save(os.path.join(output, "comparison.json"))
-    comparison.save(os.path.join(output, "comparison.md"))
 
     _heading("Pictures")
-    for name, figure in _pictures(
-        data, teacher, students["distilled"], comparison, histories
-    ).items():
-        path = os.path.join(output, f"{name}.png")
-        figure.savefig(path)
-        print(path)
+    pictures = _pictures(data, teacher, students["distilled"], comparison, histories)
+    save_results(output, comparison, pictures)
 
     _heading("Export of the student that is better on validation data")
-    best = _better_on_validation(students, data)
-    path = savedmodel.export_savedmodel(
+    best = best_on(data.validation, students)
+    path = kd.export_savedmodel(
         students[best],
         os.path.join(output, "savedmodel"),
         class_names=data.class_names,
@@ -135,14 +141,6 @@ def run(
     print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
     print(f"- serve it:         tensorflow_model_server --model_base_path={served}")
     print(f"- look at results:  {os.path.abspath(output)}")
-    return comparison
-
-
-def _filters(input_shape: tuple[int, ...]) -> tuple[tuple, tuple]:
-    """Returns the filters of teacher and student: one stage more for larger images."""
-    if input_shape[0] < 16:
-        return (32, 64), (8, 16)
-    return (16, 32, 64), (8, 16, 16)
 
 
 def _heading(text: str) -> None:
@@ -165,7 +163,7 @@ class _Bar(keras.callbacks.Callback):
 
 
 def _train(
-    model: keras.Model, data: datasets.Data, epochs: int, name: str
+    model: keras.Model, data: kd.datasets.Data, epochs: int, name: str
 ) -> dict[str, list[float]]:
     steps = epochs * int(data.train.cardinality())
     model.compile(
@@ -184,44 +182,42 @@ def _train(
 
 
 def _pictures(
-    data: datasets.Data,
+    data: kd.datasets.Data,
     teacher: keras.Model,
     student: keras.Model,
-    comparison: evaluation.Comparison,
+    comparison: kd.Comparison,
     histories: dict[str, dict],
 ) -> dict[str, Any]:
-    x, y = datasets.to_arrays(data.test)
+    from keras_distill.evaluation import reliability
+
+    x, y = kd.datasets.to_arrays(data.test)
     logits = teacher.predict(x[:500], verbose=0)
     # The example with the most to say: the least sure of the teacher's right answers.
-    p = softmax(logits, -1)
+    p = tf.nn.softmax(logits).numpy()
     sureness = np.where(logits.argmax(-1) == y[:500], p.max(-1), np.inf)
     example = int(sureness.argmin())
-    p_student = softmax(student.predict(x, verbose=0), -1)
+    p_student = tf.nn.softmax(student.predict(x, verbose=0)).numpy()
     return {
-        "temperature_curves": plots.temperature_curves(),
-        "soft_targets": plots.soft_targets(
+        "temperature_curves": kd.plots.temperature_curves(),
+        "soft_targets": kd.plots.soft_targets(
             logits[example],
             class_names=data.class_names,
             image=x[example],
             label=int(y[example]),
         ),
-        "training_curves": plots.training_curves(histories),
-        "reliability": plots.reliability_diagram(
-            *evaluation.reliability(p_student, y), name="the distilled student"
+        "training_curves": kd.plots.training_curves(histories),
+        "reliability": kd.plots.reliability_diagram(
+            *reliability(p_student, y), name="the distilled student"
         ),
-        "size_against_accuracy": plots.size_against_accuracy(comparison.evaluations),
+        "size_against_accuracy": kd.plots.size_against_accuracy(comparison.evaluations),
     }
 
 
-def _better_on_validation(students: dict[str, keras.Model], data: datasets.Data) -> str:
-    judged = evaluation.compare(students, data.validation, timing=False, verbose=False)
-    best = max(judged.evaluations, key=lambda e: (e.accuracy, -e.nll))
-    return best.name
+def _ask_fresh_process(path: str, data: kd.datasets.Data) -> None:
+    from keras_distill.export.savedmodel import ask_fresh_process
 
-
-def _ask_fresh_process(path: str, data: datasets.Data) -> None:
-    x, y = (part[:_EXAMPLES_SHOWN] for part in datasets.to_arrays(data.test))
-    answer = savedmodel.ask_fresh_process(path, {"image": tf.constant(x)})
+    x, y = (part[:_EXAMPLES_SHOWN] for part in kd.datasets.to_arrays(data.test))
+    answer = ask_fresh_process(path, {"image": tf.constant(x)})
     print("\na fresh process that imports only TensorFlow answers:")
     rows = [
         ["test example", *map(str, range(len(y)))],

@@ -2,114 +2,126 @@
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import keras
-from tqdm.auto import tqdm
+import keras_distill as kd
+from keras_distill import progress
+from keras_distill.commands.options import (
+    BATCH_SIZE,
+    DATA_DIR,
+    SEED,
+    add_command,
+    function_of,
+    load_model,
+    loader,
+    save_results,
+)
 
-from keras_distill import datasets, evaluation
-from keras_distill.arguments import check_keras_file
-from keras_distill.export import savedmodel
-from keras_distill.tuning.ranges import SAMPLINGS
-from keras_distill.tuning.search import search
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    add_command(
+        commands,
+        "search",
+        run,
+        "search temperature and alpha, and what else a student has",
+        "Caches a teacher's soft targets, tries temperatures and alphas, and whatever the "
+        "student's function asks for, each trial by its validation accuracy at T = 1; "
+        "judges the best student on test data, draws pictures and exports it.",
+        {
+            "teacher": "a .keras file",
+            "dataset": '"digits", or a TFDS dataset: mnist, ...',
+            "student": "module:function, with a function of hp that returns a model",
+        },
+        [
+            (
+                "--temperature",
+                str,
+                "1:20:log",
+                "T: a number, LOW:HIGH, LOW:HIGH:log, or A,B,C",
+            ),
+            ("--alpha", str, "0:1", "weight of the hard loss, likewise"),
+            ("--trials", int, 30, "at least 2"),
+            ("--executions", int, 1, "trainings averaged in each trial"),
+            ("--epochs", int, 20, "of a training, at most"),
+            ("--patience", int, 5, "epochs without a better result"),
+            ("--objective", str, "accuracy", '"accuracy" or "nll", on validation data'),
+            ("--algorithm", str, "bayesian", '"bayesian" or "random"'),
+            ("--workers", int, 1, "processes, each with a GPU of its own"),
+            BATCH_SIZE,
+            ("--directory", str, "keras-distill-search", "folder for all results"),
+            ("--resume", bool, False, "go on with the search in the directory"),
+            ("--overwrite", bool, False, "delete the search in the directory"),
+            ("--retrain", bool, False, "train the best student once more"),
+            DATA_DIR,
+            SEED,
+        ],
+    )
 
 
-def run(
-    teacher: str,
-    dataset: str,
-    student: str,
-    *,
-    directory: str,
-    data_dir: str | None = None,
-    image_size: tuple[int, int] | None = None,
-    **settings: Any,
-) -> evaluation.Comparison:
+def run(options: argparse.Namespace) -> None:
     """Searches, prints a row for each trial, judges the best student and exports it.
-
-    Args:
-        teacher: path of a `.keras` file.
-        dataset: "digits", or the name of a TFDS dataset.
-        student: "module:function", the function of the hyperparameters.
-        directory: for all results.
-        data_dir: where TFDS keeps prepared datasets.
-        image_size: `(height, width)` for images that differ in size.
-        **settings: of `search`.
-
-    Returns:
-        The comparison of teacher and best student on test data.
 
     Raises:
         FileNotFoundError: if there is no such teacher.
-        ValueError: if there is no such function, or an argument is out of range.
+        ValueError: if there is no such function, an option is out of range, or no trial
+            was completed.
     """
-    build_student = student_function(student)
-    check_keras_file("teacher", teacher)
-    model = keras.saving.load_model(teacher, compile=False)
-    load = datasets.loader(dataset, data_dir, image_size)
+    temperature, alpha = parse_range(options.temperature), parse_range(options.alpha)
+    build_student = function_of(options.student)
+    model = load_model("teacher", options.teacher)
+    load, directory = loader(options), options.directory
     data = load()
-    if datasets.fits_in_memory(data):
-        train: Any = datasets.to_arrays(data.train)
-        validation: Any = datasets.to_arrays(data.validation)
+    if kd.datasets.fits_in_memory(data):
+        train: Any = kd.datasets.to_arrays(data.train)
+        validation: Any = kd.datasets.to_arrays(data.validation)
     else:
         train, validation = lambda: load(None).train, lambda: load().validation
-    result = search(
-        build_student,
-        train,
-        validation,
-        teacher=model,
-        directory=directory,
-        on_trial_end=Table().show,
-        **settings,
-    )
+    try:
+        result = kd.search(
+            build_student,
+            train,
+            validation,
+            teacher=model,
+            directory=directory,
+            on_trial_end=Table().show,
+            temperature=temperature,
+            alpha=alpha,
+            max_trials=options.trials,
+            executions_per_trial=options.executions,
+            epochs=options.epochs,
+            patience=options.patience,
+            objective=options.objective,
+            algorithm=options.algorithm,
+            workers=options.workers,
+            batch_size=options.batch_size,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            retrain=options.retrain,
+            seed=options.seed,
+        )
+    except KeyboardInterrupt:
+        print("\nGo on with the same command and --resume.", file=sys.stderr)
+        raise
+    except RuntimeError as error:  # all trials failed, or workers could not start
+        raise ValueError(error) from error
     print(f"\n{result}\n")
-    comparison = evaluation.compare(
+    comparison = kd.compare(
         {"teacher": model, "best student": result.student}, data.test, teacher=model
     )
     print(f"on test data:\n{comparison}\n")
-    comparison.save(os.path.join(directory, "comparison.json"))
-    comparison.save(os.path.join(directory, "comparison.md"))
     result.save(directory)
-    for name in result.figures():
-        print(os.path.join(directory, f"{name}.png"))
-    exported = savedmodel.export_savedmodel(
+    save_results(directory, comparison, result.figures())
+    exported = kd.export_savedmodel(
         result.student,
         os.path.join(directory, "savedmodel"),
         class_names=data.class_names,
     )
     saved = os.path.join(directory, "student.keras")
     print(f"the best student is in {saved}, and for TensorFlow Serving in {exported}")
-    return comparison
-
-
-def student_function(path: str) -> Callable:
-    """Returns the function that "module:function" names.
-
-    Raises:
-        ValueError: if there is no such module or function.
-    """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(
-            f"the student must be module:function, got {path!r}; as in my_models:build "
-            "for the function build(hp) of my_models.py."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the student's module cannot be imported: {error}; run the command in its "
-            "folder, or install it."
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{module_name} has no function {name!r} to build a student.")
-    return function
 
 
 def parse_range(text: str) -> Any:
@@ -124,7 +136,7 @@ def parse_range(text: str) -> Any:
     try:
         if ":" in text:
             low, high, *sampling = text.split(":")
-            if len(sampling) > 1 or (sampling and sampling[0] not in SAMPLINGS):
+            if sampling not in ([], ["linear"], ["log"]):
                 raise ValueError
             return (float(low), float(high), *sampling)
         if "," in text:
@@ -149,16 +161,16 @@ class Table:
         shown = {name: v for name, v in row.items() if name not in self._LEFT_OUT}
         if row["status"] == "FAILED" and not self.columns:
             # It has no results, so their columns are not known yet.
-            _write(f"failed: {row['message']}")
+            progress.write(f"failed: {row['message']}")
             return
         if not self.columns:
             self.columns = list(shown)
             self.widths = [max(len(name), 9) for name in self.columns]
-            _write(self._line(self.columns))
+            progress.write(self._line(self.columns))
         line = self._line([_cell(shown.get(name)) for name in self.columns])
         failed = f"  failed: {row['message']}" if row["status"] == "FAILED" else ""
         fixed = f"  {row['kind']}" if row["kind"] != "searched" else ""
-        _write(line + fixed + failed)
+        progress.write(line + fixed + failed)
 
     def _line(self, cells: list[str]) -> str:
         pairs = zip(cells, self.widths, strict=True)
@@ -171,7 +183,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.3g}"
     return str(value)
-
-
-def _write(text: str) -> None:
-    tqdm.write(text, file=sys.stdout)

@@ -2,123 +2,141 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any
 
-import keras
+import keras_distill as kd
+from keras_distill.arguments import check_int
+from keras_distill.commands.options import (
+    BATCH_SIZE,
+    DATA_DIR,
+    SEED,
+    add_command,
+    best_on,
+    load_model,
+    loader,
+    save_results,
+)
+from keras_distill.specialists.ensemble import classes_of
 
-from keras_distill import datasets, evaluation, plots
-from keras_distill.arguments import check_int, check_keras_file
-from keras_distill.export import savedmodel
-from keras_distill.specialists.builder import SpecialistBuilder
-from keras_distill.specialists.clusters import cluster_classes
-from keras_distill.specialists.covariance import class_covariance
-from keras_distill.specialists.ensemble import SpecialistEnsemble, classes_of
-from keras_distill.specialists.report import specialist_report
+# Options that are passed on only if they are given: `fit` has defaults of its own.
+_TRAINING = (
+    ("--hard-epochs", int, None, "of the stage on hard targets; 0 leaves it out"),
+    ("--hard-learning-rate", float, None, "at the beginning of that stage"),
+    ("--soft-epochs", int, None, "of the stage on soft targets; 0 leaves it out"),
+    ("--soft-learning-rate", float, None, "at the beginning of that stage"),
+    ("--temperature", float, None, "T of the soft stage, > 0"),
+    ("--alpha", float, None, "weight of the hard loss in the soft stage, 0 to 1"),
+)
 
 
-def run(
-    generalist: str,
-    dataset: str,
-    *,
-    n_clusters: int,
-    work_dir: str,
-    max_size: int | None = None,
-    n: int | None = None,
-    workers: int = 1,
-    data_dir: str | None = None,
-    image_size: tuple[int, int] | None = None,
-    seed: int = 0,
-    **training: Any,
-) -> evaluation.Comparison:
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    add_command(
+        commands,
+        "specialists",
+        run,
+        "train specialists for the classes that a generalist confuses",
+        "Finds the classes that a generalist confuses, trains a specialist for each "
+        "cluster of them, composes the ensemble, judges it on test data, draws pictures "
+        "and exports it. Started again, it goes on with the specialists that are missing.",
+        {
+            "generalist": "a .keras file",
+            "dataset": '"digits", or a TFDS dataset: cifar100, ...',
+        },
+        [
+            ("--clusters", int, 10, "number of clusters and specialists"),
+            ("--max-size", int, None, "most classes of a cluster"),
+            (
+                "--n",
+                int,
+                None,
+                "likely classes that choose the specialists; default: best on validation",
+            ),
+            ("--workers", int, 1, "processes that share the work"),
+            ("--work-dir", str, "keras-distill-specialists", "folder for all results"),
+            DATA_DIR,
+            *_TRAINING,
+            BATCH_SIZE,
+            SEED,
+        ],
+    )
+
+
+def run(options: argparse.Namespace) -> None:
     """Clusters, trains, judges, draws and exports; prints what it does.
-
-    Args:
-        generalist: path of a `.keras` file.
-        dataset: "digits", or the name of a TFDS dataset.
-        n_clusters: int >= 2.
-        work_dir: folder for specialists, pictures and the export.
-        max_size: largest number of classes of a cluster.
-        n: how many likely classes choose the specialists; `None` (default) takes what is
-            best on validation data.
-        workers: processes that train.
-        data_dir: where TFDS keeps prepared datasets.
-        image_size: `(height, width)` for images that differ in size.
-        seed: of clusters and training.
-        **training: passed to `SpecialistBuilder.fit`.
-
-    Returns:
-        The comparison of generalist and ensemble on test data.
 
     Raises:
         FileNotFoundError: if there is no such generalist.
-        ValueError: if it does not fit the dataset, or an argument is out of range.
+        ValueError: if it does not fit the dataset, or an option is out of range.
     """
-    check_keras_file("generalist", generalist)
-    model = keras.saving.load_model(generalist, compile=False)
-    load = datasets.loader(dataset, data_dir, image_size)
+    model = load_model("generalist", options.generalist)
+    load, n, work_dir = loader(options), options.n, options.work_dir
     if n is not None:
-        n = check_int("n", n, 1, classes_of(model))
+        check_int("n", n, 1, classes_of(model))
     data = load()
     if classes_of(model) != data.classes:
         raise ValueError(
-            f"the generalist has {classes_of(model)} outputs and {dataset} has "
+            f"the generalist has {classes_of(model)} outputs and {options.dataset} has "
             f"{data.classes} classes; give a generalist trained on it."
         )
-    is_small = datasets.fits_in_memory(data)
-    examples = datasets.to_arrays(data.train) if is_small else lambda: load(None).train
+    is_small = kd.datasets.fits_in_memory(data)
+    examples = (
+        kd.datasets.to_arrays(data.train) if is_small else lambda: load(None).train
+    )
 
-    covariance = class_covariance(model, data.train, temperature=2.0)
-    clusters = cluster_classes(covariance, n_clusters, max_size=max_size, seed=seed)
+    covariance = kd.class_covariance(model, data.train, temperature=2.0)
+    clusters = kd.cluster_classes(
+        covariance, options.clusters, max_size=options.max_size, seed=options.seed
+    )
     for index, cluster in enumerate(clusters):
         print(f"cluster {index}: " + ", ".join(data.class_names[c] for c in cluster))
-    builder = SpecialistBuilder(model, clusters, n=n or 1)
+    builder = kd.SpecialistBuilder(model, clusters, n=n or 1)
+    names = [option.lstrip("-").replace("-", "_") for option, *_ in _TRAINING]
+    given = {name: getattr(options, name) for name in names}
     ensemble = builder.fit(
-        examples, n_jobs=workers, work_dir=work_dir, seed=seed, **training
+        examples,
+        n_jobs=options.workers,
+        work_dir=work_dir,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        **{name: value for name, value in given.items() if value is not None},
     )
     ensemble = _choose(ensemble, data, n)
-    comparison = evaluation.compare(
+    comparison = kd.compare(
         {"generalist": model, f"ensemble, n = {ensemble.n or 'all'}": ensemble},
         data.test,
         teacher=model,
     )
-    report = specialist_report(ensemble, data.test)
+    report = kd.specialist_report(ensemble, data.test)
     print(f"\n{comparison}\n\n{report}\n")
-    comparison.save(os.path.join(work_dir, "comparison.json"))
-    comparison.save(os.path.join(work_dir, "comparison.md"))
+    class_names = data.class_names
     pictures = {
-        "class_covariance": plots.class_covariance(
-            covariance, clusters, class_names=data.class_names
+        "class_covariance": kd.plots.class_covariance(
+            covariance, clusters, class_names=class_names
         ),
-        "accuracy_by_coverage": plots.accuracy_by_coverage(report.by_coverage),
-        "accuracy_by_cluster": plots.accuracy_by_cluster(
-            report.by_cluster, clusters, class_names=data.class_names
+        "accuracy_by_coverage": kd.plots.accuracy_by_coverage(report.by_coverage),
+        "accuracy_by_cluster": kd.plots.accuracy_by_cluster(
+            report.by_cluster, clusters, class_names=class_names
         ),
-        "training_by_worker": plots.training_by_worker(builder.records),
+        "training_by_worker": kd.plots.training_by_worker(builder.records),
     }
-    for name, figure in pictures.items():
-        path = os.path.join(work_dir, f"{name}.png")
-        figure.savefig(path)
-        print(path)
+    save_results(work_dir, comparison, pictures)
     saved = os.path.join(work_dir, "ensemble.keras")
     ensemble.save(saved)
-    exported = savedmodel.export_savedmodel(
-        ensemble, os.path.join(work_dir, "savedmodel"), class_names=data.class_names
+    exported = kd.export_savedmodel(
+        ensemble, os.path.join(work_dir, "savedmodel"), class_names=class_names
     )
     print(f"the ensemble is in {saved}, and for TensorFlow Serving in {exported}")
-    return comparison
 
 
 def _choose(
-    ensemble: SpecialistEnsemble, data: datasets.Data, n: int | None
-) -> SpecialistEnsemble:
+    ensemble: kd.SpecialistEnsemble, data: kd.datasets.Data, n: int | None
+) -> kd.SpecialistEnsemble:
     """Returns the ensemble with the n given, or with that best on validation data."""
     if n is not None:
         return ensemble.with_settings(n=n)
     candidates = [1, *(k for k in (2, 3, 5) if k < data.classes), None]
-    choices = {k: ensemble.with_settings(n=k) for k in candidates}
-    judged = evaluation.compare(
-        {str(k): model for k, model in choices.items()}, data.validation, timing=False
-    )
-    scores = {k: (judged[str(k)].accuracy, -judged[str(k)].nll) for k in candidates}
-    return choices[max(candidates, key=lambda k: scores[k])]
+    choices = {str(k): ensemble.with_settings(n=k) for k in candidates}
+    return choices[best_on(data.validation, choices)]

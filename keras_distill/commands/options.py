@@ -1,0 +1,116 @@
+"""What the commands share: options, the files they are given, the folder they fill."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+
+import keras_distill as kd
+from keras_distill.arguments import check_keras_file
+
+#: Name, kind (a type, a list of choices, or `bool` for a flag), default and help.
+Option = tuple[str, Any, Any, str]
+
+DATA_DIR: Option = ("--data-dir", str, None, "where TFDS keeps prepared datasets")
+SEED: Option = ("--seed", int, 0, "makes the run repeatable")
+BATCH_SIZE: Option = ("--batch-size", int, 128, "examples of a training step")
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], Any],
+    help: str,
+    description: str,
+    positional: Mapping[str, str],
+    options: Iterable[Option],
+) -> None:
+    """Adds a command with its arguments to the command line."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    for argument, text in positional.items():
+        parser.add_argument(argument, help=text)
+    for option, kind, default, text in options:
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=text)
+        elif isinstance(kind, list):
+            parser.add_argument(option, choices=kind, default=default, help=text)
+        else:
+            parser.add_argument(option, type=kind, default=default, help=text)
+    # Not for the demo, which takes its dataset as an option.
+    if "dataset" in positional:
+        parser.add_argument(
+            "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+            help="for datasets whose images differ in size",
+        )  # fmt: skip
+
+
+def loader(options: argparse.Namespace) -> Callable[..., kd.datasets.Data]:
+    """Returns `fn(batch_size=256)` that loads the command's dataset in order."""
+    return kd.datasets.loader(options.dataset, options.data_dir, options.image_size)
+
+
+def load_model(role: str, path: str) -> keras.Model:
+    """Returns the model of a `.keras` file.
+
+    Raises:
+        FileNotFoundError: naming the role, if there is none.
+    """
+    check_keras_file(role, path)
+    return keras.saving.load_model(path, compile=False)
+
+
+def function_of(path: str) -> Callable:
+    """Returns the function that "module:function" names, to build a student.
+
+    Raises:
+        ValueError: if there is no such module or function.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ValueError(
+            f"the student must be module:function, got {path!r}; as in my_models:build "
+            "for the function build(hp) of my_models.py."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the student's module cannot be imported: {error}; run the command in its "
+            "folder, or install it."
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{module_name} has no function {name!r} to build a student.")
+    return function
+
+
+def save_results(
+    folder: str, comparison: kd.Comparison, pictures: Mapping[str, Any]
+) -> None:
+    """Writes a comparison and pictures into a folder, and says where the pictures are."""
+    for ending in ("json", "md"):
+        comparison.save(os.path.join(folder, f"comparison.{ending}"))
+    for name, figure in pictures.items():
+        path = os.path.join(folder, f"{name}.png")
+        figure.savefig(path)
+        print(path)
+
+
+def best_on(data: Any, models: Mapping[str, keras.Model]) -> str:
+    """Returns the name of the model that is best on data: its accuracy, then its NLL."""
+    judged = kd.compare(models, data, timing=False, verbose=False)
+    return max(judged.evaluations, key=lambda e: (e.accuracy, -e.nll)).name
