@@ -12,7 +12,7 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from keras_distill.distiller import Distiller
-from keras_distill.export import savedmodel
+from keras_distill.export import check
 from keras_distill.export.savedmodel import export_savedmodel
 from tests.conftest import CLASSES, FEATURES, mlp
 
@@ -122,7 +122,7 @@ def test_versions_count_up_past_gaps_and_strangers(tmp_path):
 
 
 def test_two_exports_at_once_get_two_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr(savedmodel, "ask_fresh_process", _answer_here)
+    monkeypatch.setattr(check, "ask_fresh_process", _answer_here)
     models, paths = [named(), named(), named()], []
     threads = [
         threading.Thread(
@@ -151,7 +151,7 @@ def test_wrong_answer_in_the_fresh_process_leaves_nothing(tmp_path, monkeypatch)
         answer["logits"] = answer["logits"] + 1e-3
         return answer
 
-    monkeypatch.setattr(savedmodel, "ask_fresh_process", lies)
+    monkeypatch.setattr(check, "ask_fresh_process", lies)
     with pytest.raises(RuntimeError, match="gives other logits in a fresh process"):
         export_savedmodel(named(), tmp_path, verbose=False)
     assert os.listdir(tmp_path) == []
@@ -171,7 +171,7 @@ def test_random_layer_is_found_out(tmp_path):
 
 
 def test_fresh_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(savedmodel, "_FRESH_PROCESS", "raise SystemExit('no disk')")
+    monkeypatch.setattr(check, "_FRESH_PROCESS", "raise SystemExit('no disk')")
     with pytest.raises(RuntimeError, match="does not run in a fresh process:\nno disk"):
         export_savedmodel(named(), tmp_path, verbose=False)
     assert os.listdir(tmp_path) == []
@@ -184,7 +184,7 @@ def test_half_written_version_is_never_visible(tmp_path, monkeypatch):
         seen.extend(name for name in os.listdir(tmp_path) if name.isdigit())
         return _answer_here(path, batch)
 
-    monkeypatch.setattr(savedmodel, "ask_fresh_process", look)
+    monkeypatch.setattr(check, "ask_fresh_process", look)
     export_savedmodel(named(), tmp_path, verbose=False)
     assert seen == []
     assert os.listdir(tmp_path) == ["1"]
@@ -273,4 +273,4 @@ def test_wrong_input(tmp_path):
 
 def test_example_is_json_serialisable_for_the_fresh_process():
     batch = {"x": tf.constant([b"\xff\x00", b"b"])}
-    json.dumps({name: savedmodel._encode(value) for name, value in batch.items()})
+    json.dumps({name: check._encode(value) for name, value in batch.items()})

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 import keras_distill as kd
-from keras_distill.export.savedmodel import ask_fresh_process
+from keras_distill.export.check import ask_fresh_process
 from keras_distill.specialists.combination import combine
 from tests.conftest import CLASSES, FEATURES, SPARSE, mlp
 

@@ -214,7 +214,7 @@ def _pictures(
 
 
 def _ask_fresh_process(path: str, data: kd.datasets.Data) -> None:
-    from keras_distill.export.savedmodel import ask_fresh_process
+    from keras_distill.export.check import ask_fresh_process
 
     x, y = (part[:_EXAMPLES_SHOWN] for part in kd.datasets.to_arrays(data.test))
     answer = ask_fresh_process(path, {"image": tf.constant(x)})

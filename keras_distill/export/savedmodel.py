@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import subprocess
-import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from keras_distill.distiller import Distiller
+from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
-
-# Runs with TensorFlow alone: what a server would see.
-_FRESH_PROCESS = """
-import base64, json, sys
-import tensorflow as tf
-path, given, answer = sys.argv[1:]
-serve = tf.saved_model.load(path).signatures["serving_default"]
-inputs = {
-    name: tf.io.parse_tensor(base64.b64decode(value), dtype)
-    for name, (dtype, value) in json.load(open(given)).items()
-}
-outputs = {
-    name: [value.dtype.name, base64.b64encode(tf.io.serialize_tensor(value).numpy()).decode()]
-    for name, value in serve(**inputs).items()
-}
-json.dump(outputs, open(answer, "w"))
-"""
-
-TOLERANCE = 1e-5
 
 
 def export_savedmodel(
@@ -90,6 +66,7 @@ def export_savedmodel(
         RuntimeError: if the fresh process fails or gives other outputs.
 
     Example:
+    >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = export_savedmodel(model, folder, verbose=False)
@@ -107,24 +84,14 @@ def export_savedmodel(
             "the numbered versions go."
         )
     specs = _input_specs(model, input_signature)
-    batch = _example(specs, example)
+    batch = check.example_batch(specs, example)
     if from_logits is None:
         from_logits = gives_logits(model)
     if not is_settled(from_logits):
         outputs = model(_for_model(batch, specs, preprocess), training=False)
         from_logits = settle(outputs, from_logits, "model", "from_logits")
     serve = _serving_function(model, preprocess, class_names, from_logits, specs)
-    expected, again = (
-        {name: value.numpy() for name, value in serve(**batch).items()}
-        for _ in range(2)
-    )
-    for name, value in expected.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(
-                f"the model's {name} for the example are not all finite (NaN or "
-                "infinity); check its weights, or pass example= with typical inputs."
-            )
-    _compare(expected, again, "when asked twice")
+    expected = check.expected_answer(serve, batch)
 
     progress = tqdm(total=3, desc="export", unit="stage", ncols=90, disable=not verbose)
     # TensorFlow Serving ignores names that are not numbers.
@@ -140,7 +107,8 @@ def export_savedmodel(
         archive.add_endpoint("serve", serve)
         _write(archive, hidden)
         progress.update()
-        _compare(expected, ask_fresh_process(hidden, batch), "in a fresh process")
+        answer = check.ask_fresh_process(hidden, batch)
+        check.check_same(expected, answer, "in a fresh process")
         progress.update()
         path = _publish(hidden, directory)
         progress.update()
@@ -194,37 +162,6 @@ def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]
     }
 
 
-def _example(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, Any]:
-    if example is not None:
-        if isinstance(example, dict):
-            given = example
-        elif len(specs) == 1:
-            given = {next(iter(specs)): example}
-        else:
-            raise ValueError(
-                f"the model takes several inputs, {', '.join(specs)}; give the example as "
-                "a dict by these names."
-            )
-        return {
-            name: tf.convert_to_tensor(given[name], spec.dtype)
-            for name, spec in specs.items()
-        }
-    rng = np.random.default_rng(0)
-    batch = {}
-    for name, spec in specs.items():
-        if spec.dtype == tf.string or spec.shape.rank is None:
-            raise ValueError(
-                f"no random example can be made for input {name!r}, {spec}; pass "
-                "example=, a batch of raw inputs, for the check."
-            )
-        shape = [4 if i == 0 else size or 8 for i, size in enumerate(spec.shape)]
-        values = rng.uniform(0.0, 1.0, shape)
-        batch[name] = tf.cast(
-            values if spec.dtype.is_floating else np.round(values), spec.dtype
-        )
-    return batch
-
-
 def _for_model(
     named: dict[str, Any], specs: dict[str, Any], preprocess: Callable | None
 ) -> Any:
@@ -272,65 +209,6 @@ def _serving_function(
     function = tf.function(serve)
     function.get_concrete_function(**specs)
     return function
-
-
-def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Runs an export in a new Python process that imports only TensorFlow.
-
-    Args:
-        path: of one version.
-        batch: tensors by the name of the input.
-
-    Returns:
-        Arrays by the name of the output.
-
-    Raises:
-        RuntimeError: if the process fails, with the end of what it wrote.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        given, answer = (os.path.join(folder, name) for name in ("given", "answer"))
-        with open(given, "w") as file:
-            json.dump({n: [v.dtype.name, _encode(v)] for n, v in batch.items()}, file)
-        done = subprocess.run(
-            [sys.executable, "-c", _FRESH_PROCESS, path, given, answer],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(
-                f"the SavedModel {path} does not run in a fresh process:\n"
-                f"{done.stderr[-2000:]}"
-            )
-        with open(answer) as file:
-            return {
-                name: tf.io.parse_tensor(base64.b64decode(value), dtype).numpy()
-                for name, (dtype, value) in json.load(file).items()
-            }
-
-
-def _encode(tensor: tf.Tensor) -> str:
-    return base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode()
-
-
-def _compare(expected: dict[str, Any], answer: dict[str, Any], when: str) -> None:
-    for name, value in expected.items():
-        got = answer[name]
-        if name.endswith("label"):
-            two_best = np.sort(expected[name[:-5] + "probabilities"], -1)[..., -2:]
-            is_tie = np.ptp(two_best, -1) <= TOLERANCE
-            same = bool(np.all((got == value) | is_tie))
-            difference = f"{np.sum(got != value)} labels differ"
-        else:
-            same = np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE)
-            difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
-        if not same:
-            raise RuntimeError(
-                f"the model gives other {name} {when} ({difference}), so nothing was "
-                "exported. A layer that is random, or keeps state, at inference cannot "
-                "be served."
-            )
 
 
 def _publish(hidden: str, directory: str) -> str:

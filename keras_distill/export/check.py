@@ -1,0 +1,159 @@
+"""The one way to check an export: in a fresh process, against the Keras model."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# Runs with TensorFlow alone: what a server would see.
+_FRESH_PROCESS = """
+import base64, json, sys
+import tensorflow as tf
+path, given, answer = sys.argv[1:]
+serve = tf.saved_model.load(path).signatures["serving_default"]
+inputs = {
+    name: tf.io.parse_tensor(base64.b64decode(value), dtype)
+    for name, (dtype, value) in json.load(open(given)).items()
+}
+outputs = {
+    name: [value.dtype.name, base64.b64encode(tf.io.serialize_tensor(value).numpy()).decode()]
+    for name, value in serve(**inputs).items()
+}
+json.dump(outputs, open(answer, "w"))
+"""
+
+TOLERANCE = 1e-5
+
+
+def expected_answer(serve: Callable, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns what an export must answer, by name.
+
+    Args:
+        serve: takes the batch by name and gives tensors by name, before the export.
+        batch: tensors by the name of the input.
+
+    Raises:
+        ValueError: if an answer is NaN or infinite.
+        RuntimeError: if it differs when asked twice.
+    """
+    expected, again = (
+        {name: value.numpy() for name, value in serve(**batch).items()}
+        for _ in range(2)
+    )
+    for name, value in expected.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                f"the model's {name} for the example are not all finite (NaN or "
+                "infinity); check its weights, or pass example= with typical inputs."
+            )
+    check_same(expected, again, "when asked twice")
+    return expected
+
+
+def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, Any]:
+    """Returns a batch by the name of the input: the example, or random numbers.
+
+    Raises:
+        ValueError: if the example is for no input in particular, or none can be made.
+    """
+    if example is not None:
+        if isinstance(example, dict):
+            given = example
+        elif len(specs) == 1:
+            given = {next(iter(specs)): example}
+        else:
+            raise ValueError(
+                f"the model takes several inputs, {', '.join(specs)}; give the example as "
+                "a dict by these names."
+            )
+        return {
+            name: tf.convert_to_tensor(given[name], spec.dtype)
+            for name, spec in specs.items()
+        }
+    rng = np.random.default_rng(0)
+    batch = {}
+    for name, spec in specs.items():
+        if spec.dtype == tf.string or spec.shape.rank is None:
+            raise ValueError(
+                f"no random example can be made for input {name!r}, {spec}; pass "
+                "example=, a batch of raw inputs, for the check."
+            )
+        shape = [4 if i == 0 else size or 8 for i, size in enumerate(spec.shape)]
+        values = rng.uniform(0.0, 1.0, shape)
+        batch[name] = tf.cast(
+            values if spec.dtype.is_floating else np.round(values), spec.dtype
+        )
+    return batch
+
+
+def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Runs an export in a new Python process that imports only TensorFlow.
+
+    Args:
+        path: of one version.
+        batch: tensors by the name of the input.
+
+    Returns:
+        Arrays by the name of the output.
+
+    Raises:
+        RuntimeError: if the process fails, with the end of what it wrote.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = (os.path.join(folder, name) for name in ("given", "answer"))
+        with open(given, "w") as file:
+            json.dump({n: [v.dtype.name, _encode(v)] for n, v in batch.items()}, file)
+        done = subprocess.run(
+            [sys.executable, "-c", _FRESH_PROCESS, path, given, answer],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(
+                f"the SavedModel {path} does not run in a fresh process:\n"
+                f"{done.stderr[-2000:]}"
+            )
+        with open(answer) as file:
+            return {
+                name: tf.io.parse_tensor(base64.b64decode(value), dtype).numpy()
+                for name, (dtype, value) in json.load(file).items()
+            }
+
+
+def _encode(tensor: tf.Tensor) -> str:
+    return base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode()
+
+
+def check_same(expected: dict[str, Any], answer: dict[str, Any], when: str) -> None:
+    """Refuses an answer that is not the expected one within the tolerance.
+
+    Raises:
+        RuntimeError: naming the output, and when it was asked.
+    """
+    for name, value in expected.items():
+        got = answer[name]
+        if name.endswith("label"):
+            two_best = np.sort(expected[name[:-5] + "probabilities"], -1)[..., -2:]
+            is_tie = np.ptp(two_best, -1) <= TOLERANCE
+            same = bool(np.all((got == value) | is_tie))
+            difference = f"{np.sum(got != value)} labels differ"
+        else:
+            same = np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE)
+            difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
+        if not same:
+            raise RuntimeError(
+                f"the model gives other {name} {when} ({difference}), so nothing was "
+                "exported. A layer that is random, or keeps state, at inference cannot "
+                "be served."
+            )
