@@ -1,6 +1,10 @@
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two workers of pytest share two cores; more threads only take turns on them.
+for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 # TensorFlow's start-up log of every worker would stand between the results.
 os.environ["KERAS_DISTILL_QUIET"] = "1"
 import keras_distill  # noqa: F401
@@ -23,6 +27,12 @@ def pytest_configure(config):
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+
+
+def pytest_collection_finish(session):
+    """Takes what is imported out of every later collection: 0.01 s in place of 0.4 s."""
+    gc.collect()
+    gc.freeze()
 
 
 # Programs that the tests start, not tests.

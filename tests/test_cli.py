@@ -30,7 +30,6 @@ def demo(tmp_path_factory):
     return folder, run(["demo", "--epochs", "2", "--seed", "3"], folder)
 
 
-@pytest.mark.slow
 def test_demo_tells_the_whole_story(demo):
     folder, done = demo
     assert done.returncode == 0, done.stderr
@@ -53,7 +52,6 @@ def test_demo_tells_the_whole_story(demo):
     assert len([line for line in next_steps if line.startswith("- ")]) == 3
 
 
-@pytest.mark.slow
 def test_demo_is_quiet(demo):
     _, done = demo
     for noise in ("oneDNN", "WARNING", "Warning", "cuda", "retracing"):
@@ -61,7 +59,6 @@ def test_demo_is_quiet(demo):
         assert noise not in done.stdout
 
 
-@pytest.mark.slow
 def test_same_seed_gives_the_same_figures(demo, tmp_path):
     folder, _ = demo
     done = run(["demo", "--epochs", "2", "--seed", "3", "--output", "again"], tmp_path)
@@ -78,7 +75,6 @@ def test_same_seed_gives_the_same_figures(demo, tmp_path):
         assert one == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_control_c_stops_calmly(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "demo", "--epochs", "500"], cwd=tmp_path, text=True,
@@ -152,7 +148,6 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     assert len(SoftTargets.open(tmp_path / "kept")) == data.sizes["test"]
 
 
-@pytest.mark.slow
 def test_specialists_from_a_file_to_an_export(tmp_path):
     data = datasets.load("digits")
     generalist = models.mlp(data.input_shape, data.classes, (16,))
@@ -221,7 +216,6 @@ def build(hp):
 """
 
 
-@pytest.mark.slow
 def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
     tmp_path, capsys, monkeypatch
 ):

@@ -147,7 +147,6 @@ def result(folder, index):
     return arrays, history
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["ours", "cached"])
 def test_two_worker_processes_equal_one_process(tmp_path, what):
     if what == "cached":
@@ -173,7 +172,6 @@ def test_two_worker_processes_equal_one_process(tmp_path, what):
             assert values == pytest.approx(logs_two[name], rel=1e-5), name
 
 
-@pytest.mark.slow
 def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
     """When this fails, Keras can, and MultiWorkerFit of keras_compat can go."""
     codes, errors = run_workers(tmp_path, free_ports(2), "plain")

@@ -195,7 +195,7 @@ def test_best_so_far_only_rises_and_hard_labels_are_a_line(tmp_path):
     assert best[-1] == trials["val_accuracy"].max()
     assert axes.lines[1].get_ydata()[0] == trials["val_accuracy"][0]
     falling = trials.assign(val_nll=1 - trials["val_accuracy"])
-    axes = plots.best_so_far(falling, distillation_loss="val_nll", is_max=False).axes[0]
+    axes = plots.best_so_far(falling, objective="val_nll", is_max=False).axes[0]
     assert (np.diff(axes.lines[0].get_ydata()) <= 0).all()
     with pytest.raises(ValueError, match="no trial was completed"):
         plots.best_so_far(trials[11:])

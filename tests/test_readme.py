@@ -13,7 +13,6 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.slow
 def test_python_examples_run_one_after_the_other(tmp_path):
     examples = blocks("python")
     for example in examples:

@@ -697,7 +697,6 @@ def test_what_is_found_is_saved(found, tmp_path):
         assert words in str(found)
 
 
-@pytest.mark.slow
 def test_tensorboard_shows_the_trials(found):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -86,7 +86,6 @@ def data():
     return (x[:64], y[:64]), (x[64:], y[64:])
 
 
-@pytest.mark.slow
 def test_killed_workers_are_replaced_and_their_trials_tried_again(
     tmp_path, data, monkeypatch
 ):
@@ -162,7 +161,6 @@ def test_workers_let_their_gpu_s_memory_grow(monkeypatch):
     assert grown == [("a", True), ("b", True)]
 
 
-@pytest.mark.slow
 def test_control_c_then_a_killed_chief_then_the_end(tmp_path):
     trials = 8
     chief = start(tmp_path, trials, workers=2)
@@ -191,7 +189,6 @@ def test_control_c_then_a_killed_chief_then_the_end(tmp_path):
     assert done_later.items() <= ended(tmp_path).items()  # none was trained again
 
 
-@pytest.mark.slow
 def test_three_processes_as_on_many_hosts(tmp_path):
     trials = 8
     with socket.socket() as free:
@@ -222,7 +219,6 @@ def test_three_processes_as_on_many_hosts(tmp_path):
     assert done.items() <= ended(tmp_path).items()
 
 
-@pytest.mark.slow
 def test_workers_that_cannot_start_say_why(tmp_path, data):
     import keras
 
