@@ -3,8 +3,9 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two workers of pytest share two cores; more threads only take turns on them.
-for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # TensorFlow's start-up log of every worker would stand between the results.
 os.environ["KERAS_DISTILL_QUIET"] = "1"
 import keras_distill  # noqa: F401
