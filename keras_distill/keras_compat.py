@@ -44,3 +44,35 @@ class MultiWorkerFit:
         if not self._has_several_workers():
             return logs
         return {name: keras.ops.expand_dims(value, 0) for name, value in logs.items()}
+
+
+# Processes; joblib is imported when they are wanted -----------------------------------
+
+
+def loky() -> Any:
+    """Returns the package of process pools that joblib brings.
+
+    The standard library's pools would run the user's script once more in every process.
+    """
+    from joblib.externals import loky
+
+    return loky
+
+
+def active_joblib_backend() -> Any:
+    """Returns the backend that `joblib.parallel_config` has chosen.
+
+    joblib says in public how many jobs there are, but not by whom.
+    """
+    from joblib.parallel import get_active_backend
+
+    return get_active_backend()[0]
+
+
+def keep_processes_that_grow() -> None:
+    """Has a loky process live on when its memory has grown; called in that process.
+
+    loky takes the pages of a mapped array for a leak, and begins a new process; it has no
+    setting.
+    """
+    loky().process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")

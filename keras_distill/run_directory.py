@@ -1,8 +1,9 @@
-"""Files that are whole or not there, locks, and what file systems say in plain errors."""
+"""A folder that a run claims, locks and resumes, with files that are whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,137 +15,291 @@ import tensorflow as tf
 
 #: How the names of files begin that are not whole yet.
 TEMPORARY = ".tmp-"
+SETTINGS = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """A folder of one run: its settings, its lock, and what it has written so far.
+
+    Several processes may share it, those that do the run's work among them. Locks are for
+    local paths: other file systems have none.
+
+    Args:
+        path: of the folder, local or any that `tf.io.gfile` takes.
+        what: the run's things, for messages: "soft targets", "specialists", "the search".
+        labels: what settings are called in messages, by their keys; others by the key.
+    """
+
+    path: str
+    what: str
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def file(self, name: str) -> str:
+        """Returns the path of a file in the folder."""
+        return os.path.join(self.path, name)
+
+    def make(self) -> None:
+        """Makes the folder, if it is not there.
+
+        Raises:
+            OSError: if it cannot be made.
+        """
+        with self.errors():
+            tf.io.gfile.makedirs(self.path)
+
+    # Settings ------------------------------------------------------------------------
+
+    def claim(
+        self,
+        settings: Mapping[str, Any],
+        name: str = SETTINGS,
+        remedy: str = "Choose another path, or delete it.",
+    ) -> bool:
+        """Writes a run's settings, or makes sure that the run here has the same.
+
+        Args:
+            settings: that can be written as JSON.
+            name: of the file that has them.
+            remedy: what a user whose settings differ may do, a sentence.
+
+        Returns:
+            Whether they were there, so that the run is resumed.
+
+        Raises:
+            ValueError: if settings differ, naming each; or if the file is damaged.
+        """
+        found = self.read_json(name)
+        if found is None:
+            self.write_json(name, settings)
+            return False
+        self.refuse_differences(found, settings, remedy)
+        return True
+
+    def refuse_differences(
+        self, found: Mapping, wanted: Mapping, remedy: str, state: str = ""
+    ) -> None:
+        """Refuses settings that differ from those found.
+
+        Args:
+            found: settings of what is here.
+            wanted: those that must be the same; other keys of `found` do not count.
+            remedy: what a user whose settings differ may do, a sentence.
+            state: of what is here, as "finished ".
+
+        Raises:
+            ValueError: naming each difference.
+        """
+        if phrases := self.differences(found, wanted):
+            raise ValueError(
+                f"{self.path!r} holds {state}{self.what} of another kind: "
+                f"{'; '.join(phrases)}. {remedy}"
+            )
+
+    def differences(self, found: Mapping, wanted: Mapping) -> list[str]:
+        """Returns a phrase for each setting of `wanted` that differs."""
+        phrases = []
+        for key, value in wanted.items():
+            phrases += _differ(self.labels.get(key, key), found.get(key), value)
+        return phrases
+
+    # Files ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def whole(self, name: str) -> Iterator[str]:
+        """Yields a temporary path; what is written to it becomes the file at the end.
+
+        Args:
+            name: of the file; the temporary one has the same ending.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        _, dot, ending = os.path.basename(name).partition(".")
+        temporary = self.file(f"{TEMPORARY}{uuid.uuid4().hex}{dot}{ending}")
+        try:
+            with self.errors():
+                yield temporary
+                tf.io.gfile.rename(temporary, self.file(name), overwrite=True)
+        except BaseException:
+            with contextlib.suppress(tf.errors.OpError):
+                tf.io.gfile.remove(temporary)
+            raise
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text whole or not at all."""
+        with self.whole(name) as path, tf.io.gfile.GFile(path, "w") as file:
+            file.write(text)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes JSON whole or not at all, with a checksum under a key of that name."""
+        content = {**content, "checksum": _checksum(content)}
+        self.write_text(name, json.dumps(content, indent=1))
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Returns what `write_json` wrote, or `None` if there is no such file.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        if not self.has(name):
+            return None
+        with tf.io.gfile.GFile(self.file(name)) as file:
+            text = file.read()
+        try:
+            content = json.loads(text)
+            is_whole = content.pop("checksum") == _checksum(content)
+        except (ValueError, KeyError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                f"{self.file(name)} is damaged; delete {self.path!r} and begin anew."
+            )
+        return content
+
+    def has(self, name: str) -> bool:
+        """Tells whether there is a file or folder of that name."""
+        return tf.io.gfile.exists(self.file(name))
+
+    def remove(self, *names: str) -> None:
+        """Removes files and folders, in this order; those that are not there are none."""
+        for name in names:
+            path = self.file(name)
+            if tf.io.gfile.isdir(path):
+                tf.io.gfile.rmtree(path)
+            elif tf.io.gfile.exists(path):
+                tf.io.gfile.remove(path)
+
+    def remove_temporary(self) -> None:
+        """Removes what killed processes left unfinished."""
+        if tf.io.gfile.isdir(self.path):
+            names = [name.rstrip("/") for name in tf.io.gfile.listdir(self.path)]
+            self.remove(*(name for name in names if name.startswith(TEMPORARY)))
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what TensorFlow says of files into the standard `OSError`."""
+        kinds = (
+            tf.errors.ResourceExhaustedError,
+            tf.errors.NotFoundError,
+            tf.errors.PermissionDeniedError,
+            tf.errors.FailedPreconditionError,
+            tf.errors.UnavailableError,
+        )
+        try:
+            yield
+        except kinds as error:
+            raise OSError(
+                f"{self.what} could not be written to {self.path!r}: {error.message}"
+            ) from error
+
+    # Locks ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, part: tuple[int, int] | None = None) -> Iterator[None]:
+        """Keeps a second run out of the folder, by a lock that dies with the process.
+
+        Args:
+            part: `(i, n)` of a run whose parts share the folder; `None` for all of it.
+
+        Raises:
+            BlockingIOError: if another process has it.
+        """
+        with contextlib.ExitStack() as stack:
+            wanted = [(".lock", part is not None)]
+            if part is not None:
+                wanted.append((f".lock-{part[0]}-of-{part[1]}", False))
+            try:
+                for name, is_shared in wanted:
+                    stack.enter_context(self._locked(name, is_shared, wait=False))
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"another process is at work on {self.what} in {self.path!r}; wait "
+                    "for it, or choose another path."
+                ) from error
+            yield
+
+    def settling(self) -> contextlib.AbstractContextManager[None]:
+        """Lets one process at a time compare and write settings; others wait."""
+        return self._locked(".lock-settings", False, wait=True)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, is_shared: bool, wait: bool) -> Iterator[None]:
+        if "://" in self.path:
+            yield
+            return
+        import fcntl  # not on every system, so only where something is written
+
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        with open(self.file(name), "w") as file:
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+            yield
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a local file under a temporary name, then renames it."""
-    unfinished = f"{path}.unfinished"
-    with open(unfinished, "w") as file:
-        file.write(text)
-    os.replace(unfinished, path)
+    """Writes a local file whole or not at all."""
+    folder, name = os.path.split(path)
+    RunDirectory(folder, name).write_text(name, text)
 
 
-def write_json(
-    path: str, name: str, content: Mapping[str, Any], what: str = "soft targets"
-) -> None:
-    """Writes JSON with a checksum of its own, under a temporary name, then renames it.
-
-    Args:
-        path: folder.
-        name: of the file.
-        content: without a key "checksum".
-        what: is written, for the message of an error.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    content = {**content, "checksum": _checksum(content)}
-    temporary = os.path.join(path, f"{TEMPORARY}{uuid.uuid4().hex}")
-    with file_errors(path, what):
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(json.dumps(content, indent=1))
-        tf.io.gfile.rename(temporary, os.path.join(path, name), overwrite=True)
+def as_json(value: Any) -> Any:
+    """Returns a value as it is read back from JSON: tuples are lists there."""
+    return json.loads(json.dumps(value))
 
 
-def read_json(path: str, name: str) -> dict[str, Any] | None:
-    """Returns what `write_json` wrote, or `None` if there is no such file.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    file_name = os.path.join(path, name)
-    if not tf.io.gfile.exists(file_name):
-        return None
-    with tf.io.gfile.GFile(file_name) as file:
-        text = file.read()
-    try:
-        content = json.loads(text)
-        is_whole = content.pop("checksum") == _checksum(content)
-    except (ValueError, KeyError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(f"{file_name} is damaged; delete {path!r} and begin anew.")
-    return content
+def _differ(label: str, found: Any, wanted: Any) -> list[str]:
+    wanted = as_json(wanted)
+    if found == wanted:
+        return []
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for part in dict.fromkeys([*wanted, *found]):  # the first tells enough
+            a, b = found.get(part), wanted.get(part)
+            if isinstance(a, dict) and isinstance(b, dict) and a != b:
+                return _differ(f"{label}'s {part}", a, b)
+            if a != b:
+                return [f"{label}'s {part} differ ({a}, not {b})"]
+    return [f"{label} is {found!r}, not {wanted!r}"]
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+# What is not a RunDirectory's yet.
+
+
+def write_json(
+    path: str, name: str, content: Mapping[str, Any], what: str = "soft targets"
+) -> None:
+    """See `RunDirectory.write_json`."""
+    RunDirectory(path, what).write_json(name, content)
+
+
+def read_json(path: str, name: str) -> dict[str, Any] | None:
+    """See `RunDirectory.read_json`."""
+    return RunDirectory(path, "").read_json(name)
+
+
 def remove_temporary(path: str, only: str | None = None) -> None:
-    """Removes what killed processes left unfinished in a folder."""
-    left = [only] if only else tf.io.gfile.glob(os.path.join(path, f"{TEMPORARY}*"))
-    for file in left:
-        if tf.io.gfile.exists(file):
-            tf.io.gfile.remove(file)
+    """See `RunDirectory.remove_temporary`."""
+    folder = RunDirectory(path, "")
+    folder.remove(os.path.basename(only)) if only else folder.remove_temporary()
 
 
-@contextlib.contextmanager
 def lock(
-    path: str,
-    part: tuple[int, int] | None = None,
-    doing: str = "writing soft targets to",
-) -> Iterator[None]:
-    """Keeps a second process out of a folder, by a lock that dies with the process.
-
-    Processes with different parts share the folder. Only for local paths: other file
-    systems have no locks.
-
-    Args:
-        path: folder.
-        part: `(i, n)`, or `None` for all.
-        doing: what the other process is doing, for the message.
-
-    Raises:
-        BlockingIOError: if another process has it.
-    """
-    if "://" in path:
-        yield
-        return
-    import fcntl  # not on every system, so only where something is written
-
-    with contextlib.ExitStack() as stack:
-        wanted = [(".lock", fcntl.LOCK_EX if part is None else fcntl.LOCK_SH)]
-        if part is not None:
-            wanted.append((f".lock-{part[0]}-of-{part[1]}", fcntl.LOCK_EX))
-        for name, kind in wanted:
-            file = stack.enter_context(open(os.path.join(path, name), "w"))
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(
-                    f"another process is {doing} {path!r}; wait for it, or choose "
-                    "another path."
-                ) from error
-        yield
+    path: str, part: tuple[int, int] | None = None, doing: str = "soft targets"
+) -> contextlib.AbstractContextManager[None]:
+    """See `RunDirectory.lock`."""
+    return RunDirectory(path, doing).lock(part)
 
 
-@contextlib.contextmanager
-def settling(path: str) -> Iterator[None]:
-    """Lets one process at a time compare and write settings; others wait."""
-    if "://" in path:
-        yield
-        return
-    import fcntl
-
-    with open(os.path.join(path, ".lock-settings"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def settling(path: str) -> contextlib.AbstractContextManager[None]:
+    """See `RunDirectory.settling`."""
+    return RunDirectory(path, "").settling()
 
 
-@contextlib.contextmanager
-def file_errors(path: str, what: str = "soft targets") -> Iterator[None]:
-    """Turns what TensorFlow says of files into the standard `OSError`."""
-    kinds = (
-        tf.errors.ResourceExhaustedError,
-        tf.errors.NotFoundError,
-        tf.errors.PermissionDeniedError,
-        tf.errors.FailedPreconditionError,
-        tf.errors.UnavailableError,
-    )
-    try:
-        yield
-    except kinds as error:
-        raise OSError(
-            f"{what} could not be written to {path!r}: {error.message}"
-        ) from error
+def file_errors(
+    path: str, what: str = "soft targets"
+) -> contextlib.AbstractContextManager[None]:
+    """See `RunDirectory.errors`."""
+    return RunDirectory(path, what).errors()

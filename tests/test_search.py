@@ -381,7 +381,7 @@ def test_a_directory_with_another_search_is_refused(tmp_path):
 def test_two_searches_do_not_share_a_directory(tmp_path):
     def nested(hp):
         with pytest.raises(
-            BlockingIOError, match="another process is running a search"
+            BlockingIOError, match="another process is at work on the search"
         ):
             search(tmp_path, max_trials=2, resume=True)
         raise KeyboardInterrupt

@@ -946,7 +946,7 @@ def test_second_writer_is_refused(path, many):
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(
-            BlockingIOError, match="another process is writing soft targets"
+            BlockingIOError, match="another process is at work on soft targets"
         ):
             written(path, mlp(32), many)
         with pytest.raises(BlockingIOError, match="another process"):

@@ -498,7 +498,9 @@ def test_a_directory_in_use_is_refused(skewed, tmp_path):
         stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(BlockingIOError, match="another process is training"):
+        with pytest.raises(
+            BlockingIOError, match="another process is at work on specialists"
+        ):
             kd.SpecialistBuilder(mlp(), CLUSTERS).fit(skewed, work_dir=tmp_path, **FAST)
 
 

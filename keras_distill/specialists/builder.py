@@ -214,7 +214,7 @@ class SpecialistBuilder:
                     )
                 folder = os.path.abspath(os.path.expanduser(folder))
                 os.makedirs(folder, exist_ok=True)
-            doing = "training specialists in"
+            doing = "specialists"
             stack.enter_context(run_directory.lock(folder, doing=doing))
             job = Job(
                 work_dir=folder,

@@ -249,7 +249,7 @@ def search(
     if overwrite:
         _delete(directory)
     os.makedirs(directory, exist_ok=True)
-    with run_directory.lock(directory, doing="running a search in"):
+    with run_directory.lock(directory, doing="the search"):
         _refuse_another(directory, resume)
         if teacher is not None:
             layers = _teacher_layers(hypermodel)
@@ -383,7 +383,7 @@ def _delete(directory: str) -> None:
     """Removes what an earlier search has left, and nothing else."""
     if not os.path.isdir(directory):
         return
-    with run_directory.lock(directory, doing="running a search in"):
+    with run_directory.lock(directory, doing="the search"):
         for name in (TRIALS, LOGS, _SOFT_TARGETS, _WORKERS):
             shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
