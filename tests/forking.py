@@ -142,6 +142,29 @@ def run(arguments, cwd=ROOT, env=None, timeout=120):
         )
 
 
+def answer_here(path, batch):
+    """In place of `check.ask_fresh_process` where a fresh process is not the point."""
+    import tensorflow as tf
+
+    signature = tf.saved_model.load(path).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(**batch).items()}
+
+
+_COMMAND = """
+import sys
+from keras_distill.commands.main import main
+from keras_distill.export import check
+from tests.forking import answer_here
+check.ask_fresh_process = answer_here
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def command(arguments, cwd):
+    """Runs `keras-distill ARGUMENTS`; its exports are asked in the same process."""
+    return run(["-c", _COMMAND, *arguments], cwd)
+
+
 def wait_for(condition, seconds=60):
     """Waits until a condition holds."""
     end = time.monotonic() + seconds

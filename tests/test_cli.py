@@ -4,30 +4,23 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import keras
 import pytest
 
+import keras_distill
 from keras_distill import datasets, models
 from keras_distill.commands import main
+from keras_distill.export import check
 from keras_distill.soft_targets.store import SoftTargets
-
-COMMAND = [sys.executable, "-m", "keras_distill"]
-
-
-def run(arguments, folder):
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True,
-        env=environment, check=False,
-    )  # fmt: skip
+from tests import forking
+from tests.forking import answer_here, wait_for
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, run(["demo", "--epochs", "2", "--seed", "3"], folder)
+    return folder, forking.command(["demo", "--epochs", "2", "--seed", "3"], folder)
 
 
 def test_demo_tells_the_whole_story(demo):
@@ -61,7 +54,9 @@ def test_demo_is_quiet(demo):
 
 def test_same_seed_gives_the_same_figures(demo, tmp_path):
     folder, _ = demo
-    done = run(["demo", "--epochs", "2", "--seed", "3", "--output", "again"], tmp_path)
+    done = forking.command(
+        ["demo", "--epochs", "2", "--seed", "3", "--output", "again"], tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
     def figures(path):
@@ -75,20 +70,27 @@ def test_same_seed_gives_the_same_figures(demo, tmp_path):
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_control_c_stops_calmly(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "demo", "--epochs", "500"], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("Training"):
-            break
-    time.sleep(4)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
+def test_control_c_stops_a_fresh_process_calmly_and_quietly(tmp_path):
+    """A real one: the start-up log of TensorFlow is part of what is kept quiet."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    paths = tmp_path / "output", tmp_path / "errors"
+    with paths[0].open("w") as output, paths[1].open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keras_distill", "demo", "--epochs", "500"],
+            cwd=tmp_path, env=environment, stdout=output, stderr=errors,
+            # A shell's background children ignore it, and so would this one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        try:
+            wait_for(lambda: "val accuracy" in paths[1].read_text())
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+        finally:
+            process.kill()
+    errors = paths[1].read_text()
     assert "keras-distill: stopped." in errors
-    assert "Traceback" not in errors
+    for noise in ("Traceback", "oneDNN", "WARNING", "cuda"):
+        assert noise not in errors
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,9 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     data = datasets.load("digits", shuffle=False, batch_size=None)
     teacher = models.mlp(data.input_shape, data.classes, (16,))
     teacher.save(tmp_path / "teacher.keras")
-    done = run(["cache", "teacher.keras", "digits", "kept", "--top-k", "3"], tmp_path)
+    done = forking.command(
+        ["cache", "teacher.keras", "digits", "kept", "--top-k", "3"], tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "1131 examples, top 3 of 10 classes in float16" in done.stdout
     assert "oneDNN" not in done.stderr
@@ -157,7 +161,7 @@ def test_specialists_from_a_file_to_an_export(tmp_path):
     generalist.save(tmp_path / "generalist.keras")
     command = ["specialists", "generalist.keras", "digits", "--clusters", "3"]
     command += ["--work-dir", "out", "--hard-epochs", "1", "--soft-epochs", "1"]
-    done = run(command, tmp_path)
+    done = forking.command(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "cluster 2: " in done.stdout
     assert "generalist" in done.stdout
@@ -216,16 +220,18 @@ def build(hp):
 """
 
 
+# With two, four processes share two cores for half a minute.
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, workers
 ):
     data = datasets.load("digits")
     teacher = models.mlp(data.input_shape, data.classes, (16,))
     teacher.save(tmp_path / "teacher.keras")
     (tmp_path / "my_models.py").write_text(STUDENT)
     command = ["search", "teacher.keras", "digits", "my_models:build", "--trials", "3"]
-    command += ["--epochs", "1", "--temperature", "2:9:log", "--workers", "2"]
-    done = run(command, tmp_path)
+    command += ["--epochs", "1", "--temperature", "2:9:log", "--workers", workers]
+    done = forking.command(command, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split()[:4] == ["temperature", "alpha", "width", "val_accuracy"]
@@ -246,11 +252,27 @@ def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
     assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
     assert len(list(out.glob("*.png"))) == 3
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "ask_fresh_process", answer_here)
     assert main.main(command) == 1
     assert "there is a search of 3 trials" in capsys.readouterr().err
     more = command[: command.index("--workers")]
     assert main.main([*more, "--resume", "--trials", "4"]) == 0
     assert "4 trials, in " in capsys.readouterr().out
+
+
+def test_workers_of_a_search_are_processes(tmp_path, monkeypatch):
+    asked = {}
+
+    def search(*_, **arguments):
+        asked.update(arguments)
+        raise RuntimeError("seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras_distill, "search", search)
+    models.mlp((8, 8, 1), 10, (4,)).save("t.keras")
+    command = ["search", "t.keras", "digits", "json:dumps", "--workers", "3"]
+    assert main.main(command) == 1
+    assert asked["workers"] == 3
 
 
 @pytest.mark.parametrize(
