@@ -275,7 +275,6 @@ def _prepare(builder: Any) -> None:
     """Downloads and prepares a dataset, after making sure that its source answers."""
     if builder.is_prepared():
         return
-    where = f"data_dir={builder._data_dir_root!s}"
     advice = (
         f"Prepare it where there is a network, with tensorflow_datasets.load("
         f"{builder.name!r}, data_dir=...), copy that folder here and pass it as data_dir "
@@ -285,8 +284,8 @@ def _prepare(builder: Any) -> None:
     reasons = [_why_unreachable(url) for url in urls[:1]]
     if any(reasons):
         raise ConnectionError(
-            f"{builder.info.full_name!r} is not prepared in {where}, and its source "
-            f"{urls[0]} does not answer ({reasons[0]}). {advice}"
+            f"{builder.info.full_name!r} is not prepared in {builder.data_dir}, and its "
+            f"source {urls[0]} does not answer ({reasons[0]}). {advice}"
         )
     builder.download_and_prepare()
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from keras_distill import run_directory
 from keras_distill.distiller import Distiller
+from keras_distill.keras_compat import mask_of
 from keras_distill.teachers import Teacher, as_teacher
 
 # Column name, unit and format of each figure, in the order of a printed table.
@@ -391,7 +392,7 @@ def _compiled(teacher: Teacher, first: Any, spec: Any) -> Callable[[Any], Any]:
                 "evaluate judges one output; give a callable that picks it, as in "
                 "lambda x: model(x)['name']."
             )
-        mask = getattr(answer.outputs, "_keras_mask", None)
+        mask = mask_of(answer.outputs)
         return tf.cast(answer.logits, tf.float32), mask
 
     return logits_and_mask

@@ -1,4 +1,7 @@
-"""`fit` under `MultiWorkerMirroredStrategy`, which Keras 3.12 to 3.15 cannot do."""
+"""Every private name of Keras, TensorFlow and joblib that we cannot do without, and why.
+
+`tests/test_keras_compat.py` names the one that has moved in another version.
+"""
 
 from __future__ import annotations
 
@@ -76,3 +79,81 @@ def keep_processes_that_grow() -> None:
     setting.
     """
     loky().process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
+
+
+# Tensors and the graph of a model ----------------------------------------------------
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the Keras mask that a layer has left on its output, or `None`.
+
+    Losses and metrics read it there; `compute_mask` of a model does not give it.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
+def logits_of(probabilities: Any) -> Any:
+    """Returns what a softmax in the same trace was taken of, or what was given.
+
+    Keras leaves it on the result for its own cross-entropy, which alone reads it.
+    """
+    return getattr(probabilities, "_keras_logits", probabilities)
+
+
+def made_by(tensor: Any) -> tuple[Any, int, list]:
+    """Returns the operation that gave a symbolic tensor, as which output, and its inputs.
+
+    `operation.input` is that of its first call, and a shared layer has several.
+    """
+    operation, node_index, tensor_index = tensor._keras_history
+    inputs = operation._inbound_nodes[node_index].input_tensors
+    return operation, tensor_index, inputs
+
+
+# What a tf.data.Dataset was made of; in public only its graph says, with all data in it --
+
+
+def batch_size_of(dataset: tf.data.Dataset) -> int | None:
+    """Returns the size of every batch but the last, or `None` if it cannot be seen."""
+    size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
+    if size is None:
+        size = getattr(dataset, "_batch_size", None)
+    if size is not None:
+        return int(size)
+    one = tf.data.Dataset.range(1)
+    passes_batches_on = (
+        one.prefetch(1),
+        one.cache(),
+        one.with_options(tf.data.Options()),
+        one.apply(tf.data.experimental.assert_cardinality(1)),
+    )
+    if isinstance(dataset, tuple(map(type, passes_batches_on))):
+        return next(map(batch_size_of, _inputs_of(dataset)), None)
+    return None
+
+
+def reshuffles(dataset: tf.data.Dataset) -> bool:
+    """Tells whether a dataset is known to come in another order each time."""
+    if _is_seen_to_reshuffle(tf.data.Dataset.range(2).shuffle(2).batch(1)):
+        return _is_seen_to_reshuffle(dataset)
+    # The names have moved. The graph is slow for large data, but says it too.
+    graph = tf.compat.v1.GraphDef.FromString(
+        tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset),
+            external_state_policy=1,  # whatever state it has: it is only looked at
+        ).numpy()
+    )
+    functions = [node for f in graph.library.function for node in f.node_def]
+    return any(
+        node.attr["reshuffle_each_iteration"].b for node in [*graph.node, *functions]
+    )
+
+
+def _is_seen_to_reshuffle(dataset: tf.data.Dataset) -> bool:
+    return getattr(dataset, "_reshuffle_each_iteration", False) or any(
+        map(_is_seen_to_reshuffle, _inputs_of(dataset))
+    )
+
+
+def _inputs_of(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    return getattr(dataset, "_inputs", list)()

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.keras_compat import logits_of, made_by
 from keras_distill.top_k import TopKLogits
 
 
@@ -53,15 +54,6 @@ def at(structure: Any, key: Any) -> Any:
     if key is None or key is ... or not has_several(structure):
         return structure
     return structure[key]
-
-
-def pre_softmax(outputs: Any) -> Any:
-    """Returns the logits that Keras remembers for a softmax's output, else `outputs`.
-
-    `keras.ops.softmax` keeps its argument with its result for the length of a trace,
-    so that cross-entropy can be computed from it; this reads the same note.
-    """
-    return getattr(outputs, "_keras_logits", outputs)
 
 
 # Layers that pass on what they are given, so that the one before them decides.
@@ -132,7 +124,7 @@ def is_settled(from_logits: Any) -> bool:
 
 
 def _is_logits(tensor: Any, model_name: str) -> bool | None:
-    operation, node_index, tensor_index = tensor._keras_history
+    operation, tensor_index, inputs = made_by(tensor)
     if isinstance(operation, keras.layers.InputLayer):
         return None
     # The layer, or the operation of keras.ops.
@@ -148,8 +140,7 @@ def _is_logits(tensor: Any, model_name: str) -> bool | None:
         isinstance(operation, keras.layers.Activation)
         and operation.activation is keras.activations.linear
     ):
-        before = operation._inbound_nodes[node_index].input_tensors[0]
-        return _is_logits(before, model_name)
+        return _is_logits(inputs[0], model_name)
     return _activation_answer(operation, model_name)
 
 
@@ -199,7 +190,7 @@ def to_logits(outputs: Any, from_logits: Any) -> Any:
 
 
 def _log_probabilities(probabilities: Any) -> Any:
-    logits = pre_softmax(probabilities)
+    logits = logits_of(probabilities)
     if logits is not probabilities:
         return logits
     tiny = float(np.finfo("float32").tiny)

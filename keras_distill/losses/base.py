@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.outputs import pre_softmax
+from keras_distill.keras_compat import logits_of
 
 PACKAGE = "keras_distill"
 
@@ -61,7 +61,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
             strict=True,
         ):
             total += ops.mean(
-                self.loss_per_example(pre_softmax(teacher), pre_softmax(student))
+                self.loss_per_example(logits_of(teacher), logits_of(student))
             )
         return total
 

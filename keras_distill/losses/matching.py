@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.weights import weight_for
@@ -147,8 +148,7 @@ class Matching:
         divided = divides_by_replicas(term) if replicas > 1 else True
         term.validate_outputs(target, prediction)
         has_mask = any(
-            getattr(tensor, "_keras_mask", None) is not None
-            for tensor in keras.tree.flatten(masked)
+            mask_of(tensor) is not None for tensor in keras.tree.flatten(masked)
         )
         if sample_weight is None and not has_mask:
             value = term.compute_loss(target, prediction)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import keras_compat
 from keras_distill.soft_targets import fingerprints, shards, sources, views
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.rows import Rows
@@ -63,7 +64,7 @@ def join(
             " targets.join(data).repeat()."
         )
     if batched:
-        blocks, size = dataset, sources.batch_size_of(dataset)
+        blocks, size = dataset, keras_compat.batch_size_of(dataset)
     else:
         _check_length(cached, cardinality, 1, False)
         size = sources.block_size(cached.inputs)

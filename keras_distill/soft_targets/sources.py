@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import keras_compat
 from keras_distill.teachers import Teacher
 
 #: Bytes of inputs that are put in one block.
@@ -44,7 +45,7 @@ def as_dataset(data: Any, any_order: bool = False) -> tf.data.Dataset:
                 f"{type(data).__name__}."
             )
     if isinstance(data, tf.data.Dataset):
-        if not any_order and reshuffles(data):
+        if not any_order and keras_compat.reshuffles(data):
             raise ValueError(
                 "the dataset is shuffled anew each time it is read, so soft targets could "
                 "not be joined to it. Write them before shuffle(), then "
@@ -238,32 +239,3 @@ def block_size(example: list[tf.TensorSpec]) -> int:
             return 32
         size += spec.shape.num_elements() * max(1, spec.dtype.size)
     return int(min(1024, max(1, _BLOCK_BYTES // max(1, size))))
-
-
-#: What hands batches on as they are.
-_PASSES_BATCHES_ON = (
-    "_PrefetchDataset",
-    "_OptionsDataset",
-    "CacheDataset",
-    "_AssertCardinalityDataset",
-)
-
-
-def batch_size_of(dataset: Any) -> int | None:
-    """Returns the size of every batch but the last, or `None` if it cannot be seen."""
-    size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
-    if size is None:
-        size = getattr(dataset, "_batch_size", None)
-    if size is not None:
-        return int(size)
-    if type(dataset).__name__ in _PASSES_BATCHES_ON:
-        return batch_size_of(dataset._inputs()[0])
-    return None
-
-
-def reshuffles(dataset: Any) -> bool:
-    """Tells whether a dataset is known to come in another order each time."""
-    if getattr(dataset, "_reshuffle_each_iteration", False):
-        return True
-    inputs: Callable = getattr(dataset, "_inputs", list)
-    return any(reshuffles(one) for one in inputs())
