@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
+
+from keras_distill import progress
 
 _PROBE_SECONDS = 10.0
 _IN_MEMORY_BYTES = 1_000_000_000
@@ -273,6 +274,8 @@ def _preparation(
 
 def _prepare(builder: Any) -> None:
     """Downloads and prepares a dataset, after making sure that its source answers."""
+    import tensorflow_datasets as tfds
+
     if builder.is_prepared():
         return
     advice = (
@@ -287,6 +290,8 @@ def _prepare(builder: Any) -> None:
             f"{builder.info.full_name!r} is not prepared in {builder.data_dir}, and its "
             f"source {urls[0]} does not answer ({reasons[0]}). {advice}"
         )
+    if not progress.is_live():
+        tfds.disable_progress_bar()
     builder.download_and_prepare()
 
 
@@ -359,16 +364,10 @@ def to_arrays(dataset: tf.data.Dataset, description: str | None = None) -> Any:
     Raises:
         ValueError: if it is empty.
     """
-    batches = tqdm(
-        dataset.as_numpy_iterator(),
-        desc=description,
-        total=max(0, int(dataset.cardinality())) or None,
-        unit="batch",
-        ncols=90,
-        leave=False,
-        disable=description is None,
-    )
-    parts = list(batches)
+    total = max(0, int(dataset.cardinality())) or None
+    batches = dataset.as_numpy_iterator()
+    shown = description is not None
+    parts = list(progress.each(batches, description or "", "batch", total, shown))
     if not parts:
         raise ValueError("the dataset is empty; check how it was split.")
     return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)

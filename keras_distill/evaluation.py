@@ -13,9 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
-from keras_distill import run_directory
+from keras_distill import progress, run_directory
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
 from keras_distill.teachers import Teacher, as_teacher
@@ -295,12 +294,8 @@ def compare(
     return Comparison(
         tuple(
             evaluate(model, dataset, name=name, teacher=teacher, timing=timing)
-            for name, model in tqdm(
-                models.items(),
-                desc="judging",
-                unit="model",
-                ncols=90,
-                disable=not verbose,
+            for name, model in progress.each(
+                models.items(), "judging", "model", len(models), verbose
             )
         )
     )

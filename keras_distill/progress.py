@@ -1,14 +1,18 @@
-"""Progress bars for what takes more than two seconds, whoever does the work."""
+"""Progress of what takes more than two seconds, on a terminal or in a log."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 def bar(
@@ -20,23 +24,95 @@ def bar(
     initial: int = 0,
     unit_scale: bool = False,
 ) -> Any:
-    """Returns a bar that appears after two seconds and does not stay."""
-    return tqdm(
-        desc=description,
-        total=total,
-        initial=initial,
-        unit=unit,
-        unit_scale=unit_scale,
-        ncols=90,
-        leave=False,
-        delay=2.0,
-        disable=not verbose,
-    )
+    """Returns a bar that appears after two seconds and does not stay.
+
+    Where standard error is no terminal it is a line every 30 seconds instead, and none
+    for work that is shorter.
+
+    Args:
+        description: what is done.
+        unit: of what is counted, in the singular.
+        total: how many there are; `None` if that is not known.
+        verbose: whether to show anything.
+        initial: how many were done before.
+        unit_scale: whether to write large numbers as 1.2M.
+
+    Returns:
+        A context manager with `n`, `total`, `update`, `set_postfix_str`, `refresh` and
+        `close`, as tqdm has them.
+    """
+    shown = {
+        "total": total,
+        "initial": initial,
+        "unit": unit,
+        "unit_scale": unit_scale,
+        "ncols": 90,
+    }
+    if verbose and not is_live():
+        return _Lines(description, shown)
+    return tqdm(desc=description, leave=False, delay=2.0, disable=not verbose, **shown)
+
+
+def each(
+    items: Iterable, description: str, unit: str, total: int | None, verbose: bool
+) -> Iterator[Any]:
+    """Yields items, and shows how many have been dealt with; arguments as for `bar`."""
+    with bar(description, unit, total, verbose) as shown:
+        for item in items:
+            yield item
+            shown.update()
 
 
 def write(text: str) -> None:
     """Prints a line on standard output, above any bar."""
     tqdm.write(text, file=sys.stdout)
+
+
+def is_live() -> bool:
+    """Tells whether a bar can move: on a terminal, or in a notebook."""
+    return tqdm is not terminal_tqdm or sys.stderr.isatty()
+
+
+class _Lines:
+    """Stands in for a tqdm bar in a log."""
+
+    def __init__(self, description: str, shown: dict[str, Any]) -> None:
+        self.description, self.shown = description, shown
+        self.n, self.total, self.postfix = shown["initial"], shown["total"], ""
+        self.start = self.last = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def close(self) -> None:
+        """Leaves what was written."""
+
+    def update(self, n: int = 1) -> None:
+        self.n += n
+        self.refresh()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self.postfix = text
+        if refresh:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Writes a line, if the last one is old enough."""
+        now = time.monotonic()
+        if now - self.last < _SECONDS_BETWEEN_LINES:
+            return
+        self.last = now
+        line = tqdm.format_meter(
+            self.n,
+            elapsed=now - self.start,
+            prefix=self.description,
+            postfix=self.postfix,
+            **{**self.shown, "total": self.total},
+        )
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 import keras_distill as kd
+from keras_distill import progress
 from keras_distill.arguments import check_scalar
 from keras_distill.commands.options import (
     DATA_DIR,
@@ -148,18 +148,21 @@ def _heading(text: str) -> None:
 
 
 class _Bar(keras.callbacks.Callback):
-    """One progress bar for a whole training."""
+    """One progress bar for a whole training, and a line at its end."""
 
     def __init__(self, name: str, epochs: int) -> None:
         super().__init__()
-        self.bar = tqdm(total=epochs, desc=f"{name:<12}", unit="epoch", ncols=90)
+        self.name = name
+        self.bar = progress.bar(name, "epoch", epochs, True)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.bar.set_postfix_str(f"val accuracy {logs['val_accuracy']:.2%}", False)
-        self.bar.update(1)
+        self.said = f"val accuracy {logs['val_accuracy']:.2%}"
+        self.bar.set_postfix_str(self.said, False)
+        self.bar.update()
 
     def on_train_end(self, logs: Any = None) -> None:
         self.bar.close()
+        print(f"{self.name:<12} {self.said}", flush=True)
 
 
 def _train(

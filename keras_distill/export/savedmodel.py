@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tqdm.auto import tqdm
 
+from keras_distill import progress
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
@@ -93,27 +93,26 @@ def export_savedmodel(
     serve = _serving_function(model, preprocess, class_names, from_logits, specs)
     expected = check.expected_answer(serve, batch)
 
-    progress = tqdm(total=3, desc="export", unit="stage", ncols=90, disable=not verbose)
     # TensorFlow Serving ignores names that are not numbers.
     hidden = os.path.join(directory, f".writing-{uuid.uuid4().hex}")
     is_new = not tf.io.gfile.exists(directory)
     tf.io.gfile.makedirs(directory)
     path = None
     try:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        if isinstance(preprocess, keras.layers.Layer):
-            archive.track(preprocess)
-        archive.add_endpoint("serve", serve)
-        _write(archive, hidden)
-        progress.update()
-        answer = check.ask_fresh_process(hidden, batch)
-        check.check_same(expected, answer, "in a fresh process")
-        progress.update()
-        path = _publish(hidden, directory)
-        progress.update()
+        with progress.bar("export", "stage", 3, verbose) as shown:
+            archive = keras.export.ExportArchive()
+            archive.track(model)
+            if isinstance(preprocess, keras.layers.Layer):
+                archive.track(preprocess)
+            archive.add_endpoint("serve", serve)
+            _write(archive, hidden)
+            shown.update()
+            answer = check.ask_fresh_process(hidden, batch)
+            check.check_same(expected, answer, "in a fresh process")
+            shown.update()
+            path = _publish(hidden, directory)
+            shown.update()
     finally:
-        progress.close()
         if tf.io.gfile.exists(hidden):
             tf.io.gfile.rmtree(hidden)
         if path is None and is_new and not tf.io.gfile.listdir(directory):
