@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import forking
+
 
 def pytest_configure(config):
     """Makes two logical CPU devices, for MirroredStrategy, before there is any tensor.
@@ -42,6 +44,7 @@ collect_ignore = [
     "killed_writers.py",
     "killed_specialists.py",
     "searching.py",
+    "forking.py",
 ]
 
 FEATURES, CLASSES = 8, 5
@@ -54,6 +57,13 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def _forked_pools(request, monkeypatch):
+    """Processes of pools are forked, where a test does not ask for new ones."""
+    if request.node.get_closest_marker("new_processes") is None:
+        forking.fork_pools(monkeypatch)
 
 
 @pytest.fixture

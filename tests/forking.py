@@ -5,6 +5,7 @@ runs none of TensorFlow; every process that a test starts here is forked from it
 """
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -15,28 +16,74 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from multiprocessing import forkserver
+
+import keras_distill
+from keras_distill import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def _server():
     """Multiprocessing's context, whose server has imported all that we have."""
-    import keras_distill
-
     names = ["keras_tuner", "keras_distill"]
     for module in pkgutil.walk_packages(keras_distill.__path__, "keras_distill."):
         if not module.name.endswith("__main__"):
             names.append(module.name)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(names)
+    with contextlib.chdir(ROOT), _quiet():
+        forkserver._forkserver.ensure_running()
     return context
 
 
-def _child(arguments, folder, environment, written):
+@contextlib.contextmanager
+def _quiet():
+    """TensorFlow's start-up log is left out of a server that starts now."""
+    os.environ["KERAS_DISTILL_QUIET"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["KERAS_DISTILL_QUIET"]
+
+
+def fork_pools(patch):
+    """Has the processes of loky and of Dask forked as well, until the patch is undone.
+
+    Args:
+        patch: pytest's `monkeypatch`, or `None` in a process that is forked itself.
+    """
+    import dask
+    from joblib.externals import loky
+
+    pool = functools.partial(loky.ProcessPoolExecutor, context=_server())
+    replace = setattr if patch is None else patch.setattr
+    replace(loky, "ProcessPoolExecutor", pool)
+    replace(processes, "_end_with", _end_with)
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+
+def _end_with(parent):
+    """`processes._end_with` asks for its own parent, which here is the server."""
+
+    def watch():
+        while pathlib.Path(f"/proc/{parent}").exists():
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _child(address, arguments, folder, environment, written):
     """What a new process does: it is `python ARGUMENTS`, as far as a program can see."""
     gc.freeze()
     os.setsid()
+    # Its own processes are forked from the same server.
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = lambda: None
+    fork_pools(None)
     for number, path in enumerate(written, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     # Whoever was started from a background shell ignores it, and so do its children.
@@ -78,12 +125,12 @@ class Process:
         for path in self._written:
             path.touch()
         environment = dict(os.environ if env is None else env)
-        self._process = _server().Process(
-            target=_child,
-            args=(self.args, str(cwd), environment, list(map(str, self._written))),
+        server, written = _server(), list(map(str, self._written))
+        address = forkserver._forkserver._forkserver_address
+        self._process = server.Process(
+            target=_child, args=(address, self.args, str(cwd), environment, written)
         )
-        with contextlib.chdir(ROOT), quiet():
-            self._process.start()
+        self._process.start()
         self.pid = self._process.pid
 
     @property
@@ -121,16 +168,6 @@ class Process:
         if self.returncode is None:
             self.kill()
             self.wait()
-
-
-@contextlib.contextmanager
-def quiet():
-    """TensorFlow's start-up log is left out of a server that starts now."""
-    os.environ["KERAS_DISTILL_QUIET"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["KERAS_DISTILL_QUIET"]
 
 
 def run(arguments, cwd=ROOT, env=None, timeout=120):

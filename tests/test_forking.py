@@ -43,3 +43,17 @@ def test_a_signal_reaches_the_process(tmp_path):
             forking.wait_for(lambda process=process: process.stdout)
             process.send_signal(number)
             assert process.wait(10) == returncode
+
+
+def test_pools_are_forked_everywhere():
+    code = (
+        "import os, tempfile\n"
+        "from keras_distill import processes\n"
+        "seats = processes.Seats.of(2)\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    done = processes.spread(lambda i: os.getppid(), [1, 2], seats=seats,\n"
+        "                            folder=folder)\n"
+        "    print({o.value for o in done} == {os.getppid()})\n"
+    )
+    done = forking.run(["-c", code])
+    assert done.stdout == "True\n", done.stderr
