@@ -30,6 +30,7 @@ def pytest_configure(config):
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+    forking.fork_pools()
 
 
 def pytest_collection_finish(session):
@@ -57,13 +58,6 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
-
-
-@pytest.fixture(autouse=True)
-def _forked_pools(request, monkeypatch):
-    """Processes of pools are forked, where a test does not ask for new ones."""
-    if request.node.get_closest_marker("new_processes") is None:
-        forking.fork_pools(monkeypatch)
 
 
 @pytest.fixture

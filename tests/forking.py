@@ -5,7 +5,6 @@ runs none of TensorFlow; every process that a test starts here is forked from it
 """
 
 import contextlib
-import functools
 import gc
 import multiprocessing
 import os
@@ -49,19 +48,14 @@ def _quiet():
         del os.environ["KERAS_DISTILL_QUIET"]
 
 
-def fork_pools(patch):
-    """Has the processes of loky and of Dask forked as well, until the patch is undone.
-
-    Args:
-        patch: pytest's `monkeypatch`, or `None` in a process that is forked itself.
-    """
+def fork_pools():
+    """Has the processes of loky and of Dask forked as well, from now on."""
     import dask
     from joblib.externals import loky
 
-    pool = functools.partial(loky.ProcessPoolExecutor, context=_server())
-    replace = setattr if patch is None else patch.setattr
-    replace(loky, "ProcessPoolExecutor", pool)
-    replace(processes, "_end_with", _end_with)
+    real = loky.ProcessPoolExecutor
+    loky.ProcessPoolExecutor = lambda **given: real(context=_server(), **given)
+    processes._end_with = _end_with
     dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 
@@ -83,7 +77,7 @@ def _child(address, arguments, folder, environment, written):
     # Its own processes are forked from the same server.
     forkserver._forkserver._forkserver_address = address
     forkserver._forkserver.ensure_running = lambda: None
-    fork_pools(None)
+    fork_pools()
     for number, path in enumerate(written, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     # Whoever was started from a background shell ignores it, and so do its children.
