@@ -8,9 +8,10 @@ import lazy_loader as _lazy
 from keras_distill import _quiet  # noqa: F401
 
 # isort: split
-# What Keras must know by name to read back a saved distiller or ensemble. All other public
+# What Keras must know by name to read back what it saved. All other public
 # names are imported on first use, from where __init__.pyi says.
 import keras_distill.distiller
+import keras_distill.losses.logits
 import keras_distill.specialists.ensemble  # noqa: F401
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
