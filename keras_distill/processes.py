@@ -228,6 +228,22 @@ def spread(
     return _spread([settings, sent], buffers, tasks, seats, folder, look)
 
 
+def given_up(outcomes: Generator[Outcome, None, None]) -> list[Outcome]:
+    """Has `spread` do all tasks; returns those whose processes died once too often.
+
+    Raises:
+        Exception: what a task raised, at once.
+    """
+    lost = []
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
+            if isinstance(outcome.error, ChildProcessError):
+                lost.append(outcome)
+            elif outcome.error is not None:
+                raise outcome.error
+    return lost
+
+
 def _done_here(
     function: Callable[[Any], Any], tasks: Iterable[Any], look: Callable[[], None]
 ) -> Generator[Outcome, None, None]:

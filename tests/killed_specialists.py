@@ -22,6 +22,7 @@ import numpy as np
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras
+import tensorflow as tf
 
 import keras_distill as kd
 
@@ -29,6 +30,7 @@ CLUSTERS = [[0, 1], [2, 3], [4, 5], [0, 2, 4]]
 
 
 def train(work_dir, result):
+    tf.config.run_functions_eagerly(True)  # a few steps cost less than a trace
     keras.utils.set_random_seed(0)
     generalist = keras.Sequential(
         [
@@ -66,6 +68,13 @@ def finished(work_dir):
     return {m.name: (m.read_bytes(), m.stat().st_mtime_ns) for m in models}
 
 
+def wait_for_a_specialist(pid, work_dir, before):
+    """Waits until a run has finished one more, or has ended."""
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while len(finished(work_dir)) <= before and os.waitid(os.P_PID, pid, ended) is None:
+        time.sleep(0.005)
+
+
 def main(work_dir, kills):
     rng = random.Random(0)
     unbroken, broken = work_dir + "-unbroken.npz", work_dir + "-broken.npz"
@@ -78,7 +87,11 @@ def main(work_dir, kills):
     while result["kills"] < kills or before:
         pid = forked(work_dir, broken)
         if result["kills"] < kills:
-            time.sleep(rng.uniform(0.1, 0.8) * length)
+            if result["kills"] % 2:  # else also while it is starting
+                wait_for_a_specialist(pid, work_dir, len(before))
+                time.sleep(rng.uniform(0.0, 0.3) * length)
+            else:
+                time.sleep(rng.uniform(0.0, 0.8) * length)
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         was_killed = os.WIFSIGNALED(status)

@@ -26,7 +26,7 @@ import keras
 import keras_distill as kd
 from keras_distill.soft_targets import shards
 
-EXAMPLES, FEATURES, CLASSES, SHARD = 1280, 8, 5, 16
+EXAMPLES, FEATURES, CLASSES, SHARD = 960, 8, 5, 16
 
 
 def write(path, log=None):
@@ -36,8 +36,8 @@ def write(path, log=None):
     if log is not None:
         wrote = shards.write
 
-        def logged(path, view, shard, rows):
-            wrote(path, view, shard, rows)
+        def logged(folder, view, shard, rows):
+            wrote(folder, view, shard, rows)
             with open(log, "a") as file:
                 file.write(f"{view} {shard}\n")
             time.sleep(0.02)  # as a teacher that has something to do

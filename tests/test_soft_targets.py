@@ -1,10 +1,10 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
-import joblib
 import keras
 import numpy as np
 import pytest
@@ -12,7 +12,10 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.losses.kl import tempered_kl
-from keras_distill.soft_targets import jobs, manifest, shards, views
+from keras_distill.run_directory import SETTINGS
+from keras_distill.soft_targets import settings, shards, views
+from keras_distill.soft_targets.jobs import Job
+from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.top_k import REST_BETAS
 from tests.conftest import (
     CLASSES,
@@ -27,7 +30,7 @@ from tests.conftest import (
 COUNT = 100
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def many():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(COUNT, FEATURES)).astype("float32")
@@ -36,7 +39,16 @@ def many():
 
 @pytest.fixture
 def path(tmp_path):
-    return str(tmp_path / "kept")
+    return str(tmp_path / "cached")
+
+
+@pytest.fixture(scope="module")
+def exact(many, tmp_path_factory):
+    """A store of all logits in float32, which no test changes, and its teacher."""
+    keras.utils.set_random_seed(0)
+    teacher = mlp(32)
+    path = str(tmp_path_factory.mktemp("exact") / "cached")
+    return written(path, teacher, dataset_of(many), dtype="float32"), teacher
 
 
 def dataset_of(many):
@@ -56,7 +68,7 @@ def same(*parts):
     return parts
 
 
-def kept_logits(joined):
+def cached_logits(joined):
     """All soft targets of a joined dataset, examples or batches, as arrays."""
     batches = joined
     if len(tf.nest.flatten(joined.element_spec)[0].shape) == 1:
@@ -65,9 +77,10 @@ def kept_logits(joined):
     return tf.nest.map_structure(lambda *p: np.concatenate(p), *parts)
 
 
-def distiller_for(student, teacher=None, **kwargs):
+def distiller_for(student, teacher=None, run_eagerly=True, **kwargs):
+    """Few steps cost less than a trace."""
     distiller = kd.Distiller(student, teacher, **kwargs)
-    distiller.compile(keras.optimizers.SGD(0.1), SPARSE)
+    distiller.compile(keras.optimizers.SGD(0.1), SPARSE, run_eagerly=run_eagerly)
     return distiller
 
 
@@ -89,12 +102,11 @@ def distiller_for(student, teacher=None, **kwargs):
         lambda d: d.map(lambda x, y: x).batch(7),
     ],
 )
-def test_joins_examples_and_batches_of_any_kind(path, many, arrange):
-    teacher = mlp(32)
-    targets = written(path, teacher, dataset_of(many), dtype="float32")
+def test_joins_examples_and_batches_of_any_kind(exact, many, arrange):
+    targets, teacher = exact
     data = arrange(dataset_of(many))
     joined = targets.join(data)
-    logits = kept_logits(joined)
+    logits = cached_logits(joined)
     assert (
         largest_difference(
             [logits], [teacher.predict(many[0], verbose=0)[: len(logits)]]
@@ -125,7 +137,7 @@ def test_writes_the_same_from_any_kind_of_data(path, many, source):
     assert len(targets) == COUNT
     assert (
         largest_difference(
-            [kept_logits(targets.join(data))], [teacher.predict(many[0], verbose=0)]
+            [cached_logits(targets.join(data))], [teacher.predict(many[0], verbose=0)]
         )
         < 5e-3
     )
@@ -137,14 +149,13 @@ def test_writes_the_same_from_any_kind_of_data(path, many, source):
         assert a == b
 
 
-def test_trains_like_the_live_teacher(path, many):
-    teacher, student = mlp(32), mlp(6)
+def test_trains_like_the_live_teacher(exact, many):
+    (targets, teacher), student = exact, mlp(6)
     data = dataset_of(many)
-    targets = written(path, teacher, data, dtype="float32")
     weights = []
     for distiller, batches in (
-        (distiller_for(copy_of(student), teacher), data.batch(20)),
-        (distiller_for(copy_of(student)), targets.join(data).batch(20)),
+        (distiller_for(copy_of(student), teacher, False), data.batch(20)),
+        (distiller_for(copy_of(student), None, False), targets.join(data).batch(20)),
         (distiller_for(copy_of(student)), targets.join(data.batch(20))),
     ):
         distiller.fit(batches, epochs=2, verbose=0)
@@ -182,15 +193,15 @@ def test_ways_to_teach(path, many, tmp_path):
         targets = written(
             f"{path}{index}", teacher, dataset_of(many), dtype="float32", **kwargs
         )
-        assert largest_difference([kept_logits(targets.join(many))], [logits]) < 1e-5
+        assert largest_difference([cached_logits(targets.join(many))], [logits]) < 1e-5
     with pytest.raises(
         ValueError, match="another at every temperature; pass temperature="
     ):
         written(path, [bare, other], x)
     mean = written(path, [bare, other], x, temperature=3.0, dtype="float32")
     p = [keras.ops.softmax(m.predict(x, verbose=0) / 3.0) for m in (bare, other)]
-    kept = keras.ops.softmax(kept_logits(mean.join(x)) / 3.0)
-    assert largest_difference([kept], [(p[0] + p[1]) / 2]) < 1e-6
+    cached = keras.ops.softmax(cached_logits(mean.join(x)) / 3.0)
+    assert largest_difference([cached], [(p[0] + p[1]) / 2]) < 1e-6
 
 
 def test_unknown_teacher_is_judged_by_its_first_batch(path, many):
@@ -206,7 +217,7 @@ def test_unknown_teacher_is_judged_by_its_first_batch(path, many):
     teacher(many[0])
     with pytest.warns(UserWarning, match="taken as probabilities"):
         targets = written(path, teacher, dataset_of(many).batch(10))
-    p = keras.ops.softmax(kept_logits(targets.join(many)))
+    p = keras.ops.softmax(cached_logits(targets.join(many)))
     assert largest_difference([p], [teacher.predict(many[0], verbose=0)]) < 1e-3
 
 
@@ -214,7 +225,7 @@ def test_sequences_and_several_outputs(path, many):
     tokens = np.random.default_rng(0).integers(1, 20, size=(30, 7))
     teacher = tagger(8)
     targets = written(path, teacher, tf.data.Dataset.from_tensor_slices(tokens))
-    assert kept_logits(targets.join(tokens)).shape == (30, 7, CLASSES)
+    assert cached_logits(targets.join(tokens)).shape == (30, 7, CLASSES)
 
     inputs = {"a": keras.Input((3,)), "b": keras.Input((FEATURES,))}
     both = keras.layers.Concatenate()([inputs["a"], inputs["b"]])
@@ -225,11 +236,11 @@ def test_sequences_and_several_outputs(path, many):
     two = keras.Model(inputs, outputs)
     x = {"a": many[0][:, :3], "b": many[0]}
     targets = written(path + "2", two, x, dtype="float32", top_k=4)
-    kept = kept_logits(targets.join(x))
-    assert set(kept) == {"big", "small"}
+    cached = cached_logits(targets.join(x))
+    assert set(cached) == {"big", "small"}
     assert (
         largest_difference(
-            [keras.ops.softmax(kept["small"].values)],
+            [keras.ops.softmax(cached["small"].values)],
             [-np.sort(-two.predict(x, verbose=0)["small"])],
         )
         < 1e-6
@@ -247,12 +258,12 @@ def test_two_inputs_as_a_tuple(path, many):
     x = many[0][:, :3], many[0]
     for data in (dataset_of((x,)), dataset_of((x, many[1])).batch(7)):
         targets = written(path, teacher, data, overwrite=True)
-        kept = kept_logits(targets.join(data))
-        assert largest_difference([kept], [teacher.predict(x, verbose=0)]) < 5e-3
+        cached = cached_logits(targets.join(data))
+        assert largest_difference([cached], [teacher.predict(x, verbose=0)]) < 5e-3
 
 
-def test_predict_takes_joined_data_and_says_what_is_wrong(path, many):
-    targets = written(path, mlp(32), many)
+def test_predict_takes_joined_data_and_says_what_is_wrong(exact, many):
+    targets, _ = exact
     student = mlp(6)
     distiller = distiller_for(student)
     found = distiller.predict(targets.join(many).batch(10), verbose=0)
@@ -262,7 +273,7 @@ def test_predict_takes_joined_data_and_says_what_is_wrong(path, many):
         distiller.predict(other, verbose=0)
 
 
-def test_hidden_layers_are_kept(path, many):
+def test_hidden_layers_are_cached(path, many):
     teacher, student = mlp(6), mlp(6)
     objective = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden")
     data = dataset_of(many)
@@ -324,8 +335,8 @@ def test_half_precision_is_most_exact_where_it_matters(path, many):
     layer.set_weights([layer.get_weights()[0] * 3, layer.get_weights()[1] + 40.0])
     targets = written(path, teacher, many)
     expected = teacher.predict(many[0], verbose=0)
-    kept = kept_logits(targets.join(many))
-    ours = float(keras.ops.mean(tempered_kl(expected, kept, 4.0)))
+    cached = cached_logits(targets.join(many))
+    ours = float(keras.ops.mean(tempered_kl(expected, cached, 4.0)))
     plain = expected.astype("float16").astype("float32")
     theirs = float(keras.ops.mean(tempered_kl(expected, plain, 4.0)))
     assert ours < theirs / 20
@@ -336,10 +347,10 @@ def test_huge_logits_saturate(path):
     targets = written(
         path, lambda x: x * 1e5, np.eye(4, dtype="float32"), teacher_from_logits=True
     )
-    kept = kept_logits(targets.join(np.eye(4, dtype="float32")))
-    assert np.isfinite(kept).all()
-    assert kept.max() == 1e5
-    assert kept.min() == 1e5 - 65504
+    cached = cached_logits(targets.join(np.eye(4, dtype="float32")))
+    assert np.isfinite(cached).all()
+    assert cached.max() == 1e5
+    assert cached.min() == 1e5 - 65504
 
 
 def test_len_repr_manifest(path, many):
@@ -387,9 +398,9 @@ def test_opening_with_other_expectations(path, many):
 
 def test_remote_paths(many):
     """TensorFlow's ram:// stands for any file system that only tf.io.gfile knows."""
-    targets = written("ram://store/kept", mlp(32), many)
-    assert kept_logits(targets.join(many)).shape == (COUNT, CLASSES)
-    assert tf.io.gfile.exists("ram://store/kept/manifest.json")
+    targets = written("ram://store/cached", mlp(32), many)
+    assert cached_logits(targets.join(many)).shape == (COUNT, CLASSES)
+    assert tf.io.gfile.exists("ram://store/cached/manifest.json")
 
 
 def test_written_once(path, many):
@@ -417,14 +428,6 @@ def test_written_once(path, many):
 # Alignment ----------------------------------------------------------------------------
 
 
-def error_of(targets, data):
-    """What training says to data that is not the data written."""
-    joined = targets.join(data)
-    batches = joined.batch(10) if len(joined.element_spec[1].shape) == 0 else joined
-    distiller = distiller_for(mlp(6))
-    distiller.fit(batches, verbose=0)
-
-
 @pytest.mark.parametrize("batch", [None, 10, "irregular"])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -440,17 +443,18 @@ def error_of(targets, data):
         (lambda x: np.tile(x, 2), r"is float32 .16,., the soft targets"),
     ],
 )  # fmt: skip
-def test_other_data_is_refused(path, many, change, message, batch):
+def test_other_data_is_refused(exact, many, change, message, batch):
     x, y = many
-    targets = written(path, mlp(32), x)
+    targets, _ = exact
     changed = change(x).astype("float32")
     data = dataset_of((changed, np.resize(y, len(changed))))
     if batch == "irregular":
         data = data.batch(10).map(same).filter(keep)
     elif batch:
         data = data.batch(batch)
-    with pytest.raises(ValueError, match=message) as caught:
-        error_of(targets, data)
+    with pytest.raises(ValueError, match=message) as caught, plain_errors():
+        for _ in targets.join(data):  # as `fit` does
+            pass
     assert "join before shuffle" in str(caught.value)
 
 
@@ -479,6 +483,15 @@ def test_shuffled_and_endless_data_are_refused_at_once(path, many):
         kd.SoftTargets.open(path + "2")
 
 
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory):
+    """A store of the inputs themselves, which no test changes, and the inputs."""
+    x = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype("float32")
+    path = str(tmp_path_factory.mktemp("identity") / "cached")
+    kwargs = {"dtype": "float32", "teacher_from_logits": True, "batched": False}
+    return written(path, lambda x: x * 1.0, x, **kwargs), x
+
+
 @pytest.mark.parametrize(
     "arrange",
     [
@@ -491,24 +504,17 @@ def test_shuffled_and_endless_data_are_refused_at_once(path, many):
         lambda d: d.shard(3, 1).batch(7),
     ],
 )
-def test_pairs_stay_pairs(path, arrange):
+def test_pairs_stay_pairs(identity, arrange):
     """Each example carries its own identity, and so does its teacher's answer."""
-    x = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype("float32")
-    identity = lambda x: x * 1.0  # noqa: E731
-    targets = written(
-        path, identity, x, dtype="float32", teacher_from_logits=True, batched=False
-    )
+    targets, x = identity
     joined = arrange(targets.join(dataset_of((x, np.arange(COUNT)))))
     for batch, y in joined:
         assert (batch.inputs.numpy() == batch.soft_targets.numpy()).all()
         assert (batch.inputs.numpy() == x[y.numpy()]).all()
 
 
-def test_sharding_by_a_strategy_keeps_pairs(path):
-    x = np.random.default_rng(0).normal(size=(COUNT, CLASSES)).astype("float32")
-    targets = written(
-        path, lambda x: x * 1.0, x, dtype="float32", teacher_from_logits=True
-    )
+def test_sharding_by_a_strategy_keeps_pairs(identity):
+    targets, x = identity
     joined = targets.join(dataset_of((x, np.arange(COUNT)))).batch(10)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     seen = []
@@ -526,9 +532,8 @@ def test_sharding_by_a_strategy_keeps_pairs(path):
 # Top k --------------------------------------------------------------------------------
 
 
-def test_all_k_is_exact(path, many):
-    teacher, student = mlp(32), mlp(6)
-    full = written(path, teacher, many, dtype="float32")
+def test_all_k_is_exact(exact, path, many):
+    (full, teacher), student = exact, mlp(6)
     top = written(path + "k", teacher, many, dtype="float32", top_k=CLASSES)
     weights = []
     for targets in (full, top):
@@ -538,14 +543,12 @@ def test_all_k_is_exact(path, many):
     assert largest_difference(*weights) < 1e-6
 
 
-@pytest.mark.parametrize("temperature", [1.0, 16 / 13, 2.0, 16 / 3, 20.0])
-def test_top_k_is_a_lower_bound(path, temperature):
+def test_top_k_is_a_lower_bound(path):
     rng = np.random.default_rng(0)
     classes = 200
     z = rng.normal(size=(64, classes)).astype("float32") * 3
     student = rng.normal(size=(64, classes)).astype("float32") * 2
-    full = np.asarray(tempered_kl(z, student, temperature), "float64")
-    before = np.zeros(64)
+    cached = {}
     for k in (1, 5, 50, 199, 200):
         targets = written(
             f"{path}{k}",
@@ -555,26 +558,31 @@ def test_top_k_is_a_lower_bound(path, temperature):
             dtype="float32",
             teacher_from_logits=True,
         )
-        kept = kept_logits(targets.join(z))
-        loss = np.asarray(
-            kd.SoftTargetLoss().loss_per_example(kept, student, temperature)
-        )
-        assert (loss <= full * (1 + 1e-4) + 1e-5).all()
-        assert (loss >= before * (1 - 1e-4) - 1e-5).all()  # finer outcomes, larger KL
-        before = loss
-        # The merged outcome itself, in float64 by hand.
-        p, q = (np.exp(v.astype("float64") / temperature) for v in (z, student))
-        p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
-        order = np.argsort(-z, 1)
-        p, q = (np.take_along_axis(v, order, 1) for v in (p, q))
-        p, q = (
-            np.concatenate([v[:, :k], v[:, k:].sum(1, keepdims=True)], 1)
-            for v in (p, q)
-        )
-        p, q = (v[:, : k + (k < classes)] for v in (p, q))
-        by_hand = temperature**2 * (p * np.log(p / q)).sum(1)
-        assert np.allclose(loss, by_hand, rtol=2e-3, atol=1e-4)
-    assert np.allclose(before, full, rtol=1e-5)
+        cached[k] = cached_logits(targets.join(z))
+    for temperature in (1.0, 16 / 13, 2.0, 16 / 3, 20.0):
+        full = np.asarray(tempered_kl(z, student, temperature), "float64")
+        before = np.zeros(64)
+        for k, logits in cached.items():
+            loss = np.asarray(
+                kd.SoftTargetLoss().loss_per_example(logits, student, temperature)
+            )
+            assert (loss <= full * (1 + 1e-4) + 1e-5).all()
+            # Finer outcomes, larger KL.
+            assert (loss >= before * (1 - 1e-4) - 1e-5).all()
+            before = loss
+            # The merged outcome itself, in float64 by hand.
+            p, q = (np.exp(v.astype("float64") / temperature) for v in (z, student))
+            p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+            order = np.argsort(-z, 1)
+            p, q = (np.take_along_axis(v, order, 1) for v in (p, q))
+            p, q = (
+                np.concatenate([v[:, :k], v[:, k:].sum(1, keepdims=True)], 1)
+                for v in (p, q)
+            )
+            p, q = (v[:, : k + (k < classes)] for v in (p, q))
+            by_hand = temperature**2 * (p * np.log(p / q)).sum(1)
+            assert np.allclose(loss, by_hand, rtol=2e-3, atol=1e-4)
+        assert np.allclose(before, full, rtol=1e-5)
 
 
 def test_top_k_gradient_is_that_of_the_merged_kl(path):
@@ -583,11 +591,11 @@ def test_top_k_gradient_is_that_of_the_merged_kl(path):
     targets = written(
         path, lambda x: x * 1.0, z, top_k=4, dtype="float32", teacher_from_logits=True
     )
-    kept = kept_logits(targets.join(z))
+    cached = cached_logits(targets.join(z))
     student = tf.Variable(rng.normal(size=(8, 30)).astype("float32"))
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(
-            kd.SoftTargetLoss().loss_per_example(kept, student + 0.0, 2.0)
+            kd.SoftTargetLoss().loss_per_example(cached, student + 0.0, 2.0)
         )
     gradient = tape.gradient(loss, student).numpy()
     q = tf.nn.softmax(student / 2.0).numpy()
@@ -627,15 +635,27 @@ def test_top_k_at_temperatures_that_come_later(path, many):
 
 
 def test_logits_that_spread_too_widely_for_top_k(path):
-    z = np.random.default_rng(0).normal(size=(20, 50)).astype("float32")
+    z = np.random.default_rng(0).normal(size=(COUNT, 50)).astype("float32")
+    kwargs = {"teacher_from_logits": True, "dtype": "float32", "top_k": 3}
+    narrow, late = z.copy(), z.copy()
     z[:, :10] = -1e9  # masked classes
-    kwargs = {"teacher_from_logits": True, "dtype": "float32"}
     with pytest.raises(
-        ValueError, match="spread too widely for top_k=3.*clip its logits"
+        ValueError, match="example .* spread too widely for top_k=3.*clip its logits"
     ):
-        written(path, lambda x: x * 1.0, z, top_k=3, **kwargs)
-    z[:, :10] = -25.0
-    written(path + "2", lambda x: x * 1.0, z, top_k=3, **kwargs)
+        written(path, lambda x: x * 1.0, z, **kwargs)
+    narrow[:, :10] = -25.0
+    written(path, lambda x: x * 1.0, narrow, overwrite=True, **kwargs)
+    # One example of a later batch, in whatever piece of work it comes.
+    late[70, :10] = -1e9
+    for part in (None, (1, 2)):
+        with pytest.raises(
+            ValueError, match="for example 70 .view 0. spread too widely"
+        ):
+            written(path + "2", lambda x: x * 1.0, late, part=part, **kwargs)
+        assert shards.existing(path + "2") == {(0, 0), (0, 1)}
+    two = lambda x: {"a": x * 1.0, "b": x[:, 10:]}  # noqa: E731
+    with pytest.raises(ValueError, match="of output 'a' for example 70"):
+        written(path + "3", two, late, batched=False, **kwargs)
 
 
 def test_kept_logits_are_not_taken_for_probabilities(path, many):
@@ -680,8 +700,8 @@ def test_student_sees_bit_for_bit_what_the_teacher_saw(path, many):
             [b[0].inputs for b in targets.join(many, epoch=epoch).batch(64)]
         )
         by_epoch.append(seen)
-        kept = kept_logits(targets.join(many, epoch=epoch))
-        assert largest_difference([kept], [teacher.predict(seen, verbose=0)]) < 1e-5
+        cached = cached_logits(targets.join(many, epoch=epoch))
+        assert largest_difference([cached], [teacher.predict(seen, verbose=0)]) < 1e-5
         for index in (0, 57):  # by the rule of the docstring
             seed = tf.constant([65536 * 5 + epoch % 3, index], tf.int64)
             assert (shaken(many[0][index], seed).numpy() == seen[index]).all()
@@ -734,7 +754,7 @@ def test_changed_augmentation_is_refused(path, many, monkeypatch):
         tf.errors.InvalidArgumentError,
         match="makes another view of example.* .0. .than",
     ):
-        kept_logits(changed.join(many))
+        cached_logits(changed.join(many))
     with pytest.raises(ValueError, match="views=2 without augment"):
         written(path, mlp(32), many, views=2)
 
@@ -764,51 +784,31 @@ def test_parts_are_those_of_one_process(path, many):
     assert whole.manifest["dataset"] == parts.manifest["dataset"]
 
 
-def test_loky_processes_write_the_same(path, many):
-    teacher = mlp(32)
-    written(path, teacher, many)
-    written(path + "2", teacher, many, n_jobs=2)
-    assert bytes_of(path) == bytes_of(path + "2")
-    with pytest.raises(
-        TypeError, match="cannot be sent to another process; pass arrays"
-    ):
-        written(path + "3", teacher, dataset_of(many), n_jobs=2)
+def test_loky_processes_write_the_same_though_one_is_killed(path, many):
+    teacher, main, victim = mlp(32), os.getpid(), pathlib.Path(path + ".victim")
 
+    def data():
+        if os.getpid() != main and not victim.exists():
+            victim.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return dataset_of(many)
 
-def test_dask_cluster_writes_the_same(path, many):
-    distributed = pytest.importorskip("distributed")
-    teacher = mlp(32)
     written(path, teacher, many)
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config(backend="dask", n_jobs=2),
-    ):
-        written(path + "2", teacher, many)
+    written(path + "2", teacher, data, n_jobs=2)
+    assert victim.exists()
     assert bytes_of(path) == bytes_of(path + "2")
 
 
-def test_ray_writes_the_same(path, many):
-    ray = pytest.importorskip("ray")
-    joblib_ray = pytest.importorskip("ray.util.joblib")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        joblib_ray.register_ray()
-        teacher = mlp(32)
-        written(path, teacher, many)
-        with joblib.parallel_config(backend="ray", n_jobs=2):
-            written(path + "2", teacher, many)
-        assert bytes_of(path) == bytes_of(path + "2")
-    finally:
-        ray.shutdown()
+def test_data_that_cannot_be_sent_is_refused(path, many):
+    with pytest.raises(TypeError, match="cannot be sent to them.* Pass arrays, or a f"):
+        written(path, mlp(32), dataset_of(many), n_jobs=2)
 
 
-def test_killed_at_twenty_random_moments(path, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(path, kills):
     """Real processes, killed by SIGKILL; forked from one that has imported TensorFlow."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_writers", path, "20"],
+        [sys.executable, "-m", "tests.killed_writers", path, str(kills)],
         capture_output=True,
         text=True,
         check=False,
@@ -816,8 +816,8 @@ def test_killed_at_twenty_random_moments(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["kills"] == 20
-    assert result["partial"] >= 10  # most kills left some shards and not all
+    assert result["kills"] == kills
+    assert result["partial"] >= kills // 2  # most kills left some shards and not all
     assert result["finished"] >= 1
     assert result["same_bytes"]
     assert result["most_shards_redone"] <= 1
@@ -838,16 +838,16 @@ def test_full_disk_is_said_and_resumed(path, many, tmp_path):
         with pytest.raises(
             OSError, match="could not be written.*goes on after the last"
         ):
-            written(str(disk / "kept"), teacher, x)
-        there = len(shards.existing(str(disk / "kept")))
+            written(str(disk / "cached"), teacher, x)
+        there = len(shards.existing(str(disk / "cached")))
         assert there > 0
         with pytest.raises(FileNotFoundError, match=f"{there} shards so far"):
-            kd.SoftTargets.open(disk / "kept")
+            kd.SoftTargets.open(disk / "cached")
         os.system(f"mount -o remount,size=256k {disk}")
-        resumed = written(str(disk / "kept"), teacher, x)
+        resumed = written(str(disk / "cached"), teacher, x)
         assert len(resumed) == 1000
         written(path, teacher, x)
-        assert bytes_of(path) == bytes_of(disk / "kept")
+        assert bytes_of(path) == bytes_of(disk / "cached")
     finally:
         os.system(f"umount {disk}")
 
@@ -858,7 +858,7 @@ def test_every_flipped_byte_is_found(path, many):
     rng = np.random.default_rng(0)
     files = [os.path.join(path, entry["file"]) for entry in targets.manifest["shards"]]
     found = 0
-    for _ in range(300):
+    for _ in range(60):
         file = files[rng.integers(len(files))]
         whole = pathlib.Path(file).read_bytes()
         flipped = bytearray(whole)
@@ -872,7 +872,7 @@ def test_every_flipped_byte_is_found(path, many):
             found += 1
         with open(file, "wb") as out:
             out.write(whole)
-    assert found == 300
+    assert found == 60
     assert len(list(joined)) == 2
 
     with open(files[1], "wb") as out:
@@ -974,13 +974,16 @@ def test_another_teacher_or_other_data_does_not_open_a_finished_store(path, many
 
 def test_writer_that_outlived_its_store_stops(path, many):
     written(path, mlp(32), many, part=(0, 2))
-    job_settings = manifest.read(path, manifest.SETTINGS)
-    manifest.write(path, manifest.SETTINGS, {**job_settings, "seed": 3})
-    job = jobs.Job(path, None, None, None, None, {}, {"seed": 0})
+    folder = settings.directory(path)
+    found = settings.read_settings(folder)
+    folder.write_json(SETTINGS, {**found, "seed": 3})
+    late = Job(
+        path, settings.Settings.of_manifest(found), None, None, "", None, None, None
+    )
     with pytest.raises(
         OSError, match="given to soft targets of another kind meanwhile"
     ):
-        job._write_shard(0, 1, [np.zeros((1, 8), "uint8")])
+        late._write_shard(0, 1, [np.zeros((1, 8), "uint8")])
     with pytest.raises(ValueError, match="overwrite=True with part would erase"):
         written(path, mlp(32), many, part=(1, 2), overwrite=True)
 
@@ -1005,7 +1008,7 @@ def test_empty_shard_is_named(path, many):
 
 def test_impossible_paths(many):
     with pytest.raises(OSError, match="soft targets could not be written"):
-        written("/dev/null/kept", mlp(32), many)
+        written("/dev/null/cached", mlp(32), many)
 
 
 def test_file_urls_are_local(path, many):
@@ -1024,7 +1027,7 @@ def test_file_urls_are_local(path, many):
             ValueError,
             "dtype must be one of float16, bfloat16, float32",
         ),
-        ({"views": 0}, ValueError, "views must be a whole number >= 1"),
+        ({"views": 0}, ValueError, "views must be a whole number from 1 to 1000"),
         ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
         ({"shard_size": 0}, ValueError, "shard_size must be a whole number >= 1"),
         ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number >= 1"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.outputs import by_output
-from keras_distill.soft_targets import fingerprints, manifest, shards, sources, views
-from keras_distill.soft_targets.rows import Rows, rest_error
-from keras_distill.teachers import as_teacher
+from keras_distill.outputs import by_output, is_settled
+from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
+from keras_distill.soft_targets import shards, sources, views
+from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out
+from keras_distill.soft_targets.settings import Settings, directory, read_settings
+from keras_distill.teachers import Teacher, as_teacher
 
 #: The largest error in the probability of all classes that `top_k` leaves out.
 _REST_ERROR = 0.01
+#: Bytes of a shard, where its size is not given.
+_SHARD_BYTES = 16_000_000
 
 
 @dataclasses.dataclass(repr=False)
@@ -25,50 +30,113 @@ class Job:
 
     Attributes:
         path: of the store.
+        settings: the store's, as far as they are known.
         teacher: as the user gave it.
+        from_logits: whether it gives logits, as the user said.
+        average: of a list of teachers.
         data: as the user gave it.
         batched: whether a dataset's elements are batches.
         augment: makes the views; `None` for none.
-        options: the rest, by name.
-        settings: what the store's own settings must be while it is written.
     """
 
     path: str
+    settings: Settings
     teacher: Any
+    from_logits: Any
+    average: str
     data: Any
     batched: bool | None
     augment: Callable | None
-    options: dict[str, Any]
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def start(self) -> None:
-        """Binds teacher and data; once in every process."""
-        o = self.options
-        self.bound = as_teacher(self.teacher, o["from_logits"], o["average"])
-        self.bound.match_layers(o["layers"])
-        self.source = sources.Source(self.data, self.batched, self.bound)
-        self.rows = self._layout()
-        self.next_rows = tf.function(self._next_rows, reduce_retracing=True)
 
     def __getstate__(self) -> dict[str, Any]:
         names = [field.name for field in dataclasses.fields(self)]
         return {name: self.__dict__[name] for name in names}
 
-    def _seen(self) -> Any:
-        """Returns the specs of what the teacher sees, batch first."""
-        specs = self.source.specs
-        if self.augment is None:
-            return specs
-        return tf.nest.map_structure(
-            lambda s: tf.TensorSpec((None, *s.shape), s.dtype),
-            views.output_specs(self.augment, specs),
+    # Made once in every process.
+
+    @functools.cached_property
+    def bound(self) -> Teacher:
+        """The teacher."""
+        bound = as_teacher(self.teacher, self.from_logits, self.average)
+        bound.match_layers(self.settings.layers)
+        return bound
+
+    @functools.cached_property
+    def source(self) -> sources.Source:
+        """The data."""
+        return sources.Source(self.data, self.batched, self.bound.input_ranks)
+
+    @functools.cached_property
+    def next_rows(self) -> Callable[[Any], tuple]:
+        """What `_next_rows` is, compiled."""
+        return tf.function(self._next_rows, reduce_retracing=True)
+
+    @property
+    def rows(self) -> Rows:
+        """The layout."""
+        return Rows(self.settings)
+
+    def settle(self) -> None:
+        """Finds out what the settings do not say yet, before anything is written.
+
+        Raises:
+            ValueError: if teacher, data and settings do not go together.
+        """
+        self._settle_logits()
+        self.settings = self._laid_out()
+        self.batched = self.source.batched
+        teacher = teacher_fingerprint(self.teacher)
+        if teacher["kind"] == "list":
+            teacher["average"] = self.average
+        specs = tf.nest.flatten(self.source.specs)
+        size, s = self.settings.batch_size, self.settings
+        fitting = max(1, min(16_384, _SHARD_BYTES // s.row_bytes) // size) * size
+        self.settings = dataclasses.replace(
+            s,
+            teacher=teacher,
+            from_logits=_settled(self.bound),
+            inputs=[[list(one.shape[1:]), one.dtype.name] for one in specs],
+            examples=self.source.length,
+            shard_size=s.shard_size or fitting,
         )
 
-    def _layout(self) -> Rows:
+    def _settle_logits(self) -> None:
+        """Finds out whether an unknown teacher gives logits, from the first batch."""
+        if self.bound.averages_probabilities and self.settings.temperature is None:
+            raise ValueError(
+                "the mean of several teachers' probabilities is another at every "
+                "temperature; pass temperature=, the T that students will be trained at, "
+                'or teacher_average="logits".'
+            )
+        members = getattr(self.bound, "members", [self.bound])
+        if all(is_settled(member.from_logits) for member in members):
+            return
+        size = self.settings.batch_size
+        inputs = next(iter(self.source.batches(0, 1, size, size)))
+        if self.augment is not None:
+            seed = self.settings.seed
+            inputs = views.augmented(self.augment, inputs, seed, 0, np.int64(0))
+        self.bound.look_at(inputs)
+        found = [member.from_logits for member in members]
+        if any(one != found[0] for one in found):
+            raise ValueError(
+                "some of the teachers give logits and some probabilities, and they do not "
+                "say which; wrap each with keras_distill.as_teacher(teacher, "
+                "from_logits=...)."
+            )
+        self.from_logits = found[0]  # for other processes
+
+    def _laid_out(self) -> Settings:
+        seen = self.source.specs
+        if self.augment is not None:
+            seen = tf.nest.map_structure(
+                lambda s: tf.TensorSpec((None, *s.shape), s.dtype),
+                views.output_specs(self.augment, seen),
+            )
         try:
-            traced = tf.function(self._answer).get_concrete_function(self._seen())
+            traced = tf.function(self._answer).get_concrete_function(seen)
         except (TypeError, ValueError) as error:
-            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(self._seen()))
+            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(seen))
             hint = "give it the data that it was made for"
             if self.batched is None and self.bound.input_ranks is None:
                 hint = (
@@ -79,23 +147,15 @@ class Job:
                 f"the {self.bound.description} does not take batches of shape {shapes}; "
                 f"{hint}."
             ) from error
-        logits, layers = traced.structured_outputs
-        return Rows.for_answer(
-            logits,
-            layers,
-            self.options["dtype"],
-            self.options["top_k"],
-            self.augment is not None,
-        )
+        return laid_out(self.settings, *traced.structured_outputs)
 
     def _answer(self, inputs: Any) -> Any:
-        temperature = tf.constant(self.options["temperature"] or 1.0)
-        answer = self.bound(inputs, temperature)
+        answer = self.bound(inputs, tf.constant(self.settings.temperature or 1.0))
         logits = answer.logits
         return list(logits) if isinstance(logits, tuple) else logits, answer.layers
 
     def _next_rows(self, iterator: Any) -> tuple:
-        """Returns the rows of the next batch, which of its answers are finite, logits.
+        """Returns the rows of the next batch, which are finite, errors, if all are good.
 
         The iterator is read in the graph, which spares Python a call for every part.
         """
@@ -105,34 +165,47 @@ class Job:
             tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
             for part in [*(part for _, part in by_output(logits)), *layers.values()]
         ]
-        rows = self.rows.encode(fingerprint, augmented, logits, layers)
         finite = tf.reduce_all(tf.stack(finite), 0)
-        return rows, finite, tf.reduce_all(finite), logits
+        encoded, errors = self.rows.encode(fingerprint, augmented, logits, layers)
+        good = tf.reduce_all(finite) & (tf.reduce_max(errors) <= _REST_ERROR)
+        return encoded, finite, errors, good
 
     def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
         """Returns batches of what the teacher sees, and the fingerprints."""
-        seed, augment = self.options["seed"], self.augment
+        s, augment = self.settings, self.augment
+        assert s.shard_size is not None
 
         @tf.autograph.experimental.do_not_convert
         def prepared(index: Any, inputs: Any) -> tuple:
-            fingerprint = fingerprints.of_examples(inputs)
+            fingerprint = examples_fingerprint(inputs)
             if augment is None:
                 return inputs, fingerprint, fingerprint
-            inputs = views.augmented(augment, inputs, seed, view, index)
-            return inputs, fingerprint, fingerprints.of_examples(inputs)
+            inputs = views.augmented(augment, inputs, s.seed, view, index)
+            return inputs, fingerprint, examples_fingerprint(inputs)
 
         @tf.autograph.experimental.do_not_convert
         def with_index(index: Any, inputs: Any) -> tuple:
             size = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
             return index + size, (index, inputs)
 
-        o = self.options
         return (
-            self.source.batches(first, count, o["batch_size"], o["shard_size"])
+            self.source.batches(first, count, s.batch_size, s.shard_size)
             .scan(tf.constant(first, tf.int64), with_index)
             .map(prepared, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
             .prefetch(tf.data.AUTOTUNE)
         )
+
+    def write_piece(self, piece: list[tuple[int, int]]) -> None:
+        """Writes those shards of a piece that are not there, in whatever process.
+
+        Args:
+            piece: view and number of each shard, ascending.
+        """
+        there = shards.existing(self.path)
+        for view, first, count in consecutive(
+            [one for one in piece if one not in there]
+        ):
+            self.write(view, first, count, lambda examples: None)
 
     def write(
         self, view: int, shard: int, count: int | None, told: Callable[[int], Any]
@@ -147,65 +220,86 @@ class Job:
 
         Returns:
             The number of examples.
+
+        Raises:
+            ValueError: if an answer is not finite, or spreads too widely for `top_k`.
         """
-        size = self.options["shard_size"]
-        done, rows, buffered = 0, [], 0
+        size = self.settings.shard_size
+        assert size is not None
+        done, waiting, buffered = 0, [], 0
         batches = iter(self.batches(view, shard * size, count))
         while True:
             with _readable_errors():
                 try:
-                    part, finite, all_finite, logits = self.next_rows(batches)
+                    encoded, finite, errors, good = self.next_rows(batches)
                 except tf.errors.OutOfRangeError:
                     break
-            if not all_finite.numpy():
-                bad = shard * size + buffered + int(np.argmin(finite))
-                raise ValueError(
-                    f"the teacher's answer for example {bad} (view {view}) is not finite "
-                    "(NaN or infinity); check its inputs and weights."
-                )
-            if not done:
-                self._check_rest(logits)
-            rows.append(part.numpy())
-            buffered += len(rows[-1])
-            done += len(rows[-1])
+            if not good.numpy():
+                first = shard * size + buffered
+                self._refuse(view, first, finite.numpy(), errors.numpy())
+            waiting.append(encoded.numpy())
+            buffered += len(waiting[-1])
+            done += len(waiting[-1])
             if buffered == size:
-                self._write_shard(view, shard, rows)
-                rows, buffered, shard = [], 0, shard + 1
-            told(part.shape[0])
-        if rows:
-            self._write_shard(view, shard, rows)
+                self._write_shard(view, shard, waiting)
+                waiting, buffered, shard = [], 0, shard + 1
+            told(encoded.shape[0])
+        if waiting:
+            self._write_shard(view, shard, waiting)
         return done
 
-    def _write_shard(self, view: int, shard: int, rows: list[np.ndarray]) -> None:
+    def _write_shard(self, view: int, shard: int, parts: list[np.ndarray]) -> None:
         """Writes a shard, if the store is still the one that this job is for.
 
         A worker may outlive the process that started it, and that process's lock.
         """
-        now = manifest.read(self.path, manifest.SETTINGS)
-        if now is None or manifest.differences(now, self.settings):
+        folder = directory(self.path)
+        found = read_settings(folder)
+        if found is None or folder.differences(found, self.settings.compared(found)):
             raise OSError(
                 f"{self.path!r} has been given to soft targets of another kind meanwhile; "
                 "this writer stops."
             )
-        shards.write(self.path, view, shard, np.concatenate(rows))
+        shards.write(folder, view, shard, np.concatenate(parts))
 
-    def _check_rest(self, logits: Any) -> None:
-        """Refuses logits whose rest is not well said by its mass at a few temperatures."""
-        k = self.options["top_k"]
-        if k is None:
-            return
-        for key, output in by_output(logits):
-            if k == output.shape[-1]:
-                continue
-            error, temperature = rest_error(tf.cast(output, tf.float32), k)
-            if error > _REST_ERROR:
-                name = "" if key is None else f" of output {key!r}"
-                raise ValueError(
-                    f"the teacher's logits{name} spread too widely for top_k={k}: at "
-                    f"T = {temperature} the probability of all other classes would be "
-                    f"wrong by {error:.3f}. Leave top_k out, choose a larger one, or have "
-                    "the teacher clip its logits to within about 30 of the largest."
-                )
+    def _refuse(
+        self, view: int, first: int, finite: np.ndarray, errors: np.ndarray
+    ) -> None:
+        """Says which answer cannot be cached, and why."""
+        if not finite.all():
+            raise ValueError(
+                f"the teacher's answer for example {first + int(np.argmin(finite))} (view "
+                f"{view}) is not finite (NaN or infinity); check its inputs and weights."
+            )
+        example, output, tried = np.unravel_index(errors.argmax(), errors.shape)
+        key, k = self.settings.outputs[output], self.settings.top_k
+        name = "" if key is None else f" of output {key!r}"
+        raise ValueError(
+            f"the teacher's logits{name} for example {first + example} (view {view}) "
+            f"spread too widely for top_k={k}: at T = {1 / TRIED_BETAS[tried]:.1f} "
+            f"the probability of all other classes would be wrong by {errors.max():.3f}. "
+            "Leave top_k out, choose a larger one, or have the teacher clip its logits to "
+            "within about 30 of the largest."
+        )
+
+
+def consecutive(missing: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yields view, first shard and count of each run of consecutive shards."""
+    start = 0
+    for i in range(1, len(missing) + 1):
+        view, shard = missing[i - 1]
+        if i == len(missing) or missing[i] != (view, shard + 1):
+            yield view, missing[start][1], i - start
+            start = i
+
+
+def _settled(bound: Any) -> Any:
+    """Returns whether a teacher's outputs are logits, as a value of the manifest."""
+    members = getattr(bound, "members", None)
+    if members is not None:
+        return [_settled(member) for member in members]
+    given = bound.from_logits
+    return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
 
 
 @contextlib.contextmanager

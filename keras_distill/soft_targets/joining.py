@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import keras_compat
-from keras_distill.soft_targets import fingerprints, shards, sources, views
+from keras_distill.run_directory import examples_fingerprint
+from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.rows import Rows
+from keras_distill.soft_targets.settings import Settings
 
 _MARK = "soft targets and data do not go together:"
 _DAMAGED = "corrupted record"
@@ -24,27 +27,48 @@ _as_is = tf.autograph.experimental.do_not_convert
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """What joining needs to know of a store.
+    """A store as it is read.
 
     Attributes:
-        path: of the store.
-        rows: layout.
-        examples: how many.
-        shards: number of shards of each view.
-        views: how many.
+        path: of its folder.
+        settings: that it was written with.
         augment: makes the views; `None` for none.
-        seed: of the views.
-        inputs: specs of one example's inputs, flat.
     """
 
     path: str
-    rows: Rows
-    examples: int
-    shards: int
-    views: int
+    settings: Settings
     augment: Callable | None
-    seed: int
-    inputs: list[tf.TensorSpec]
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The layout of its rows."""
+        return Rows(self.settings)
+
+    @property
+    def examples(self) -> int:
+        """How many examples it has."""
+        assert self.settings.examples is not None
+        return self.settings.examples
+
+    @functools.cached_property
+    def inputs(self) -> list[tf.TensorSpec]:
+        """Specs of one example's inputs, flat."""
+        return [tf.TensorSpec(shape, dtype) for shape, dtype in self.settings.inputs]
+
+    def file(self, view: Any, shard: Any) -> Any:
+        """Returns the path of a shard; of numbers, or of tensors in a graph."""
+        if isinstance(view, int) and isinstance(shard, int):
+            return os.path.join(self.path, shards.name(view, shard))
+        parts = [
+            tf.strings.as_string(number, width=width, fill="0")
+            for number, width in ((view, 3), (shard, 5))
+        ]
+        prefix = os.path.join(self.path, "view-")
+        return tf.strings.join([prefix, parts[0], "-shard-", parts[1], ".tfrecord"])
+
+    def files(self, view: Any) -> list[Any]:
+        """Returns the paths of all shards of a view."""
+        return [self.file(view, n) for n in range(self.settings.shards_per_view)]
 
 
 def join(
@@ -73,15 +97,14 @@ def join(
     if size is not None:
         has_one_size = tf.nest.flatten(blocks.element_spec)[0].shape[0] is not None
         _check_length(cached, count, size, may_drop=has_one_size)
-    if cached.views == 1 or epoch is not None:
-        joined = _one_pass(cached, blocks, size, count, (epoch or 0) % cached.views)
+    number = cached.settings.views
+    if number == 1 or epoch is not None:
+        joined = _one_pass(cached, blocks, size, count, (epoch or 0) % number)
     else:
         start = tf.data.Dataset.from_tensors(0)
         joined = start.flat_map(
             _as_is(
-                lambda _: _one_pass(
-                    cached, blocks, size, count, views.of_epoch(cached.views)
-                )
+                lambda _: _one_pass(cached, blocks, size, count, views.of_epoch(number))
             )
         )
     if not batched:
@@ -183,8 +206,7 @@ def _pairs_of_one_size(
     cached: Cached, blocks: tf.data.Dataset, size: int, view: Any
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`, the rows rebatched natively."""
-    files = [_file(cached, view, shard) for shard in range(cached.shards)]
-    rows = shards.stream(files, cached.rows.bytes).rebatch(size)
+    rows = shards.stream(cached.files(view), cached.rows.bytes).rebatch(size)
     # Nothing more, for ever: data that goes on finds no rows.
     nothing = tf.data.Dataset.from_tensors(tf.zeros((0, cached.rows.bytes), tf.uint8))
     firsts = tf.data.Dataset.range(0, np.iinfo("int64").max, size)
@@ -208,10 +230,10 @@ def _pairs_of_any_size(
 
         def lacks_rows(buffer: Any, start: Any, shard: Any) -> Any:
             end = start + tf.shape(buffer, tf.int64)[0]
-            return (end < first + wanted) & (shard < cached.shards)
+            return (end < first + wanted) & (shard < cached.settings.shards_per_view)
 
         def read_on(buffer: Any, start: Any, shard: Any) -> Any:
-            more = shards.load(_file(cached, view, shard), cached.rows.bytes)
+            more = shards.load(cached.file(view, shard), cached.rows.bytes)
             return tf.concat([buffer[first - start :], more], 0), first, shard + 1
 
         buffer, start, shard = tf.while_loop(
@@ -226,17 +248,6 @@ def _pairs_of_any_size(
     zero = tf.zeros((), tf.int64)
     nothing = tf.zeros((0, cached.rows.bytes), tf.uint8)
     return blocks.scan((zero, zero, nothing, zero, zero), _as_is(take_rows))
-
-
-def _file(cached: Cached, view: Any, shard: Any) -> Any:
-    if isinstance(view, int) and isinstance(shard, int):
-        return os.path.join(cached.path, shards.name(view, shard))
-    parts = [
-        tf.strings.as_string(number, width=width, fill="0")
-        for number, width in ((view, 3), (shard, 5))
-    ]
-    prefix = os.path.join(cached.path, "view-")
-    return tf.strings.join([prefix, parts[0], "-shard-", parts[1], ".tfrecord"])
 
 
 def _checked(
@@ -268,7 +279,7 @@ def _checked(
     written, written_augmented = cached.rows.fingerprints(rows)
     checks = [
         _require_equal(
-            fingerprints.of_examples(inputs),
+            examples_fingerprint(inputs),
             written,
             first,
             "example",
@@ -276,10 +287,12 @@ def _checked(
         )
     ]
     if cached.augment is not None:
-        inputs = views.augmented(cached.augment, inputs, cached.seed, view, first)
+        inputs = views.augmented(
+            cached.augment, inputs, cached.settings.seed, view, first
+        )
         checks.append(
             _require_equal(
-                fingerprints.of_examples(inputs),
+                examples_fingerprint(inputs),
                 written_augmented,
                 first,
                 "augment() makes another view of example",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from keras_distill.outputs import by_output
-from keras_distill.soft_targets import fingerprints
+from keras_distill.run_directory import FINGERPRINT_BYTES
+from keras_distill.soft_targets.settings import Settings
 from keras_distill.top_k import REST_BETAS, TopKLogits
-
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,143 +30,130 @@ class Field:
     @property
     def bytes(self) -> int:
         """Size in a row."""
-        size = tf.as_dtype(self.dtype).size
-        for axis in self.shape:
-            size *= axis
-        return size
+        return tf.TensorShape(self.shape).num_elements() * tf.as_dtype(self.dtype).size
+
+
+def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings:
+    """Returns the settings with the layout for a teacher's answer.
+
+    Args:
+        settings: say what is cached.
+        specs: tensor specs `(batch, ..., classes)`, in a dict, a list, or one.
+        layers: tensor specs of hidden layers, by name.
+
+    Raises:
+        ValueError: if an axis is not known, or `top_k` is out of range.
+    """
+    dtype, top_k = settings.dtype, settings.top_k
+    fields = [Field("fingerprint", "uint8", (FINGERPRINT_BYTES,))]
+    if settings.augment is not None:
+        fields.append(Field("augmented", "uint8", (FINGERPRINT_BYTES,)))
+    outputs, classes = [], []
+    for key, spec in by_output(specs):
+        prefix = _prefix(key)
+        *leading, count = _fixed_shape(spec)
+        _check_top_k(top_k, count)
+        outputs.append(key)
+        classes.append(count)
+        if dtype != "float32":
+            fields.append(Field(f"{prefix}max", "float32", tuple(leading)))
+        found = (*leading, count if top_k is None else top_k)
+        fields.append(Field(f"{prefix}logits", dtype, found))
+        if top_k is not None:
+            fields.append(Field(f"{prefix}indices", _index_dtype(count), found))
+            if top_k < count:
+                shape = (*leading, len(REST_BETAS) - 1)
+                fields.append(Field(f"{prefix}rest", dtype, shape))
+    for name, spec in layers.items():
+        fields.append(Field(f"layer:{name}", dtype, tuple(_fixed_shape(spec))))
+    return dataclasses.replace(
+        settings,
+        outputs=outputs,
+        outputs_are_dict=isinstance(specs, dict),
+        classes=classes[0] if outputs == [None] else classes,
+        row=[[f.name, f.dtype, list(f.shape)] for f in fields],
+        row_bytes=sum(f.bytes for f in fields),
+    )
 
 
 class Rows:
     """Turns batches of logits into rows of bytes, and back.
 
     Args:
-        fields: in their order in a row.
-        outputs: keys of the teacher's outputs; `[None]` for a single one.
-        is_dict: whether several outputs are a dict, as opposed to a tuple.
-        classes: number of classes of each output.
-        top_k: int, or `None` for all logits.
-        layers: names of the hidden layers.
+        settings: have the layout.
     """
 
-    def __init__(
-        self,
-        fields: list[Field],
-        outputs: list,
-        is_dict: bool,
-        classes: list[int],
-        top_k: int | None,
-        layers: Sequence[str] = (),
-    ) -> None:
-        self.fields = fields
-        self.outputs = outputs
-        self.is_dict = is_dict
-        self.classes = classes
-        self.top_k = top_k
-        self.layers = layers
-        self.bytes = sum(field.bytes for field in fields)
-
-    @classmethod
-    def for_answer(
-        cls,
-        specs: Any,
-        layers: dict[str, Any],
-        dtype: str,
-        top_k: int | None,
-        augmented: bool,
-    ) -> Rows:
-        """Returns the layout for a teacher's answer.
-
-        Args:
-            specs: tensor specs `(batch, ..., classes)`, in a dict, a list, or one.
-            layers: tensor specs of hidden layers, by name.
-            dtype: of the logits on disk.
-            top_k: how many to keep; `None` for all.
-            augmented: whether examples are augmented.
-
-        Raises:
-            ValueError: if an axis is not known, or `top_k` is out of range.
-        """
-        fields = [Field("fingerprint", "uint8", (fingerprints.BYTES,))]
-        if augmented:
-            fields.append(Field("augmented", "uint8", (fingerprints.BYTES,)))
-        outputs, classes = [], []
-        for key, spec in by_output(specs):
-            prefix = _prefix(key)
-            *leading, count = _fixed_shape(spec)
-            _check_top_k(top_k, count)
-            outputs.append(key)
-            classes.append(count)
-            if dtype != "float32":
-                fields.append(Field(f"{prefix}max", "float32", tuple(leading)))
-            kept = count if top_k is None else top_k
-            fields.append(Field(f"{prefix}logits", dtype, (*leading, kept)))
-            if top_k is not None:
-                fields.append(
-                    Field(f"{prefix}indices", _index_dtype(count), (*leading, kept))
-                )
-                if top_k < count:
-                    shape = (*leading, len(REST_BETAS) - 1)
-                    fields.append(Field(f"{prefix}rest", dtype, shape))
-        for name, spec in layers.items():
-            fields.append(Field(f"layer:{name}", dtype, tuple(_fixed_shape(spec))))
-        return cls(
-            fields, outputs, isinstance(specs, dict), classes, top_k, list(layers)
-        )
+    def __init__(self, settings: Settings) -> None:
+        self.fields = [
+            Field(n, dtype, tuple(shape)) for n, dtype, shape in settings.row
+        ]
+        self.bytes = settings.row_bytes
+        self._dtypes = {field.name: tf.as_dtype(field.dtype) for field in self.fields}
+        self._settings = settings
 
     def encode(
         self, fingerprint: Any, augmented: Any, logits: Any, layers: dict[str, Any]
-    ) -> tf.Tensor:
-        """Returns rows, uint8 `(batch, bytes)`.
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns rows, and how wrong `top_k` makes the mass of the rest.
 
         Args:
             fingerprint: uint8 `(batch, 8)`.
             augmented: the same of the augmented examples, or `None`.
             logits: `(batch, ..., classes)`, in a dict, a list, or one.
             layers: outputs of hidden layers, by name.
+
+        Returns:
+            uint8 `(batch, bytes)`; and float32 `(batch, outputs, 5)`, the largest error of
+            the probability of all other classes at the `TRIED_BETAS`.
         """
         values = {"fingerprint": fingerprint, "augmented": augmented}
+        batch, errors = tf.shape(fingerprint)[0], []
         for key, output in by_output(logits):
-            values.update(self._encode_output(_prefix(key), tf.cast(output, "float32")))
-        dtypes = {field.name: tf.as_dtype(field.dtype) for field in self.fields}
+            found, error = self._encode_output(_prefix(key), tf.cast(output, "float32"))
+            values.update(found)
+            errors.append(tf.broadcast_to(error, (batch, len(TRIED_BETAS))))
         for name, output in layers.items():
-            values[f"layer:{name}"] = _saturated(output, dtypes[f"layer:{name}"])
-        batch = tf.shape(fingerprint)[0]
+            values[f"layer:{name}"] = _saturated(output, self._dtypes[f"layer:{name}"])
         parts = []
         for field in self.fields:
             value = values[field.name]
             if field.dtype != "uint8":
                 value = tf.bitcast(value, tf.uint8)
             parts.append(tf.reshape(value, (batch, field.bytes)))
-        return tf.concat(parts, 1)
+        return tf.concat(parts, 1), tf.stack(errors, 1)
 
-    def _encode_output(self, prefix: str, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-        dtypes = {field.name: tf.as_dtype(field.dtype) for field in self.fields}
-        dtype = dtypes[f"{prefix}logits"]
+    def _encode_output(
+        self, prefix: str, logits: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        dtype, top_k = self._dtypes[f"{prefix}logits"], self._settings.top_k
         largest = tf.reduce_max(logits, -1, keepdims=True)
         # Relative to the largest, so that few bits are most exact where it matters.
         relative = logits if dtype == tf.float32 else logits - largest
-        found = {f"{prefix}max": largest}
-        if self.top_k is None:
+        found, exact = {f"{prefix}max": largest}, tf.zeros(())
+        if top_k is None:
             found[f"{prefix}logits"] = _saturated(relative, dtype)
-            return found
-        values, indices = tf.math.top_k(relative, self.top_k)
+            return found, exact
+        values, indices = tf.math.top_k(relative, top_k)
         found[f"{prefix}logits"] = _saturated(values, dtype)
-        found[f"{prefix}indices"] = tf.cast(indices, dtypes[f"{prefix}indices"])
-        if f"{prefix}rest" in dtypes:
-            rest = _log_masses(logits - largest, indices)
-            if dtype == tf.float32:
-                rest += largest * REST_BETAS[1:]
-            found[f"{prefix}rest"] = _saturated(rest, dtype)
-        return found
+        found[f"{prefix}indices"] = tf.cast(indices, self._dtypes[f"{prefix}indices"])
+        if f"{prefix}rest" not in self._dtypes:
+            return found, exact
+        rest, tried = _log_masses(logits - largest, indices)
+        top = values - largest if dtype == tf.float32 else values
+        error = _rest_error(top, rest, tried, logits.shape[-1] - top_k)
+        if dtype == tf.float32:
+            rest += largest * REST_BETAS[1:]
+        found[f"{prefix}rest"] = _saturated(rest, dtype)
+        return found, tf.reduce_max(error, range(1, error.shape.rank - 1))
 
     def fingerprints(self, rows: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the fingerprints in rows, and those of augmented examples."""
-        size = fingerprints.BYTES
+        size = FINGERPRINT_BYTES
         has_second = len(self.fields) > 1 and self.fields[1].name == "augmented"
         return rows[:, :size], rows[:, size : 2 * size] if has_second else None
 
     def decode(self, rows: Any) -> tuple[Any, dict[str, tf.Tensor]]:
-        """Returns what was kept, in float32.
+        """Returns what was cached, in float32.
 
         Args:
             rows: uint8 `(batch, bytes)`.
@@ -181,24 +166,25 @@ class Rows:
         for field in self.fields:
             part = rows[:, start : start + field.bytes]
             start += field.bytes
-            if field.dtype != "uint8":
-                dtype = tf.as_dtype(field.dtype)
-                part = tf.reshape(part, (-1, *field.shape, dtype.size))
-                part = tf.bitcast(part, dtype)
+            dtype = self._dtypes[field.name]
+            if dtype == tf.uint8:
+                values[field.name] = tf.reshape(part, (-1, *field.shape))
             else:
-                part = tf.reshape(part, (-1, *field.shape))
-            values[field.name] = part
+                part = tf.reshape(part, (-1, *field.shape, dtype.size))
+                values[field.name] = tf.bitcast(part, dtype)
+        s = self._settings
+        counts = s.classes if isinstance(s.classes, list) else [s.classes]
         decoded = [
             self._decode_output(_prefix(key), values, classes)
-            for key, classes in zip(self.outputs, self.classes, strict=True)
+            for key, classes in zip(s.outputs, counts, strict=True)
         ]
         layers = {
-            name: tf.cast(values[f"layer:{name}"], tf.float32) for name in self.layers
+            name: tf.cast(values[f"layer:{name}"], tf.float32) for name in s.layers
         }
-        if self.outputs == [None]:
+        if s.outputs == [None]:
             return decoded[0], layers
-        if self.is_dict:
-            return dict(zip(self.outputs, decoded, strict=True)), layers
+        if s.outputs_are_dict:
+            return dict(zip(s.outputs, decoded, strict=True)), layers
         return tuple(decoded), layers
 
     def _decode_output(self, prefix: str, values: dict, classes: int) -> Any:
@@ -207,7 +193,7 @@ class Rows:
         if largest is not None:
             largest = tf.expand_dims(largest, -1)
             logits += largest
-        if self.top_k is None:
+        if self._settings.top_k is None:
             return logits
         indices = tf.cast(values[f"{prefix}indices"], tf.float32)
         rest = values.get(f"{prefix}rest")
@@ -218,7 +204,7 @@ class Rows:
         rest = tf.cast(rest, tf.float32)
         if largest is not None:
             rest += largest * REST_BETAS[1:]
-        number = tf.math.log(float(classes - self.top_k))
+        number = tf.math.log(float(classes - self._settings.top_k))
         number = tf.fill(tf.shape(rest[..., :1]), number)
         return TopKLogits(tf.concat([logits, indices, number, rest], -1))
 
@@ -242,7 +228,7 @@ def _check_top_k(top_k: int | None, classes: int) -> None:
     if top_k is not None and not 1 <= top_k <= classes:
         raise ValueError(
             f"top_k must be from 1 to the number of classes, {classes}, got {top_k}; "
-            "leave it out to keep all logits."
+            "leave it out to cache all logits."
         )
 
 
@@ -259,38 +245,42 @@ def _saturated(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(values, dtype)
 
 
-def rest_error(logits: tf.Tensor, k: int) -> tuple[float, float]:
-    """Returns the largest error of `TopKLogits.rest_at`, and its temperature.
+#: Inverse temperatures at which the mass of the rest is tried, between those it is known
+#: at: T = 32, 8, 3.6, 2 and 1.4.
+TRIED_BETAS = (1 / 32, 4 / 32, 9 / 32, 16 / 32, 23 / 32)
+
+
+def _rest_error(
+    top: tf.Tensor, rest: tf.Tensor, tried: tf.Tensor, others: int
+) -> tf.Tensor:
+    """Returns the error of `TopKLogits.rest_at` in a probability, at the `TRIED_BETAS`.
 
     Args:
-        logits: float32 `(batch, ..., classes)`.
-        k: below the number of classes.
+        top: float32 `(batch, ..., k)`, the k largest logits, minus the largest.
+        rest: float32 `(batch, ..., 7)`, as `_log_masses` gives it.
+        tried: float32 `(batch, ..., 5)`, likewise.
+        others: number of other classes.
 
     Returns:
-        The error in the probability of all classes but the k largest.
+        float32 `(batch, ..., 5)`.
     """
-    sorted_logits = tf.sort(logits, direction="DESCENDING")
-    values, indices = tf.math.top_k(logits, k)
-    largest = values[..., :1]
-    rest = _log_masses(logits - largest, indices) + largest * REST_BETAS[1:]
-    number = tf.fill(tf.shape(largest), tf.math.log(float(logits.shape[-1] - k)))
-    packed = [values, tf.cast(indices, tf.float32), number, rest]
-    top = TopKLogits(tf.concat(packed, -1))
-    found = []
-    for temperature in (1.4, 2.0, 3.5, 8.0, 30.0):
-        whole = tf.reduce_logsumexp(logits / temperature, -1)
-        true = tf.reduce_logsumexp(sorted_logits[..., k:] / temperature, -1)
-        error = tf.exp(top.rest_at(temperature) - whole) - tf.exp(true - whole)
-        found.append((float(tf.reduce_max(tf.abs(error))), temperature))
-    return max(found)
+    number = tf.fill(tf.shape(rest[..., :1]), tf.math.log(float(others)))
+    packed = TopKLogits(tf.concat([number, rest], -1))
+    said = tf.stack([packed.rest_at(1 / beta) for beta in TRIED_BETAS], -1)
+    kept = tf.stack([tf.reduce_logsumexp(top * b, -1) for b in TRIED_BETAS], -1)
+    whole = tf.reduce_logsumexp(tf.stack([kept, tried]), 0)
+    return tf.abs(tf.exp(said - whole) - tf.exp(tried - whole))
 
 
-def _log_masses(relative: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """Returns `logsumexp(b * z)` over the classes not in `indices`, for b in REST_BETAS.
+def _log_masses(relative: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `logsumexp(b * z)` over the classes not in `indices`.
 
     Args:
         relative: float32 `(batch, ..., classes)`, at most 0.
         indices: int32 `(batch, ..., k)`.
+
+    Returns:
+        For b in `REST_BETAS` but 0, `(batch, ..., 7)`; and for b in `TRIED_BETAS`.
     """
     classes, k = relative.shape[-1], indices.shape[-1]
     flat = tf.reshape(indices, (-1, k))
@@ -301,10 +291,13 @@ def _log_masses(relative: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
         tf.reshape(tf.exp(relative / 16.0), (-1,)), where, tf.zeros((count * k,))
     )
     e = tf.reshape(e, tf.shape(relative))
+    root, e2 = tf.sqrt(e), e * e
     e3 = e * e * e
     e6 = e3 * e3
     e10 = e6 * e3 * e
     e13 = e10 * e3
-    powers = [e, e3, e6, e10, e13, e13 * e * e, e13 * e3]
-    sums = tf.stack([tf.reduce_sum(power, -1) for power in powers], -1)
-    return tf.math.log(tf.maximum(sums, 1e-37))
+    rest = [e, e3, e6, e10, e13, e13 * e * e, e13 * e3]
+    tried = [root, e2, e2 * e2 * root, e6 * e2, e10 * e * root]
+    sums = [tf.reduce_sum(power, -1) for power in (*rest, *tried)]
+    masses = tf.math.log(tf.maximum(tf.stack(sums, -1), 1e-37))
+    return masses[..., : len(rest)], masses[..., len(rest) :]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import run_directory
+from keras_distill.run_directory import RunDirectory
 
 #: Rows of one record; TFRecord has a checksum for each. A shorter one ends a shard.
 ROWS_PER_RECORD = 1024
@@ -22,11 +20,11 @@ def name(view: int, shard: int) -> str:
     return f"view-{view:03d}-shard-{shard:05d}.tfrecord"
 
 
-def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
-    """Writes a shard under a temporary name, then renames it.
+def write(folder: RunDirectory, view: int, shard: int, rows: np.ndarray) -> None:
+    """Writes a shard whole or not at all.
 
     Args:
-        path: folder of the store.
+        folder: of the store.
         view: int.
         shard: int.
         rows: uint8 `(rows, bytes)`.
@@ -34,18 +32,17 @@ def write(path: str, view: int, shard: int, rows: np.ndarray) -> None:
     Raises:
         OSError: if the disk is full or refuses; what was finished before stays.
     """
-    temporary = os.path.join(path, f"{run_directory.TEMPORARY}{uuid.uuid4().hex}")
     try:
-        with tf.io.TFRecordWriter(temporary) as writer:
+        with (
+            folder.whole(name(view, shard)) as path,
+            tf.io.TFRecordWriter(path) as writer,
+        ):
             for start in range(0, len(rows), ROWS_PER_RECORD):
                 writer.write(rows[start : start + ROWS_PER_RECORD].tobytes())
-        tf.io.gfile.rename(temporary, os.path.join(path, name(view, shard)), True)
-    except tf.errors.OpError as error:
-        run_directory.remove_temporary(path, temporary)
+    except OSError as error:
         raise OSError(
-            f"shard {shard} of view {view} could not be written to {path!r}: "
-            f"{error.message}. Free space there and write again with the same "
-            "arguments: it goes on after the last whole shard."
+            f"{error} Free space there and write again with the same arguments: it goes "
+            "on after the last whole shard."
         ) from error
 
 

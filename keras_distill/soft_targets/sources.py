@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import keras_compat
-from keras_distill.teachers import Teacher
 
 #: Bytes of inputs that are put in one block.
 _BLOCK_BYTES = 4_000_000
@@ -81,8 +80,8 @@ class Source:
     Args:
         data: arrays, `tf.data.Dataset`, or a function that returns one.
         batched: whether a dataset's elements are batches; `None` finds out from the
-            teacher's inputs, and takes them for batches where these are not known.
-        teacher: the bound teacher.
+            ranks, and takes them for batches where these are not known.
+        ranks: of the teacher's inputs, with the batch axis, ascending; `None` if not known.
         any_order: whether a dataset may be shuffled anew each time.
     """
 
@@ -90,7 +89,7 @@ class Source:
         self,
         data: Any,
         batched: bool | None,
-        teacher: Teacher,
+        ranks: list[int] | None,
         any_order: bool = False,
     ) -> None:
         self.arrays = inputs_of(data) if is_arrays(data) else None
@@ -105,7 +104,6 @@ class Source:
             # map() has unpacked the element, if it is a tuple.
             self.dataset = as_dataset(data, any_order).map(lambda *element: element[0])
             dense(self.dataset.element_spec)
-            ranks = teacher.input_ranks
             if batched is None:
                 batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
             self.batched = batched
@@ -194,7 +192,7 @@ def dense(specs: Any) -> None:
     for spec in tf.nest.flatten(specs):
         if not isinstance(spec, tf.TensorSpec):
             raise TypeError(
-                f"soft targets are kept for dense tensors, got {spec}; convert it, as "
+                f"soft targets are cached for dense tensors, got {spec}; convert it, as "
                 "with tf.sparse.to_dense or RaggedTensor.to_tensor."
             )
 

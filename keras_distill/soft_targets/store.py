@@ -9,9 +9,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.soft_targets import fingerprints, joining, manifest, shards, writing
+from keras_distill.run_directory import name_of, teacher_fingerprint
+from keras_distill.soft_targets import joining, shards, writing
 from keras_distill.soft_targets import sources as data_sources
-from keras_distill.soft_targets.rows import Field, Rows
+from keras_distill.soft_targets.jobs import Job
+from keras_distill.soft_targets.joining import Cached
+from keras_distill.soft_targets.settings import (
+    FINISHED,
+    Settings,
+    directory,
+    read_settings,
+)
 
 
 class SoftTargets:
@@ -68,7 +76,7 @@ class SoftTargets:
     def __init__(self, path: str, content: dict[str, Any], augment: Any = None) -> None:
         self.path = path
         self._content = content
-        self._augment = augment
+        self._cached = Cached(path, Settings.of_manifest(content), augment)
 
     @classmethod
     def write(
@@ -94,7 +102,7 @@ class SoftTargets:
         overwrite: bool = False,
         verbose: bool = True,
     ) -> SoftTargets | None:
-        """Runs the teacher over a dataset once and keeps its logits.
+        """Runs the teacher over a dataset once and caches its logits.
 
         A killed run goes on after its last whole shard when called again with the same
         arguments, and ends with the same bytes. Called again on a finished store of the
@@ -107,11 +115,11 @@ class SoftTargets:
             dataset: a `tf.data.Dataset` of examples or batches, `x`, `(x, y)` or `(x, y,
                 sample_weight)`, in the same order each time; arrays, or a tuple or dict
                 of them; or a function without arguments that returns such a dataset.
-            top_k: keep only the k largest logits, and the log-mass of all others at
+            top_k: cache only the k largest logits, and the log-mass of all others at
                 eight temperatures: the mass at any T >= 1 is interpolated, exact at these
                 and to about a thousandth elsewhere. Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
-            layers: names of hidden layers to keep too, for `FeatureLoss`.
+            layers: names of hidden layers to cache too, for `FeatureLoss`.
             views: int, how many augmented views of each example; default 1.
             augment: `fn(x, seed)`, from the inputs of one example and an int64 seed
                 `(2,)` to its inputs; all randomness by stateless ops from that seed.
@@ -147,27 +155,29 @@ class SoftTargets:
             BlockingIOError: if another process is writing to a local path.
             OSError: if the disk is full; what was written stays.
         """
-        path = _path(path)
-        writing.write(
-            path,
-            teacher,
-            dataset,
-            top_k=top_k,
+        settings = Settings(
             dtype=dtype,
-            layers=layers,
+            top_k=top_k,
+            layers=list(layers),
             views=views,
-            augment=augment,
+            augment=None if augment is None else name_of(augment),
             seed=seed,
+            temperature=temperature,
             shard_size=shard_size,
             batch_size=batch_size,
+        )
+        job = Job(
+            path=_path(path),
+            settings=settings,
+            teacher=teacher,
+            from_logits=teacher_from_logits,
+            average=teacher_average,
+            data=dataset,
             batched=batched,
-            teacher_from_logits=teacher_from_logits,
-            teacher_average=teacher_average,
-            temperature=temperature,
-            n_jobs=n_jobs,
-            part=part,
-            overwrite=overwrite,
-            verbose=verbose,
+            augment=augment,
+        )
+        writing.write(
+            job, n_jobs=n_jobs, part=part, overwrite=overwrite, verbose=verbose
         )
         return None if part is not None else cls.open(path, augment=augment)
 
@@ -197,34 +207,34 @@ class SoftTargets:
             ValueError: if it is damaged, or not as expected, saying what differs.
             TypeError: if an expected key is not one of the manifest's.
         """
-        path = _path(path)
-        content = manifest.read(path, manifest.FINISHED)
+        folder = directory(_path(path))
+        content = read_settings(folder, FINISHED)
         if content is None:
-            raise FileNotFoundError(manifest.unfinished(path))
+            raise FileNotFoundError(_unfinished(folder.path))
         unknown = [key for key in expected if key not in content]
         if unknown:
             raise TypeError(
                 f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
             )
         if teacher is not None:
-            found = fingerprints.of_teacher(teacher)
+            found = teacher_fingerprint(teacher)
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}
-        phrases = manifest.differences(content, expected)
-        name = None if augment is None else fingerprints.name_of(augment)
+        phrases = folder.differences(content, expected)
+        name = None if augment is None else name_of(augment)
         if augment is not None and name != content["augment"]:
             phrases.append(f"augment is {content['augment']!r}, not {name!r}")
         if phrases:
             raise ValueError(
-                f"the soft targets in {path!r} are not as expected: {'; '.join(phrases)}."
+                f"the soft targets in {folder.path!r} are not as expected: {'; '.join(phrases)}."
             )
         for entry in content["shards"]:
-            file = os.path.join(path, entry["file"])
+            file = folder.file(entry["file"])
             if not tf.io.gfile.exists(file) or (
                 tf.io.gfile.stat(file).length != entry["bytes"]
             ):
                 raise ValueError(shards.damaged(file))
-        return cls(path, content, augment)
+        return cls(folder.path, content, augment)
 
     def join(
         self, dataset: Any, *, epoch: int | None = None, batched: bool | None = None
@@ -256,25 +266,13 @@ class SoftTargets:
             ValueError: if the length or shapes of the data are others, or it is endless
                 or shuffled, or `augment` was not given to `open`.
         """
-        if self._content["augment"] is not None and self._augment is None:
+        if self._cached.augment is None and self._content["augment"] is not None:
             raise ValueError(
                 f"these soft targets are for views made by {self._content['augment']}; "
                 "pass that function: SoftTargets.open(path, augment=...)."
             )
-        specs = [
-            tf.TensorSpec(shape, dtype) for shape, dtype in self._content["inputs"]
-        ]
-        cached = joining.Cached(
-            path=self.path,
-            rows=self._rows(),
-            examples=len(self),
-            shards=self._shards_per_view(),
-            views=self._content["views"],
-            augment=self._augment,
-            seed=self._content["seed"],
-            inputs=specs,
-        )
-        return joining.join(cached, data_sources.as_dataset(dataset), epoch, batched)
+        data = data_sources.as_dataset(dataset)
+        return joining.join(self._cached, data, epoch, batched)
 
     def logits(self, view: int = 0) -> tf.data.Dataset:
         """Returns what was cached, without the data.
@@ -291,9 +289,8 @@ class SoftTargets:
             raise ValueError(
                 f"view must be from 0 to {self._content['views'] - 1}, got {view}."
             )
-        rows = self._rows()
-        files = [self._file(view, shard) for shard in range(self._shards_per_view())]
-        return shards.stream(files, rows.bytes).map(
+        rows = self._cached.rows
+        return shards.stream(self._cached.files(view), rows.bytes).map(
             lambda block: rows.decode(block)[0],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -335,24 +332,18 @@ class SoftTargets:
             "each)"
         )
 
-    def _rows(self) -> Rows:
-        c = self._content
-        fields = [Field(name, dtype, tuple(shape)) for name, dtype, shape in c["row"]]
-        classes = [c["classes"]] if c["outputs"] == [None] else c["classes"]
-        return Rows(
-            fields,
-            c["outputs"],
-            c["outputs_are_dict"],
-            classes,
-            c["top_k"],
-            c["layers"],
+
+def _unfinished(path: str) -> str:
+    if not tf.io.gfile.isdir(path):
+        return (
+            f"there are no soft targets at {path!r}; write them with "
+            "SoftTargets.write(path, teacher, dataset)."
         )
-
-    def _shards_per_view(self) -> int:
-        return len(self._content["shards"]) // self._content["views"]
-
-    def _file(self, view: int, shard: int) -> str:
-        return os.path.join(self.path, shards.name(view, shard))
+    done = len(shards.existing(path))
+    return (
+        f"{path!r} holds no finished soft targets, {done} shards so far; run "
+        "SoftTargets.write again with the same arguments, it goes on where it stopped."
+    )
 
 
 def _path(path: str | os.PathLike) -> str:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-import pickle
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import joblib
 import keras
 import numpy as np
-import tensorflow as tf
-from joblib.externals.loky.backend.reduction import dumps
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-from joblib.parallel import get_active_backend
-from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import progress, run_directory
-from keras_distill.arguments import check_int, check_scalar
-from keras_distill.soft_targets import fingerprints, manifest
+from keras_distill import processes, progress
+from keras_distill.arguments import check_int
+from keras_distill.run_directory import (
+    SETTINGS,
+    RunDirectory,
+    architecture_fingerprint,
+    as_json,
+    name_of,
+    teacher_fingerprint,
+)
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
@@ -30,10 +30,13 @@ from keras_distill.specialists.ensemble import (
     classes_of,
 )
 from keras_distill.specialists.sampling import TrainingData
-from keras_distill.specialists.training import Job, Stage
+from keras_distill.specialists.training import GENERALIST, Job, Settings, Stage
 from keras_distill.teachers import as_teacher
 
-SETTINGS = "settings.json"
+_REMEDY = (
+    "Pass (x, y) arrays or a function that makes the dataset itself, without models or "
+    "datasets from outside it, or n_jobs=1."
+)
 
 
 class SpecialistBuilder:
@@ -179,26 +182,26 @@ class SpecialistBuilder:
                 specialists of another kind, naming the difference; after it, if weights
                 became NaN.
             BlockingIOError: if another run works in `work_dir`.
-            ChildProcessError: if a process was killed while it trained.
+            ChildProcessError: after all others, if the processes of a specialist were
+                killed three times.
         """
-        stages = _stages(
-            hard_epochs, hard_learning_rate, soft_epochs, soft_learning_rate,
-            temperature, alpha,
-        )  # fmt: skip
-        batch_size = check_int("batch_size", batch_size, 1)
-        seed = check_int("seed", seed, 0)
+        seats = processes.Seats.of(n_jobs)
         threads = None if threads is None else check_int("threads", threads, 1)
-        jobs = joblib.effective_n_jobs(n_jobs)
-        if jobs > 1 and getattr(get_active_backend()[0], "uses_threads", False):
-            raise ValueError(
-                "the threads of one process share Keras's seeds, so specialists cannot be "
-                'trained by joblib\'s "threading" backend; take "loky", "dask" or "ray".'
-            )
-        if jobs > 1 and isinstance(data, tf.data.Dataset):
-            raise TypeError(
-                "a tf.data.Dataset cannot be sent to another process; pass (x, y) arrays, "
-                "or a function that returns the dataset, or n_jobs=1."
-            )
+        stages = [
+            Stage("hard", hard_epochs, hard_learning_rate),
+            Stage("soft", soft_epochs, soft_learning_rate, temperature, alpha),
+        ]
+        settings = Settings(
+            clusters=self.clusters,
+            head=self.head,
+            build_specialist=self.build_specialist and name_of(self.build_specialist),
+            stages=[stage for stage in stages if stage.epochs],
+            optimizer=_optimizer_config(optimizer),
+            batch_size=batch_size,
+            seed=seed,
+        )
+        if not seats.is_here:
+            processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
         ranks = as_teacher(self.generalist, from_logits=True).input_ranks
         source = TrainingData(data, self.classes, ranks or [], batched)
         self._check_counts(source.counts)
@@ -206,30 +209,19 @@ class SpecialistBuilder:
             if work_dir is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
             else:
-                folder = os.fspath(work_dir)
-                if "://" in folder:
+                folder = os.path.abspath(os.path.expanduser(work_dir))
+                if "://" in os.fspath(work_dir):
                     raise ValueError(
-                        f"work_dir must be a folder that is local or mounted, got "
-                        f"{folder!r}."
+                        "work_dir must be a folder that is local or mounted, got "
+                        f"{work_dir!r}."
                     )
-                folder = os.path.abspath(os.path.expanduser(folder))
-                os.makedirs(folder, exist_ok=True)
-            doing = "specialists"
-            stack.enter_context(run_directory.lock(folder, doing=doing))
-            job = Job(
-                work_dir=folder,
-                data=source,
-                clusters=self.clusters,
-                head=self.head,
-                build_specialist=self.build_specialist,
-                stages=stages,
-                optimizer=_optimizer_config(optimizer),
-                batch_size=batch_size,
-                seed=seed,
-                threads=threads or max(1, (os.cpu_count() or 1) // jobs),
-            )
+            labels = {"generalist": "the generalist", "data": "the data"}
+            directory = RunDirectory(folder, "specialists", labels)
+            directory.make()
+            stack.enter_context(directory.lock())
+            job = Job(directory, settings, source, self.build_specialist)
             self._settle(job)
-            self._train(job, jobs, verbose)
+            self._train(job, seats, threads, verbose)
             return self._composed(job)
 
     def _check_counts(self, counts: np.ndarray) -> None:
@@ -248,130 +240,72 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
-        found = run_directory.read_json(job.work_dir, SETTINGS)
-        path = os.path.join(job.work_dir, training.GENERALIST)
-        if found is None or not os.path.exists(path):
-            temporary = os.path.join(job.work_dir, f"{run_directory.TEMPORARY}g.keras")
-            self.generalist.save(temporary, include_optimizer=False)
-            os.replace(temporary, path)
+        if not (job.folder.has(SETTINGS) and job.folder.has(GENERALIST)):
+            with job.folder.whole(GENERALIST) as path:
+                self.generalist.save(path, include_optimizer=False)
         # Before any training: a wrong model is refused at once.
         built = [job.new_specialist(index) for index in self._one_of_each_size()]
-        wanted = {
-            "format": "keras_distill specialists",
-            "generalist": fingerprints.of_teacher(self.generalist),
-            "clusters": job.clusters,
-            "head": job.head,
-            "build_specialist": self.build_specialist
-            and fingerprints.name_of(self.build_specialist),
-            "specialists": [fingerprints.of_architecture(model) for model in built],
-            "data": job.data.fingerprint(),
-            "stages": [vars(stage) for stage in job.stages],
-            "optimizer": job.optimizer,
-            "batch_size": job.batch_size,
-            "seed": job.seed,
-        }
-        if found is not None and (phrases := _differences(found, wanted)):
-            raise ValueError(
-                f"{job.work_dir!r} holds specialists of another kind: "
-                f"{'; '.join(phrases)}. Choose another work_dir, or delete it."
-            )
-        run_directory.remove_temporary(job.work_dir)
-        if found is None:
-            run_directory.write_json(job.work_dir, SETTINGS, wanted, "specialists")
+        job.settings = dataclasses.replace(
+            job.settings,
+            generalist=teacher_fingerprint(self.generalist),
+            specialists=[architecture_fingerprint(model) for model in built],
+            data=job.data.fingerprint(),
+        )
+        remedy = "Choose another work_dir, or delete it."
+        job.folder.claim(dataclasses.asdict(job.settings), remedy=remedy)
+        job.folder.remove_temporary()
 
     def _one_of_each_size(self) -> list[int]:
         sizes = {len(c): index for index, c in enumerate(self.clusters)}
         return sorted(sizes.values()) if self.head == "dustbin" else [0]
 
     def _missing(self, job: Job) -> list[int]:
-        every = range(len(self.clusters))
-        return [m for m in every if training.read_record(job.work_dir, m) is None]
+        return [m for m in range(len(self.clusters)) if job.record(m) is None]
 
-    def _train(self, job: Job, jobs: int, verbose: bool) -> None:
+    def _train(
+        self, job: Job, seats: processes.Seats, threads: int | None, verbose: bool
+    ) -> None:
         missing = self._missing(job)
-        training.forget_progress(job.work_dir, missing)
-        # The longest first, so that no process is left alone with it.
-        missing.sort(key=lambda m: -job.sampler(m).special)
         if not missing:
             return
-        parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)
-        in_worker = jobs > 1
-        train = joblib.delayed(training.train_in_worker if in_worker else Job.train)
-        if in_worker:
-            _check_can_be_sent(job)
-        with (
-            _progress(job, missing, len(self.clusters), verbose),
-            warnings.catch_warnings(),
-        ):
-            # Loky takes the pages of mapped arrays for a leak, and begins a new process.
-            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
-            try:
-                parallel(train(job, m) for m in missing)
-            except TerminatedWorkerError as error:
-                raise ChildProcessError(
-                    f"a process that trained specialists was killed, perhaps for want of "
-                    f"memory; {len(self._missing(job))} of {len(self.clusters)} specialists are "
-                    "missing. With work_dir, run fit again with the same arguments: it "
-                    "goes on with them."
-                ) from error
+        job.folder.remove(*map(training.progress_name, missing))
+        # The longest first, so that no process is left alone with it.
+        missing.sort(key=lambda m: -job.sampler(m).special)
+        with _progress(job, missing, len(self.clusters), verbose):
+            lost = processes.given_up(
+                processes.spread(
+                    job.train,
+                    missing,
+                    seats=seats,
+                    folder=job.folder.path,
+                    threads=threads,
+                    remedy=_REMEDY,
+                )
+            )
+        if lost:
+            raise ChildProcessError(
+                f"{len(lost)} of {len(self.clusters)} specialists are missing: "
+                f"{lost[0].error} With work_dir, run fit again with the same arguments: it "
+                "goes on with them."
+            )
         if left := self._missing(job):
             raise OSError(
                 f"{len(left)} specialists trained by other processes are not to be seen in "
-                f"{job.work_dir!r}; give a work_dir that all of them share."
+                f"{job.folder.path!r}; give a work_dir that all of them share."
             )
 
     def _composed(self, job: Job) -> SpecialistEnsemble:
-        self.records = []
+        records = [job.record(index) for index in range(len(self.clusters))]
+        self.records = [record for record in records if record is not None]
         specialists = []
         for index in range(len(self.clusters)):
-            record = training.read_record(job.work_dir, index)
-            assert record is not None
-            self.records.append(record)
-            path = os.path.join(job.work_dir, training.model_name(index))
+            path = job.folder.file(training.model_name(index))
             specialist = keras.saving.load_model(path, compile=False)
             specialist.name = f"specialist_{index}"
             specialists.append(specialist)
         return SpecialistEnsemble(
             self.generalist, specialists, self.clusters, n=self.n, head=self.head
         )
-
-
-def _stages(
-    hard_epochs: int,
-    hard_learning_rate: float,
-    soft_epochs: int,
-    soft_learning_rate: float,
-    temperature: float,
-    alpha: float,
-) -> list[Stage]:
-    for name, value in (("temperature", temperature), ("alpha", alpha)):
-        if isinstance(value, LearningRateSchedule):
-            raise ValueError(f"{name} must be a number here, got {value!r}.")
-        check_scalar(name, value)
-    for name, epochs, rate in (
-        ("hard", hard_epochs, hard_learning_rate),
-        ("soft", soft_epochs, soft_learning_rate),
-    ):
-        check_int(f"{name}_epochs", epochs, 0)
-        if not (isinstance(rate, (int, float, np.floating)) and 0 < rate < np.inf):
-            raise ValueError(f"{name}_learning_rate must be > 0, got {rate!r}.")
-    stages = [
-        Stage("hard", int(hard_epochs), float(hard_learning_rate), 1.0, 1.0),
-        Stage(
-            "soft",
-            int(soft_epochs),
-            float(soft_learning_rate),
-            float(temperature),
-            float(alpha),
-        ),
-    ]
-    stages = [stage for stage in stages if stage.epochs]
-    if not stages:
-        raise ValueError(
-            "hard_epochs and soft_epochs are both 0, so nothing would be trained; give "
-            "one of them."
-        )
-    return stages
 
 
 def _optimizer_config(optimizer: Any) -> dict[str, Any]:
@@ -383,38 +317,7 @@ def _optimizer_config(optimizer: Any) -> dict[str, Any]:
     # Names count up in a process; they would differ when a run is taken up again.
     settings = {k: v for k, v in config["config"].items() if k != "name"}
     config["config"] = {**settings, "learning_rate": 0.001}
-    return training.as_text(config)
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Returns a phrase for each setting that differs."""
-    flat = [
-        {**content, "teacher": content["generalist"], **content["data"]}
-        for content in (found, training.as_text(wanted))
-    ]
-    for content in flat:
-        del content["generalist"], content["data"]
-    phrases = manifest.differences(flat[0], flat[1])
-    return [
-        phrase.replace("the teacher's", "the generalist's").replace(
-            "inputs is", "the fingerprint of the inputs is"
-        )
-        for phrase in phrases
-    ]
-
-
-def _check_can_be_sent(job: Job) -> None:
-    kinds = (TypeError, ValueError, AttributeError, pickle.PicklingError)
-    try:
-        dumps((job.build_specialist, job.settings.custom_objects))
-        if not job.data.is_arrays:
-            dumps(job.data.data)
-    except (*kinds, tf.errors.OpError) as error:
-        raise TypeError(
-            "the data or build_specialist cannot be sent to another process "
-            f"({error}); pass (x, y) arrays or a function that makes the dataset itself, "
-            "without models or datasets from outside it, or n_jobs=1."
-        ) from error
+    return as_json(config)
 
 
 @contextlib.contextmanager
@@ -422,14 +325,14 @@ def _progress(
     job: Job, missing: list[int], total: int, verbose: bool
 ) -> Iterator[None]:
     """Shows the epochs of all specialists on one bar, whoever trains them."""
-    epochs = sum(stage.epochs for stage in job.stages)
+    epochs = sum(stage.epochs for stage in job.settings.stages)
     before = (total - len(missing)) * epochs
     bar = progress.bar(
         "training specialists", "epoch", total * epochs, verbose, initial=before
     )
 
     def look() -> None:
-        done = before + training.epochs_done(job.work_dir, missing)
+        done = before + job.epochs_done(missing)
         bar.set_postfix_str(f"{done // epochs} of {total}", False)
         bar.update(done - bar.n)
 

@@ -115,7 +115,7 @@ def _answers(
             "its answers."
         )
     teacher = as_teacher(generalist, from_logits)
-    source = Source(dataset, batched, teacher, any_order=True)
+    source = Source(dataset, batched, teacher.input_ranks, any_order=True)
     run = tf.function(lambda x: teacher(x, 1.0).logits, reduce_retracing=True)
 
     def blocks() -> Iterator[Any]:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill.soft_targets import fingerprints
+from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets.sources import (
     as_dataset,
     check_arrays,
@@ -101,7 +101,7 @@ class TrainingData:
         batches = dataset if self.batched else dataset.batch(256)
 
         def prints(x: Any) -> tf.Tensor:
-            return tf.reshape(tf.bitcast(fingerprints.of_examples(x), tf.uint64), [-1])
+            return tf.reshape(tf.bitcast(examples_fingerprint(x), tf.uint64), [-1])
 
         read = batches.map(lambda x, y, *weight: (prints(x), y))
         firsts = [one for _ in range(2) for one, _ in read.take(1).as_numpy_iterator()]
@@ -133,7 +133,7 @@ class TrainingData:
         """
         digest = self.inputs_digest
         if self.is_arrays:
-            digest = fingerprints.of_arrays(keras.tree.flatten(self.data))
+            digest = arrays_fingerprint(keras.tree.flatten(self.data))
         return {"examples_by_class": self.counts.tolist(), "inputs": digest}
 
 

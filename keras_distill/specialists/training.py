@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import run_directory
+from keras_distill.arguments import check_int, check_scalar
 from keras_distill.distiller import Distiller
 from keras_distill.outputs import to_logits
-from keras_distill.processes import ProcessSettings, seeded
+from keras_distill.processes import seeded
+from keras_distill.run_directory import RunDirectory
 from keras_distill.specialists.clusters import Cluster
 from keras_distill.specialists.ensemble import check_outputs
 from keras_distill.specialists.heads import (
@@ -37,64 +36,111 @@ GENERALIST = "generalist.keras"
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a specialist's training: see `SpecialistBuilder.fit`."""
+    """One stage of a specialist's training: see `SpecialistBuilder.fit`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
 
     name: str
     epochs: int
     learning_rate: float
-    temperature: float
-    alpha: float
+    temperature: float = 1.0
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_int(f"{self.name}_epochs", self.epochs, 0)
+        rate = self.learning_rate
+        if not (isinstance(rate, (int, float, np.floating)) and 0 < rate < np.inf):
+            raise ValueError(f"{self.name}_learning_rate must be > 0, got {rate!r}.")
+        for name in ("temperature", "alpha"):
+            value = getattr(self, name)
+            if isinstance(value, LearningRateSchedule):
+                raise ValueError(f"{name} must be a number here, got {value!r}.")
+            check_scalar(name, value)
+        for field in dataclasses.fields(self)[1:]:  # plain numbers, for JSON
+            kind = int if field.name == "epochs" else float
+            object.__setattr__(self, field.name, kind(getattr(self, field.name)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What specialists are trained from and how: the keys of `settings.json`.
+
+    Attributes:
+        format: of the folder.
+        generalist: its fingerprints.
+        clusters: class numbers of each specialist.
+        head: "dustbin" or "all".
+        build_specialist: name of the function that makes specialists; `None` for the
+            generalist's own architecture.
+        specialists: fingerprint of the architecture for each size of a cluster.
+        data: what tells the data from other data.
+        stages: those with epochs, in their order.
+        optimizer: configuration of a Keras optimizer.
+        batch_size: int.
+        seed: int.
+
+    Raises:
+        ValueError: if a number is out of range, or there is no stage.
+    """
+
+    format: str = "keras_distill specialists"
+    generalist: dict[str, Any] | None = None
+    clusters: list[Cluster]
+    head: str
+    build_specialist: str | None
+    specialists: list[str] | None = None
+    data: dict[str, Any] | None = None
+    stages: list[Stage]
+    optimizer: dict[str, Any]
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0)):
+            value = check_int(name, getattr(self, name), least)
+            object.__setattr__(self, name, value)
+        if not self.stages:
+            raise ValueError(
+                "hard_epochs and soft_epochs are both 0, so nothing would be trained; "
+                "give one of them."
+            )
 
 
 @dataclasses.dataclass
 class Job:
     """All that a process needs to train specialists; it can be pickled.
 
-    Args:
-        work_dir: folder that all processes share.
+    Attributes:
+        folder: that all processes share.
+        settings: what is trained and how.
         data: the labelled data.
-        clusters: class numbers of each specialist.
-        head: "dustbin" or "all".
         build_specialist: from a copy of the generalist and the number of outputs to a
             model; `None` for the generalist's own architecture.
-        stages: those with epochs, in their order.
-        optimizer: name or configuration of a Keras optimizer.
-        batch_size: int.
-        seed: int.
-        threads: of TensorFlow in a new process; `None` leaves them.
     """
 
-    work_dir: str
+    folder: RunDirectory
+    settings: Settings
     data: TrainingData
-    clusters: list[Cluster]
-    head: str
     build_specialist: Callable | None
-    stages: list[Stage]
-    optimizer: Any
-    batch_size: int
-    seed: int
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        self.settings = ProcessSettings(self.threads)
 
     def train(self, index: int) -> None:
         """Trains a specialist and writes it, its record last."""
         began = time.time()
-        with seeded(seed_of(self.seed, index)):
+        self.folder.remove(progress_name(index))  # of a process that was killed
+        with seeded(seed_of(self.settings.seed, index)):
             generalist = self.load_generalist()
             specialist = self.new_specialist(index)
-            history = {}
-            for number, stage in enumerate(self.stages):
-                history[stage.name] = self._run(
-                    specialist, generalist, index, number, stage
-                )
+            history = {
+                stage.name: self._run(specialist, generalist, index, number)
+                for number, stage in enumerate(self.settings.stages)
+            }
         self._write(index, specialist, history, began)
 
     def load_generalist(self) -> keras.Model:
         """Returns a copy of the generalist."""
-        path = os.path.join(self.work_dir, GENERALIST)
-        return keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(self.folder.file(GENERALIST), compile=False)
 
     def new_specialist(self, index: int) -> keras.Model:
         """Returns an untrained specialist.
@@ -103,10 +149,10 @@ class Job:
             TypeError: if `build_specialist` returns no model.
             ValueError: if its model has another number of outputs.
         """
-        cluster, classes = self.clusters[index], self.data.classes
-        model = self.load_generalist()
+        cluster, classes = self.settings.clusters[index], self.data.classes
+        head, model = self.settings.head, self.load_generalist()
         if self.build_specialist is not None:
-            outputs = outputs_of(self.head, cluster, classes)
+            outputs = outputs_of(head, cluster, classes)
             model = self.build_specialist(model, outputs)
             if not isinstance(model, keras.Model):
                 raise TypeError(
@@ -115,24 +161,24 @@ class Job:
             check_outputs(model, outputs, "the model of build_specialist")
         return as_specialist(
             model,
-            self.head,
+            head,
             cluster,
-            log_ratio(self.head, cluster, self.data.counts),
+            log_ratio(head, cluster, self.data.counts),
             classes,
             is_generalist=self.build_specialist is None,
         )
 
     def teacher(self, generalist: keras.Model, index: int) -> Callable[[Any], Any]:
         """Returns the generalist's logits for a cluster, under the mix it is trained on."""
-        cluster, classes = self.clusters[index], self.data.classes
+        cluster, classes = self.settings.clusters[index], self.data.classes
         from_logits = settled_logits(generalist)
         to_cluster = ClusterLogits(cluster, classes)
-        mix = PriorCorrection(log_ratio(self.head, cluster, self.data.counts))
+        mix = PriorCorrection(log_ratio(self.settings.head, cluster, self.data.counts))
 
         def teach(x: Any) -> Any:
             logits = to_logits(generalist(x, training=False), from_logits)
             logits = tf.cast(logits, tf.float32)
-            if self.head == "dustbin":
+            if self.settings.head == "dustbin":
                 logits = to_cluster(logits)
             return mix.as_sampled(logits)
 
@@ -142,10 +188,10 @@ class Job:
         """Returns what draws the training set of a specialist's stage."""
         return ClusterSampler(
             self.data,
-            self.clusters[index],
-            self.head == "dustbin",
-            self.batch_size,
-            seed_of(self.seed, index, number),
+            self.settings.clusters[index],
+            self.settings.head == "dustbin",
+            self.settings.batch_size,
+            seed_of(self.settings.seed, index, number),
         )
 
     def _run(
@@ -154,9 +200,8 @@ class Job:
         generalist: keras.Model,
         index: int,
         number: int,
-        stage: Stage,
     ) -> dict[str, list[float]]:
-        sampler = self.sampler(index, number)
+        stage, sampler = self.settings.stages[number], self.sampler(index, number)
         steps = sampler.steps_per_epoch
         taught = stage.alpha < 1.0
         distiller = Distiller(
@@ -167,14 +212,14 @@ class Job:
             teacher_from_logits=True,
             student_from_logits=True,
         )
-        optimizer = keras.optimizers.get(self.optimizer)
+        optimizer = keras.optimizers.get(self.settings.optimizer)
         optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
             stage.learning_rate, steps * stage.epochs
         )
         distiller.compile(
             optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
-        progress = os.path.join(self.work_dir, _progress_name(index))
+        progress = self.folder.file(progress_name(index))
 
         def epoch_ended(epoch: int, logs: Any = None) -> None:
             with open(progress, "ab") as file:
@@ -198,15 +243,12 @@ class Job:
     def _write(
         self, index: int, specialist: keras.Model, history: dict, began: float
     ) -> None:
-        temporary = os.path.join(
-            self.work_dir, f"{run_directory.TEMPORARY}{uuid.uuid4().hex}.keras"
-        )
-        specialist.save(temporary)
-        os.replace(temporary, os.path.join(self.work_dir, model_name(index)))
+        with self.folder.whole(model_name(index)) as path:
+            specialist.save(path)
         sampler = self.sampler(index)
         record = {
             "specialist": index,
-            "cluster": list(self.clusters[index]),
+            "cluster": list(self.settings.clusters[index]),
             "special_examples": sampler.special,
             "steps_per_epoch": sampler.steps_per_epoch,
             "history": history,
@@ -214,15 +256,17 @@ class Job:
             "ended": time.time(),
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
-        run_directory.write_json(
-            self.work_dir, record_name(index), record, "specialists"
-        )
+        self.folder.write_json(record_name(index), record)
 
+    def record(self, index: int) -> dict[str, Any] | None:
+        """Returns the record of a specialist that was trained to the end, or `None`."""
+        is_whole = self.folder.has(model_name(index))
+        return self.folder.read_json(record_name(index)) if is_whole else None
 
-def train_in_worker(job: Job, index: int) -> None:
-    """Trains a specialist in a process of a pool."""
-    job.settings.take()
-    job.train(index)
+    def epochs_done(self, indices: list[int]) -> int:
+        """Returns how many epochs specialists have done, whoever trains them."""
+        files = [self.folder.file(progress_name(index)) for index in indices]
+        return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 def model_name(index: int) -> str:
@@ -235,33 +279,6 @@ def record_name(index: int) -> str:
     return f"specialist-{index:04d}.json"
 
 
-def _progress_name(index: int) -> str:
+def progress_name(index: int) -> str:
+    """Returns the name of a file of as many bytes as a specialist has done epochs."""
     return f".progress-{index:04d}"
-
-
-def epochs_done(work_dir: str, indices: list[int]) -> int:
-    """Returns how many epochs the specialists have done, whoever trains them."""
-    done = 0
-    for index in indices:
-        with contextlib.suppress(FileNotFoundError):
-            done += os.path.getsize(os.path.join(work_dir, _progress_name(index)))
-    return done
-
-
-def forget_progress(work_dir: str, indices: list[int]) -> None:
-    """Starts the count of epochs anew."""
-    for index in indices:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(work_dir, _progress_name(index)))
-
-
-def read_record(work_dir: str, index: int) -> dict[str, Any] | None:
-    """Returns the record of a specialist that was trained to the end, or `None`."""
-    found = run_directory.read_json(work_dir, record_name(index))
-    whole = os.path.exists(os.path.join(work_dir, model_name(index)))
-    return found if whole else None
-
-
-def as_text(value: Any) -> Any:
-    """Returns what JSON makes of a value."""
-    return json.loads(json.dumps(value))

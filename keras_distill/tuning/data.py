@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import datasets
-from keras_distill.soft_targets import fingerprints, joining, sources
+from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
+from keras_distill.soft_targets import joining, sources
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.store import SoftTargets
 
@@ -132,7 +133,7 @@ class SearchData:
         if isinstance(self._training, tf.data.Dataset):
             return None
         labels = [np.asarray(part) for part in tf.nest.flatten(self._training[1:])]
-        return fingerprints.of_arrays(labels)
+        return arrays_fingerprint(labels)
 
     @functools.cached_property
     def validating(self) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def fingerprint(batches: tf.data.Dataset) -> list:
             tf.strings.as_string(part) if part.dtype == tf.bool else part
             for part in tf.nest.flatten(batch)
         ]
-        values = fingerprints.of_examples(parts).numpy().view("uint64")
+        values = examples_fingerprint(parts).numpy().view("uint64")
         count += len(values)
         total = (total + int(values.sum(dtype="uint64"))) % 2**64
     return [count, f"{total:016x}"]

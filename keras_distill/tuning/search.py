@@ -24,7 +24,7 @@ from keras_distill.distiller import Distiller
 from keras_distill.first_batch import check_labels
 from keras_distill.outputs import by_output
 from keras_distill.processes import ProcessSettings
-from keras_distill.soft_targets import fingerprints, manifest
+from keras_distill.run_directory import RunDirectory, architecture_fingerprint
 from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning import workers as processes
@@ -426,7 +426,7 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
     _check_objective(distiller, first, job.objective[0])
     return {
         "hyperparameters": space.get_config()["space"],
-        "student": fingerprints.of_architecture(distiller.student),
+        "student": architecture_fingerprint(distiller.student),
         "loss": _as_config(distiller.loss),
         "optimizer": _as_config(distiller.optimizer),
         "distillation_loss": _as_config(distiller.distillation_loss),
@@ -448,7 +448,7 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
 
 
 def _refuse_differences(found: dict, settings: dict, what: str) -> None:
-    phrases = manifest.differences(found, settings)
+    phrases = RunDirectory("", "the search").differences(found, settings)
     if phrases:
         raise ValueError(
             f"cannot {what} with other settings: {'; '.join(phrases)}. Give the same, or "

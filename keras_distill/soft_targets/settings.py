@@ -1,0 +1,141 @@
+"""The settings of soft targets, listed once: what made them, and how they lie on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from keras_distill.arguments import check_int, check_temperature
+from keras_distill.run_directory import SETTINGS, RunDirectory
+
+FORMAT = "keras_distill soft targets"
+VERSION = 1
+FINISHED = "manifest.json"
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What made a store, and how a row lies in it: the keys of `settings.json`.
+
+    The manifest has these and what is known at the end. Those with `compare=False` follow
+    from the others.
+
+    Attributes:
+        format: of the files.
+        format_version: of the files; a newer one is refused.
+        teacher: fingerprints of the teacher, and how a list is averaged.
+        from_logits: whether its outputs are logits; a list or dict for several.
+        outputs: keys of its outputs; `[None]` for a single one.
+        outputs_are_dict: whether several outputs are a dict, as opposed to a tuple.
+        classes: number of classes, or a list of them for several outputs.
+        dtype: of the logits on disk.
+        top_k: how many logits are cached; `None` for all.
+        layers: names of the hidden layers that are cached too.
+        views: how many.
+        augment: name of the function that makes the views; `None` for none.
+        seed: of the views.
+        temperature: of the mean of several teachers' probabilities.
+        inputs: shape and dtype of each of one example's inputs, flat.
+        examples: how many; `None` until all data was read, where it does not say.
+        shard_size: examples in a shard; `None` until the size of a row is known.
+        batch_size: examples that the teacher sees at once.
+        row: name, dtype and shape of each field.
+        row_bytes: size of a row.
+
+    Raises:
+        ValueError: if a value that a user may give is out of range.
+    """
+
+    format: str = dataclasses.field(default=FORMAT, compare=False)
+    format_version: int = dataclasses.field(default=VERSION, compare=False)
+    teacher: Mapping[str, Any] | None = None
+    from_logits: Any = None
+    outputs: list = dataclasses.field(default_factory=list)
+    outputs_are_dict: bool = dataclasses.field(default=False, compare=False)
+    classes: Any = None
+    dtype: str
+    top_k: int | None
+    layers: list[str]
+    views: int
+    augment: str | None
+    seed: int
+    temperature: float | None
+    inputs: list = dataclasses.field(default_factory=list)
+    examples: int | None = None
+    shard_size: int | None
+    batch_size: int
+    row: list = dataclasses.field(default_factory=list, compare=False)
+    row_bytes: int = dataclasses.field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}."
+            )
+        limits = {
+            "top_k": (1, None),
+            "views": (1, 1000),
+            "seed": (0, (1 << 31) - 1),
+            "shard_size": (1, None),
+            "batch_size": (1, None),
+        }
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None or name not in ("top_k", "shard_size"):
+                object.__setattr__(self, name, check_int(name, value, least, most))
+        if self.views > 1 and self.augment is None:
+            raise ValueError(
+                f"views={self.views} without augment would cache the same answer "
+                f"{self.views} times; pass augment=fn, with fn(x, seed) from one example "
+                "and an int64 seed (2,) to one example."
+            )
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+
+    @classmethod
+    def of_manifest(cls, content: Mapping[str, Any]) -> Settings:
+        """Returns the settings in a manifest."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: content[name] for name in names})
+
+    def content(self) -> dict[str, Any]:
+        """Returns what is written."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names}
+
+    def compared(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what must be the same as in what was found on disk."""
+        fields = dataclasses.fields(self)
+        wanted = {f.name: getattr(self, f.name) for f in fields if f.compare}
+        if None in (self.examples, found["examples"]):
+            del wanted["examples"]  # not known until all was read
+        return wanted
+
+    @property
+    def shards_per_view(self) -> int:
+        """How many shards a view has."""
+        assert self.examples is not None
+        assert self.shard_size is not None
+        return -(-self.examples // self.shard_size)
+
+
+def directory(path: str) -> RunDirectory:
+    """Returns the folder of a store."""
+    return RunDirectory(path, "soft targets", {"teacher": "the teacher"})
+
+
+def read_settings(folder: RunDirectory, name: str = SETTINGS) -> dict[str, Any] | None:
+    """Returns what a store's settings or manifest say; `None` if there is no such file.
+
+    Raises:
+        ValueError: if it is damaged, or of a newer format.
+    """
+    content = folder.read_json(name)
+    if content is not None and content["format_version"] > VERSION:
+        raise ValueError(
+            f"{folder.path!r} has format version {content['format_version']}, this "
+            f"keras_distill reads up to {VERSION}; install a newer one."
+        )
+    return content
