@@ -7,6 +7,7 @@ validation split taken from the training examples, never from test.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import threading
 import urllib.error
@@ -208,9 +209,12 @@ def _tfds(
     feature = builder.info.features[input_key]
     shape, prepare = _preparation(name, feature, image_size, normalize)
     # Cached whole where it is small: an in-memory cache of tf.data can be cut short by
-    # an iterator that is not read to its end. Numbers of fixed shape only.
-    is_numeric = None not in feature.shape and feature.np_dtype != np.object_
-    if np.prod(shape) * sum(counts.values()) <= _IN_MEMORY_BYTES and is_numeric:
+    # an iterator that is not read to its end.
+    sizes = [
+        int(dataset.cardinality()) * bytes_of(dataset.element_spec)
+        for dataset in datasets.values()
+    ]
+    if sum(sizes) <= _IN_MEMORY_BYTES:
         datasets = {
             split: tf.data.Dataset.from_tensor_slices(
                 to_arrays(
@@ -348,7 +352,20 @@ def loader(
 
 def fits_in_memory(data: Data, limit: int = 2_000_000_000) -> bool:
     """Tells whether the training examples take no more bytes than the limit."""
-    return 4 * data.sizes["train"] * int(np.prod(data.input_shape)) <= limit
+    examples = data.train.unbatch().element_spec
+    return data.sizes["train"] * bytes_of(examples) <= limit
+
+
+def bytes_of(example: Any) -> float:
+    """Returns how much memory an example takes; infinite where that is not fixed.
+
+    Args:
+        example: its specs, in any structure.
+    """
+    specs = tf.nest.flatten(example)
+    if any(s.dtype == tf.string or not s.shape.is_fully_defined() for s in specs):
+        return math.inf
+    return sum(spec.shape.num_elements() * spec.dtype.size for spec in specs)
 
 
 def to_arrays(dataset: tf.data.Dataset, description: str | None = None) -> Any:

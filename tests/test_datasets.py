@@ -4,6 +4,8 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from keras_distill import datasets
 
@@ -68,6 +70,59 @@ def test_images_are_resized_and_left_unnormalised_on_request():
     x, _ = next(iter(data.test))
     assert x.shape == (8, 14, 14, 1)
     assert float(np.max(x)) > 100
+
+
+class Doubles(tfds.core.GeneratorBasedBuilder):
+    """Twenty examples of 80 numbers in float64: 12 800 bytes, and 160 of labels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "x": tfds.features.Tensor(shape=(80,), dtype=np.float64),
+            "y": tfds.features.ClassLabel(num_classes=2),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, supervised_keys=("x", "y")
+        )
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(20):
+            yield i, {"x": np.full(80, i, "float64"), "y": i % 2}
+
+
+@pytest.mark.parametrize(("limit", "is_read_once"), [(12_960, True), (12_959, False)])
+def test_what_is_held_in_memory_is_limited_in_bytes(
+    tmp_path, monkeypatch, limit, is_read_once
+):
+    builder = Doubles(data_dir=tmp_path)
+    builder.download_and_prepare()
+    read = []
+    to_arrays = datasets.to_arrays
+    monkeypatch.setattr(
+        datasets, "to_arrays", lambda d, s: read.append(1) or to_arrays(d, s)
+    )
+    monkeypatch.setattr(datasets, "_IN_MEMORY_BYTES", limit)
+    data = datasets.load("doubles", data_dir=tmp_path, verbose=False)
+    assert bool(read) == is_read_once
+    assert sum(len(y) for _, y in data.train) == data.sizes["train"] == 14
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("uint8", 1), ("float32", 4), ("float64", 8)]
+)
+def test_what_fits_is_counted_in_bytes(dtype, size):
+    x, y = np.zeros((10, 6, 5), dtype), np.zeros(10, "int64")
+    train = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    data = datasets.load("digits").replace(train=train, sizes={"train": 10})
+    assert datasets.fits_in_memory(data, 10 * (30 * size + 8))
+    assert not datasets.fits_in_memory(data, 10 * (30 * size + 8) - 1)
+    words = tf.data.Dataset.from_tensor_slices((np.array(["a"] * 10), y)).batch(4)
+    assert not datasets.fits_in_memory(data.replace(train=words))
 
 
 def test_unreachable_source_is_said_at_once(tmp_path, monkeypatch):
