@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from keras_distill.plots.style import COLORS, LINES, new_figure, shades
+from keras_distill.plots.style import COLORS, new_figure, note, shades
 
 
 def temperature_curves(
@@ -44,34 +44,17 @@ def temperature_curves(
         raise ValueError(f"temperatures must be > 0, got {min(temperatures)}.")
     logits = np.sort(np.random.default_rng(seed).uniform(low, high, classes))
     figure, axes = new_figure()
-    for index, (temperature, color) in enumerate(
-        zip(temperatures, shades(len(temperatures)), strict=True)
-    ):
-        axes.plot(
-            logits,
-            softmax(logits / temperature),
-            color=color,
-            linestyle=LINES[index % 4],
-            marker="o",
-            markersize=3,
-            label=f"T = {temperature:g}",
-        )
+    for t, color in zip(temperatures, shades(len(temperatures)), strict=True):
+        p = softmax(logits / t)
+        axes.plot(logits, p, color=color, marker="o", markersize=3, label=f"T = {t:g}")
     axes.axhline(1.0 / classes, color="0.5", linewidth=1)
-    axes.annotate(
-        f"uniform, 1/{classes}",
-        (low, 1.0 / classes),
-        textcoords="offset points",
-        xytext=(0, 4),
-        color="0.35",
-        fontsize=9,
-    )
+    note(axes, f"uniform, 1/{classes}", (low, 1.0 / classes), (0, 4), color="0.35")
     axes.set(
         title=f"Softmax of {classes} random logits flattens as T grows",
         xlabel="logit z",
         ylabel="probability softmax(z / T)",
-        **(
-            {"yscale": "log", "ylim": (1e-6, 1.5)} if log_scale else {"ylim": (0, None)}
-        ),
+        yscale="log" if log_scale else "linear",
+        ylim=(1e-6, 1.5) if log_scale else (0, None),
     )
     axes.legend(frameon=False)
     return figure
@@ -143,19 +126,10 @@ def training_curves(
         KeyError: if no history has the metric.
     """
     figure, axes = new_figure()
-    drawn = False
-    for index, (name, history) in enumerate(histories.items()):
-        if metric not in history:
-            continue
-        drawn = True
-        values = history[metric]
-        axes.plot(
-            np.arange(1, len(values) + 1),
-            values,
-            color=COLORS[index % len(COLORS)],
-            linestyle=LINES[index % 4],
-            label=f"{name} (last {values[-1]:.4g})",
-        )
+    drawn = {name: h[metric] for name, h in histories.items() if metric in h}
+    for name, values in drawn.items():
+        epochs = np.arange(1, len(values) + 1)
+        axes.plot(epochs, values, label=f"{name} (last {values[-1]:.4g})")
     if not drawn:
         known = sorted({key for history in histories.values() for key in history})
         raise KeyError(f"no history has {metric!r}; there are {', '.join(known)}")
@@ -186,28 +160,16 @@ def reliability_diagram(
     Returns:
         The figure.
     """
-    edges, accuracy, confidence, weight = map(
-        np.asarray, (edges, accuracy, confidence, weight)
-    )
-    width = 1.0 / len(edges)
-    centers = edges - width / 2
-    error = float(np.sum(weight * np.abs(accuracy - confidence)))
+    share = np.asarray(weight)
+    full = share > 0
+    e, a, c = (np.asarray(values)[full] for values in (edges, accuracy, confidence))
+    width = 1.0 / len(share)
+    error = float(np.sum(share[full] * np.abs(a - c)))
     figure = Figure(figsize=(5.2, 5.6), dpi=120, layout="constrained")
-    top, bottom = figure.subplots(
-        2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
-    )
-    full = weight > 0
-    top.bar(
-        centers[full], accuracy[full], width * 0.9, color=COLORS[0], label="accuracy"
-    )
-    top.vlines(
-        confidence[full],
-        accuracy[full],
-        confidence[full],
-        color=COLORS[1],
-        linewidth=3,
-        label="gap to the mean confidence",
-    )
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.bar(e - width / 2, a, width * 0.9, color=COLORS[0], label="accuracy")
+    gap = "gap to the mean confidence"
+    top.vlines(c, a, c, color=COLORS[1], linewidth=3, label=gap)
     top.plot([0, 1], [0, 1], "--", color="0.4", label="perfectly calibrated")
     top.set(
         title=f"Reliability of {name}: ECE {error:.2%}",
@@ -216,7 +178,7 @@ def reliability_diagram(
         ylim=(0, 1.02),
     )
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    bottom.bar(centers, weight, width * 0.9, color="0.5")
+    bottom.bar(e - width / 2, share[full], width * 0.9, color="0.5")
     bottom.set(xlabel="confidence (largest probability)", ylabel="share of examples")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
@@ -234,24 +196,11 @@ def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
     """
     figure, axes = new_figure()
     shown = [e for e in evaluations if e.parameters]
-    for index, e in enumerate(shown):
-        axes.scatter(
-            e.parameters,
-            100 * e.accuracy,
-            s=70,
-            color=COLORS[index % len(COLORS)],
-            marker="osD^vPX"[index % 7],
-            zorder=3,
-        )
-        axes.annotate(
-            f"{e.name}\n{100 * e.accuracy:.2f} %",
-            (e.parameters, 100 * e.accuracy),
-            textcoords="offset points",
-            xytext=(8, 4 if index % 2 else -18),
-            fontsize=9,
-        )
     sizes = [e.parameters for e in shown]
     scores = [100 * e.accuracy for e in shown]
+    for i, (e, x, y) in enumerate(zip(shown, sizes, scores, strict=True)):
+        axes.scatter(x, y, s=70, color=COLORS[i % 7], marker="osD^vPX"[i % 7], zorder=3)
+        note(axes, f"{e.name}\n{y:.2f} %", (x, y), (8, 4 if i % 2 else -18))
     room = max(0.3, 0.25 * (max(scores) - min(scores)))
     axes.set(
         title="What accuracy costs in size",

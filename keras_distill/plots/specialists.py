@@ -110,15 +110,9 @@ def accuracy_by_cluster(
 
 def _before_and_after(axes: Axes, shares: Sequence[Any], names: list[str]) -> None:
     x = np.arange(len(shares))
-    for offset, (label, values) in enumerate(
-        {
-            "generalist": [100 * s.generalist / s.examples for s in shares],
-            "ensemble": [100 * s.ensemble / s.examples for s in shares],
-        }.items()
-    ):
-        bars = axes.bar(
-            x + 0.4 * offset - 0.2, values, 0.38, color=COLORS[offset], label=label
-        )
+    for offset, name in ((-0.2, "generalist"), (0.2, "ensemble")):
+        values = [100 * getattr(s, name) / s.examples for s in shares]
+        bars = axes.bar(x + offset, values, 0.38, label=name)
         axes.bar_label(bars, [f"{v:.1f}" for v in values], padding=2, fontsize=8)
     axes.set_xticks(x, names)
     axes.set(ylabel="accuracy, %")
@@ -141,21 +135,11 @@ def training_by_worker(records: Sequence[Mapping[str, Any]]) -> Figure:
     for record in records:
         row = workers.index(record["worker"])
         seconds = record["ended"] - record["began"]
-        axes.barh(
-            row,
-            seconds,
-            left=record["began"] - start,
-            color=COLORS[row % len(COLORS)],
-            edgecolor="white",
-            linewidth=2,
-        )
-        axes.annotate(
-            str(record["specialist"]),
-            (record["began"] - start + seconds / 2, row),
-            ha="center",
-            va="center",
-            color="white",
-            fontsize=9,
+        color = COLORS[row % len(COLORS)]
+        bar = axes.barh(row, seconds, left=record["began"] - start, color=color)
+        bar[0].set(edgecolor="white", linewidth=2)
+        axes.bar_label(
+            bar, [record["specialist"]], label_type="center", color="white", fontsize=9
         )
     total = sum(r["ended"] - r["began"] for r in records)
     wall, busy_until = 0.0, start  # without the time between two runs

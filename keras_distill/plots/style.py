@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
@@ -18,12 +21,17 @@ def new_figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.set_prop_cycle(color=COLORS * len(LINES), linestyle=LINES * len(COLORS))
     return figure, axes
+
+
+def note(axes: Axes, text: str, at: tuple, offset: tuple, **looks: Any) -> None:
+    """Writes small text beside a point; the offset in points."""
+    looks = {"fontsize": 9, **looks}
+    axes.annotate(text, at, textcoords="offset points", xytext=offset, **looks)
 
 
 def shades(count: int) -> np.ndarray:
     """Returns colours from dark to light, in order, for an ordered quantity."""
-    import matplotlib
-
     cmap: Colormap = matplotlib.colormaps["viridis"]
     return cmap(np.linspace(0.0, 0.85, count))
