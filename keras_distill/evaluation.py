@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_distill import progress, run_directory
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
+from keras_distill.metrics import calibration_error
 from keras_distill.teachers import Teacher, as_teacher
 
 # Column name, unit and format of each figure, in the order of a printed table.
@@ -298,71 +299,6 @@ def compare(
                 models.items(), "judging", "model", len(models), verbose
             )
         )
-    )
-
-
-def calibration_error(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    bins: int = 15,
-    weights: np.ndarray | None = None,
-) -> float:
-    """Returns the expected calibration error.
-
-        sum_b  n_b / n * | accuracy_b - confidence_b |
-
-    over bins of equal width of the confidence, that is the largest probability.
-
-    Args:
-        probabilities: float `(examples, classes)`.
-        labels: int `(examples,)`.
-        bins: number of bins, default 15.
-        weights: float `(examples,)`, or `None` (default) for all alike.
-
-    Returns:
-        From 0 to 1.
-
-    Example:
-    >>> round(calibration_error(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([0, 1])), 3)
-    0.4
-
-    Reference: Guo et al., arXiv:1706.04599.
-    """
-    _, accuracy, confidence, weight = reliability(probabilities, labels, bins, weights)
-    return float(np.sum(weight * np.abs(accuracy - confidence)))
-
-
-def reliability(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    bins: int = 15,
-    weights: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns accuracy and confidence by bins of the confidence.
-
-    Args:
-        probabilities: float `(examples, classes)`.
-        labels: int `(examples,)`.
-        bins: number of bins of equal width.
-        weights: float `(examples,)`, or `None` (default) for all alike.
-
-    Returns:
-        For each bin: its upper edge, the accuracy, the mean confidence and the share of
-        the examples; zeros for an empty bin.
-    """
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == labels
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    index = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    weights = np.ones(len(labels)) if weights is None else weights
-    weights = weights / max(weights.sum(), 1e-300)
-    share = np.bincount(index, weights=weights, minlength=bins)
-    size = np.where(share > 0, share, 1.0)
-    return (
-        edges[1:],
-        np.bincount(index, weights=weights * correct, minlength=bins) / size,
-        np.bincount(index, weights=weights * confidence, minlength=bins) / size,
-        share,
     )
 
 

@@ -9,7 +9,8 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from keras_distill.distiller import Distiller
-from keras_distill.evaluation import calibration_error, compare, evaluate, reliability
+from keras_distill.evaluation import compare, evaluate
+from keras_distill.metrics import calibration_error, reliability
 from tests.conftest import FEATURES, SPARSE, mlp, tagger
 
 

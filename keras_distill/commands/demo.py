@@ -191,7 +191,7 @@ def _pictures(
     comparison: kd.Comparison,
     histories: dict[str, dict],
 ) -> dict[str, Any]:
-    from keras_distill.evaluation import reliability
+    from keras_distill.metrics import reliability
 
     x, y = kd.datasets.to_arrays(data.test)
     logits = teacher.predict(x[:500], verbose=0)

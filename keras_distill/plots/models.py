@@ -154,7 +154,7 @@ def reliability_diagram(
         edges: upper edge of each bin of the confidence.
         accuracy: of the examples in each bin, from 0 to 1.
         confidence: mean confidence in each bin, from 0 to 1.
-        weight: share of the examples in each bin; all as `evaluation.reliability` gives.
+        weight: share of the examples in each bin; all as `metrics.reliability` gives.
         name: of the model, for the title.
 
     Returns:

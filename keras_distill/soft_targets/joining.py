@@ -56,9 +56,7 @@ class Cached:
         return [tf.TensorSpec(shape, dtype) for shape, dtype in self.settings.inputs]
 
     def file(self, view: Any, shard: Any) -> Any:
-        """Returns the path of a shard; of numbers, or of tensors in a graph."""
-        if isinstance(view, int) and isinstance(shard, int):
-            return os.path.join(self.path, shards.name(view, shard))
+        """Returns the path of a shard, a tensor; of numbers or tensors."""
         parts = [
             tf.strings.as_string(number, width=width, fill="0")
             for number, width in ((view, 3), (shard, 5))

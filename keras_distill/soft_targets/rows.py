@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -11,26 +12,6 @@ from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.top_k import REST_BETAS, TopKLogits
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A tensor of each row.
-
-    Attributes:
-        name: str; the fields of an output named "a" begin with "a/".
-        dtype: str, as TensorFlow names it; little endian on disk.
-        shape: of one example.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size in a row."""
-        return tf.TensorShape(self.shape).num_elements() * tf.as_dtype(self.dtype).size
 
 
 def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings:
@@ -45,9 +26,9 @@ def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings
         ValueError: if an axis is not known, or `top_k` is out of range.
     """
     dtype, top_k = settings.dtype, settings.top_k
-    fields = [Field("fingerprint", "uint8", (FINGERPRINT_BYTES,))]
+    row: list[list] = [["fingerprint", "uint8", [FINGERPRINT_BYTES]]]
     if settings.augment is not None:
-        fields.append(Field("augmented", "uint8", (FINGERPRINT_BYTES,)))
+        row.append(["augmented", "uint8", [FINGERPRINT_BYTES]])
     outputs, classes = [], []
     for key, spec in by_output(specs):
         prefix = _prefix(key)
@@ -56,23 +37,23 @@ def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings
         outputs.append(key)
         classes.append(count)
         if dtype != "float32":
-            fields.append(Field(f"{prefix}max", "float32", tuple(leading)))
-        found = (*leading, count if top_k is None else top_k)
-        fields.append(Field(f"{prefix}logits", dtype, found))
+            row.append([f"{prefix}max", "float32", leading])
+        found = [*leading, count if top_k is None else top_k]
+        row.append([f"{prefix}logits", dtype, found])
         if top_k is not None:
-            fields.append(Field(f"{prefix}indices", _index_dtype(count), found))
+            row.append([f"{prefix}indices", _index_dtype(count), found])
             if top_k < count:
-                shape = (*leading, len(REST_BETAS) - 1)
-                fields.append(Field(f"{prefix}rest", dtype, shape))
-    for name, spec in layers.items():
-        fields.append(Field(f"layer:{name}", dtype, tuple(_fixed_shape(spec))))
+                row.append([f"{prefix}rest", dtype, [*leading, len(REST_BETAS) - 1]])
+    row += [
+        [f"layer:{name}", dtype, _fixed_shape(spec)] for name, spec in layers.items()
+    ]
     return dataclasses.replace(
         settings,
         outputs=outputs,
         outputs_are_dict=isinstance(specs, dict),
         classes=classes[0] if outputs == [None] else classes,
-        row=[[f.name, f.dtype, list(f.shape)] for f in fields],
-        row_bytes=sum(f.bytes for f in fields),
+        row=row,
+        row_bytes=sum(_bytes(dtype, shape) for _, dtype, shape in row),
     )
 
 
@@ -84,11 +65,8 @@ class Rows:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.fields = [
-            Field(n, dtype, tuple(shape)) for n, dtype, shape in settings.row
-        ]
         self.bytes = settings.row_bytes
-        self._dtypes = {field.name: tf.as_dtype(field.dtype) for field in self.fields}
+        self._dtypes = {name: tf.as_dtype(dtype) for name, dtype, _ in settings.row}
         self._settings = settings
 
     def encode(
@@ -115,11 +93,11 @@ class Rows:
         for name, output in layers.items():
             values[f"layer:{name}"] = _saturated(output, self._dtypes[f"layer:{name}"])
         parts = []
-        for field in self.fields:
-            value = values[field.name]
-            if field.dtype != "uint8":
+        for name, dtype, shape in self._settings.row:
+            value = values[name]
+            if dtype != "uint8":
                 value = tf.bitcast(value, tf.uint8)
-            parts.append(tf.reshape(value, (batch, field.bytes)))
+            parts.append(tf.reshape(value, (batch, _bytes(dtype, shape))))
         return tf.concat(parts, 1), tf.stack(errors, 1)
 
     def _encode_output(
@@ -149,7 +127,7 @@ class Rows:
     def fingerprints(self, rows: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the fingerprints in rows, and those of augmented examples."""
         size = FINGERPRINT_BYTES
-        has_second = len(self.fields) > 1 and self.fields[1].name == "augmented"
+        has_second = "augmented" in self._dtypes
         return rows[:, :size], rows[:, size : 2 * size] if has_second else None
 
     def decode(self, rows: Any) -> tuple[Any, dict[str, tf.Tensor]]:
@@ -162,17 +140,16 @@ class Rows:
             Logits or `TopKLogits`, in the structure of the outputs; and hidden layers by
             name.
         """
-        values, start = {}, 0
-        for field in self.fields:
-            part = rows[:, start : start + field.bytes]
-            start += field.bytes
-            dtype = self._dtypes[field.name]
+        s, values = self._settings, {}
+        sizes = [_bytes(dtype, shape) for _, dtype, shape in s.row]
+        parts = tf.split(rows, sizes, 1)
+        for (name, _, shape), part in zip(s.row, parts, strict=True):
+            dtype = self._dtypes[name]
             if dtype == tf.uint8:
-                values[field.name] = tf.reshape(part, (-1, *field.shape))
+                values[name] = tf.reshape(part, (-1, *shape))
             else:
-                part = tf.reshape(part, (-1, *field.shape, dtype.size))
-                values[field.name] = tf.bitcast(part, dtype)
-        s = self._settings
+                part = tf.reshape(part, (-1, *shape, dtype.size))
+                values[name] = tf.bitcast(part, dtype)
         counts = s.classes if isinstance(s.classes, list) else [s.classes]
         decoded = [
             self._decode_output(_prefix(key), values, classes)
@@ -207,6 +184,11 @@ class Rows:
         number = tf.math.log(float(classes - self._settings.top_k))
         number = tf.fill(tf.shape(rest[..., :1]), number)
         return TopKLogits(tf.concat([logits, indices, number, rest], -1))
+
+
+def _bytes(dtype: str, shape: list[int]) -> int:
+    """Returns the size of a field in a row."""
+    return math.prod(shape) * tf.as_dtype(dtype).size
 
 
 def _prefix(key: Any) -> str:

@@ -131,19 +131,14 @@ class Source:
     def count(self) -> int:
         """Returns the number of examples, by reading all where it is not known."""
         if self.length is None:
-            self.length = int(
-                self.dataset.reduce(
-                    np.int64(0),
-                    lambda n, x: (
-                        n
-                        + (
-                            tf.shape(tf.nest.flatten(x)[0], tf.int64)[0]
-                            if self.batched
-                            else 1
-                        )
-                    ),
+            count = self.dataset.map(
+                lambda x: (
+                    tf.shape(tf.nest.flatten(x)[0], out_type=tf.int64)[0]
+                    if self.batched
+                    else np.int64(1)
                 )
             )
+            self.length = int(count.reduce(np.int64(0), lambda a, b: a + b))
         return self.length
 
     def batches(

@@ -210,7 +210,12 @@ class SoftTargets:
         folder = directory(_path(path))
         content = read_settings(folder, FINISHED)
         if content is None:
-            raise FileNotFoundError(_unfinished(folder.path))
+            raise FileNotFoundError(
+                f"{folder.path!r} holds no finished soft targets, "
+                f"{len(shards.existing(folder.path))} shards so far; run "
+                "SoftTargets.write(path, teacher, dataset), which goes on where it stopped "
+                "if it is given the same arguments."
+            )
         unknown = [key for key in expected if key not in content]
         if unknown:
             raise TypeError(
@@ -331,19 +336,6 @@ class SoftTargets:
             f"{c['classes']} classes in {c['dtype']}, {self.bytes_per_example:.1f} bytes "
             "each)"
         )
-
-
-def _unfinished(path: str) -> str:
-    if not tf.io.gfile.isdir(path):
-        return (
-            f"there are no soft targets at {path!r}; write them with "
-            "SoftTargets.write(path, teacher, dataset)."
-        )
-    done = len(shards.existing(path))
-    return (
-        f"{path!r} holds no finished soft targets, {done} shards so far; run "
-        "SoftTargets.write again with the same arguments, it goes on where it stopped."
-    )
 
 
 def _path(path: str | os.PathLike) -> str:

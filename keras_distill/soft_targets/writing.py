@@ -116,15 +116,32 @@ class _Run:
         if not seats.is_here or part is not None:
             self._set_examples(self.job.source.count())
         if self.job.settings.examples is None:
-            self._write_to_the_end()
-            return
+            self._write_first_view()
         missing = self._missing(part)
         if not seats.is_here and missing:
             self._spread(missing, seats)
-            return
+        else:
+            with self._bar() as bar:
+                for view, first, count in consecutive(missing):
+                    self.job.write(view, first, count, bar.update)
+        if part is None and (missing := self._missing()):
+            raise OSError(
+                f"{len(missing)} shards are not to be seen in {self.job.path!r} after "
+                "they were written. It must be a path that all processes share, and the "
+                "data the same each time it is read."
+            )
+
+    def _write_first_view(self) -> None:
+        """Writes data whose length is not known once to its end, which tells it."""
+        existing, first = shards.existing(self.job.path), 0
+        while (0, first + 1) in existing:  # the last of them may not be whole
+            first += 1
         with self._bar() as bar:
-            for view, first, count in consecutive(missing):
-                self.job.write(view, first, count, bar.update)
+            known = self.job.write(0, first, None, bar.update)
+        known += first * (self.job.settings.shard_size or 0)
+        if known == 0:
+            raise ValueError("the dataset is empty; check what made it.")
+        self._set_examples(known)
 
     def _missing(self, part: tuple[int, int] | None = None) -> list[tuple[int, int]]:
         s = self.job.settings
@@ -134,36 +151,6 @@ class _Run:
             every = [every[i] for i in chosen]
         existing = shards.existing(self.job.path)
         return [one for one in every if one not in existing]
-
-    def _write_to_the_end(self) -> None:
-        """Writes data whose length is not known, one view after the other."""
-        existing = shards.existing(self.job.path)
-        size, views = self.job.settings.shard_size, self.job.settings.views
-        assert size is not None
-        with self._bar() as bar:
-            for view in range(views):
-                first = 0
-                while (view, first) in existing:
-                    first += 1
-                last = self._rows_of(view, first - 1) if first else size
-                known = (first - 1) * size + last if first else 0
-                if last == size:
-                    known = first * size
-                    known += self.job.write(view, first, None, bar.update)
-                if known == 0:
-                    raise ValueError("the dataset is empty; check what made it.")
-                if self.job.settings.examples not in (None, known):
-                    raise ValueError(
-                        f"the data has {self.job.settings.examples} examples in view 0 and "
-                        f"{known} in view {view}: it must be the same each time it is "
-                        "read."
-                    )
-                self._set_examples(known)
-                bar.total = known * views
-
-    def _rows_of(self, view: int, shard: int) -> int:
-        file = self.folder.file(shards.name(view, shard))
-        return sum(len(rows) for rows in shards.read(file, self.job.settings.row_bytes))
 
     def _spread(self, missing: list[tuple[int, int]], seats: processes.Seats) -> None:
         pieces = [
@@ -186,11 +173,6 @@ class _Run:
             raise ChildProcessError(
                 f"{len(self._missing())} shards are missing: {lost[0].error} Write again "
                 "with the same arguments: it goes on with them."
-            )
-        if missing := self._missing():
-            raise OSError(
-                f"{len(missing)} shards written by other processes are not to be seen in "
-                f"{self.job.path!r}; it must be a path that all of them share."
             )
 
     def _bar(self) -> Any:
