@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from keras_distill.plots.style import COLORS, new_figure
+from keras_distill.plots.style import COLORS, new_figure, note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +46,17 @@ def search_plane(
     score = done[objective].to_numpy("float64")
     figure, axes = new_figure(7.4, 5.0)
     axes.grid(False)
-    norm = Normalize(*_limits(score, is_max))
-    cmap = "viridis" if is_max else "viridis_r"
+    mappable = _mappable(score, is_max)
     margin = max(1.05, (t.max() / t.min()) ** 0.04)
     grid_t = np.geomspace(t.min() / margin, t.max() * margin, 80)
     grid_a = np.linspace(-0.03, 1.03, 80)
     if len(done) >= 4 and t.max() > t.min():
         surface = _surface(np.log(t), alpha, score, np.log(grid_t), grid_a)
+        # Halfway to white, so that points stand out on it.
+        pale = ListedColormap(0.5 + 0.5 * mappable.cmap(np.linspace(0.0, 1.0, 256)))
+        low, high = mappable.get_clim()
         axes.pcolormesh(
-            grid_t, grid_a, surface, cmap=_pale(cmap), norm=norm, shading="gouraud"
+            grid_t, grid_a, surface, cmap=pale, vmin=low, vmax=high, shading="gouraud"
         )
     best = done[objective].idxmax() if is_max else done[objective].idxmin()
     kinds = done["kind"].to_numpy()
@@ -64,7 +65,7 @@ def search_plane(
     ):
         of_kind = kinds == kind
         axes.scatter(
-            t[of_kind], alpha[of_kind], c=score[of_kind], cmap=cmap, norm=norm, s=60,
+            t[of_kind], alpha[of_kind], c=mappable.to_rgba(score[of_kind]), s=60,
             marker=marker, edgecolors="black", linewidths=0.8, label=kind, zorder=3,
         )  # fmt: skip
     axes.scatter(
@@ -85,20 +86,12 @@ def search_plane(
         xlim=(grid_t[0], grid_t[-1]),
         ylim=(grid_a[0], grid_a[-1]),
     )
-    figure.colorbar(
-        ScalarMappable(norm, cmap), ax=axes, label=_readable(objective), extend="both"
-    )
+    figure.colorbar(mappable, ax=axes, label=_readable(objective), extend="both")
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4,
         frameon=False, fontsize=9,
     )  # fmt: skip
     return figure
-
-
-def _pale(name: str) -> ListedColormap:
-    """Returns a colormap halfway to white, so that points stand out on it."""
-    colors = matplotlib.colormaps[name](np.linspace(0.0, 1.0, 256))[:, :3]
-    return ListedColormap(1.0 - 0.5 * (1.0 - colors))
 
 
 def _surface(
@@ -161,26 +154,23 @@ def parallel_coordinates(
         columns.append(heights)
         axes.axvline(place, color="0.4", linewidth=1.0)
         for height, text in ticks:
-            axes.annotate(
-                text, (place, height), xytext=(4, 0), textcoords="offset points",
-                fontsize=8, va="center", color="0.15", zorder=5,
-                bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none",
-                      "alpha": 0.7},
-            )  # fmt: skip
+            box = {
+                "boxstyle": "square,pad=0.1",
+                "fc": "white",
+                "ec": "none",
+                "alpha": 0.7,
+            }
+            looks = {"fontsize": 8, "va": "center", "color": "0.15", "zorder": 5}
+            note(axes, text, (place, height), (4, 0), bbox=box, **looks)
     score = done[objective].to_numpy("float64")
-    norm = Normalize(*_limits(score, is_max))
-    mappable = ScalarMappable(norm, "viridis" if is_max else "viridis_r")
+    mappable = _mappable(score, is_max)
     lines = np.stack(columns, -1)
-    for place, (line, value) in enumerate(zip(lines, score, strict=True)):
-        is_best = place == len(lines) - 1
-        axes.plot(
-            line,
-            color=COLORS[1] if is_best else mappable.to_rgba(value),
-            linewidth=2.6 if is_best else 1.1,
-            alpha=1.0 if is_best else 0.8,
-            label="best" if is_best else None,
-            zorder=4 if is_best else 2,
-        )
+    for line, color in zip(lines, mappable.to_rgba(score, alpha=0.8), strict=True):
+        axes.plot(line, "-", color=color, linewidth=1.1, zorder=2)
+    # The last is the best, drawn over the others.
+    axes.lines[-1].set(
+        color=COLORS[1], linewidth=2.6, alpha=1.0, label="best", zorder=4
+    )
     axes.set_xticks(range(len(names)), [_readable(name) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.set_yticks([])
@@ -269,6 +259,11 @@ def _limits(score: np.ndarray, is_max: bool) -> tuple[float, float]:
     """Returns between which results the picture tells apart: not the worst tenth."""
     low, high = np.quantile(score, [0.1, 1.0] if is_max else [0.0, 0.9])
     return low, max(high, low + 1e-6)
+
+
+def _mappable(score: np.ndarray, is_max: bool) -> ScalarMappable:
+    norm = Normalize(*_limits(score, is_max))
+    return ScalarMappable(norm, "viridis" if is_max else "viridis_r")
 
 
 def _completed(trials: pd.DataFrame, objective: str) -> pd.DataFrame:

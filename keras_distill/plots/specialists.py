@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,8 +41,8 @@ def class_covariance(
     figure = Figure(figsize=(size, size * 0.95), dpi=120, layout="constrained")
     axes = figure.subplots()
     limit = float(np.nanpercentile(np.abs(shown), 99.5))
-    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    image.cmap.set_bad("0.85")
+    cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
+    image = axes.imshow(shown, cmap=cmap, vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=axes, label="correlation of predictions", shrink=0.6)
     start = 0
     seen: set[int] = set()
