@@ -1,8 +1,6 @@
+import contextlib
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +13,7 @@ from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.metrics import TeacherAgreement
 from tests.conftest import SPARSE, largest_difference, mlp
+from tests.forking import Process
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +120,15 @@ def free_ports(count):
 
 def run_workers(folder, ports, what):
     """Runs one process per port (one without a cluster if there are none)."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = [sys.executable, "-m", "tests.multi_worker", str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(index), ",".join(map(str, ports)), what],
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(max(1, len(ports)))
-    ]
-    try:
-        errors = [process.communicate(timeout=180)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
+    joined = ",".join(map(str, ports))
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                Process(["-m", "tests.multi_worker", folder, index, joined, what])
+            )
+            for index in range(max(1, len(ports)))
+        ]
+        return [w.wait(180) for w in workers], [w.stderr for w in workers]
 
 
 def result(folder, index):

@@ -1,8 +1,5 @@
 import json
 import os
-import shutil
-import subprocess
-import sys
 import threading
 
 import keras
@@ -15,6 +12,14 @@ from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.export.savedmodel import export_savedmodel
 from tests.conftest import CLASSES, FEATURES, mlp
+from tests.forking import answer_here, run
+
+
+@pytest.fixture(autouse=True)
+def _answers_here(request, monkeypatch):
+    """Two tests ask a fresh process, one of them for an example that is text."""
+    if request.node.get_closest_marker("fresh_process") is None:
+        monkeypatch.setattr(check, "ask_fresh_process", answer_here)
 
 
 def serve(path, **inputs):
@@ -32,7 +37,9 @@ def named(width=6, activation=None):
     )
 
 
-@pytest.mark.parametrize("activation", [None, "softmax"])
+@pytest.mark.parametrize(
+    "activation", [None, pytest.param("softmax", marks=pytest.mark.fresh_process)]
+)
 def test_signature_answers_at_temperature_one(data, tmp_path, activation):
     x, _ = data
     model = named(activation=activation)
@@ -68,6 +75,7 @@ def test_class_names_and_preprocessing_are_in_the_graph(tmp_path):
     ]
 
 
+@pytest.mark.fresh_process
 def test_preprocessing_layer_with_text_input(tmp_path):
     vectorize = keras.layers.TextVectorization(output_sequence_length=4)
     vectorize.adapt(["a good film", "a bad film"])
@@ -121,8 +129,7 @@ def test_versions_count_up_past_gaps_and_strangers(tmp_path):
     assert os.path.basename(path) == "4"
 
 
-def test_two_exports_at_once_get_two_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "ask_fresh_process", _answer_here)
+def test_two_exports_at_once_get_two_versions(tmp_path):
     models, paths = [named(), named(), named()], []
     threads = [
         threading.Thread(
@@ -140,14 +147,9 @@ def test_two_exports_at_once_get_two_versions(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
 
 
-def _answer_here(path, batch):
-    signature = tf.saved_model.load(path).signatures["serving_default"]
-    return {name: value.numpy() for name, value in signature(**batch).items()}
-
-
 def test_wrong_answer_in_the_fresh_process_leaves_nothing(tmp_path, monkeypatch):
     def lies(path, batch):
-        answer = _answer_here(path, batch)
+        answer = answer_here(path, batch)
         answer["logits"] = answer["logits"] + 1e-3
         return answer
 
@@ -170,6 +172,7 @@ def test_random_layer_is_found_out(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.fresh_process
 def test_fresh_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "_FRESH_PROCESS", "raise SystemExit('no disk')")
     with pytest.raises(RuntimeError, match="does not run in a fresh process:\nno disk"):
@@ -182,7 +185,7 @@ def test_half_written_version_is_never_visible(tmp_path, monkeypatch):
 
     def look(path, batch):
         seen.extend(name for name in os.listdir(tmp_path) if name.isdigit())
-        return _answer_here(path, batch)
+        return answer_here(path, batch)
 
     monkeypatch.setattr(check, "ask_fresh_process", look)
     export_savedmodel(named(), tmp_path, verbose=False)
@@ -195,18 +198,15 @@ def test_saved_model_cli_runs_it(data, tmp_path):
     model = named()
     path = export_savedmodel(model, tmp_path / "m", verbose=False)
     np.save(tmp_path / "x.npy", x[:3])
-    command = shutil.which("saved_model_cli", path=os.path.dirname(sys.executable))
-    subprocess.run(
+    done = run(
         [
-            command, "run", "--dir", path, "--tag_set", "serve",
-            "--signature_def", "serving_default",
+            "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", path,
+            "--tag_set", "serve", "--signature_def", "serving_default",
             "--inputs", f"features={tmp_path / 'x.npy'}",
             "--outdir", tmp_path / "out",
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        ]
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         np.load(tmp_path / "out" / "logits.npy"),
         model.predict(x[:3], verbose=0),
