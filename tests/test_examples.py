@@ -1,10 +1,14 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+import keras_distill
+from tests import forking
 
 ROOT = pathlib.Path(__file__).parent.parent
 PREPARED = os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist", "3.0.1")
@@ -23,9 +27,30 @@ def run(script, *arguments, folder):
     return done.stdout
 
 
-@pytest.mark.slow
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("examples", "benchmarks")
+    for path in (ROOT / folder).glob("*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_how_to_run_it(script):
+    done = forking.run([ROOT / script, "--help"])
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_uses_names_that_there_are(script):
+    used = set(re.findall(r"\bkd\.(\w+)", (ROOT / script).read_text()))
+    assert used <= {*keras_distill.__all__, "__version__"}
+
+
 def test_temperature_curves(tmp_path):
-    run("examples/temperature_curves.py", "--epochs", "1", folder=tmp_path)
+    script = ROOT / "examples" / "temperature_curves.py"
+    done = forking.run([script, "--epochs", "1"], tmp_path)
+    assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
         "temperature_curves.png", "temperature_curves_log.png", "soft_targets.png",
     }  # fmt: skip
