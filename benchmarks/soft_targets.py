@@ -21,7 +21,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill import models
-from keras_distill.soft_targets import fingerprints
+from keras_distill.run_directory import examples_fingerprint
 
 FEATURES, BATCH, TOP_K = 32, 128, 10
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -96,9 +96,9 @@ def check_cost(args):
 
     @tf.function
     def with_check(x, expected):
-        return tf.reduce_all(fingerprints.of_examples(x) == expected)
+        return tf.reduce_all(examples_fingerprint(x) == expected)
 
-    batches = [(b, fingerprints.of_examples(b)) for b, _ in data]
+    batches = [(b, examples_fingerprint(b)) for b, _ in data]
     student.fit(data, verbose=0, shuffle=False)
     with_check(*batches[0])
     shares = []

@@ -47,6 +47,13 @@ def test_every_script_uses_names_that_there_are(script):
     assert used <= {*keras_distill.__all__, "__version__"}
 
 
+def test_a_benchmark_runs(tmp_path):
+    script = ROOT / "benchmarks" / "specialist_routing.py"
+    done = forking.run([script, "--quick"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| 5 | 3 |")
+
+
 def test_temperature_curves(tmp_path):
     script = ROOT / "examples" / "temperature_curves.py"
     done = forking.run([script, "--epochs", "1"], tmp_path)
@@ -124,11 +131,9 @@ def test_specialists_benchmark(tmp_path):
 
 
 @pytest.mark.slow
-def test_benchmarks_of_clusters_routing_and_workers(tmp_path):
+def test_benchmarks_of_clusters_and_workers(tmp_path):
     output = run("benchmarks/class_clusters.py", "--quick", folder=tmp_path)
     assert output.splitlines()[-1].startswith("| 100 | 10 |")
-    output = run("benchmarks/specialist_routing.py", "--quick", folder=tmp_path)
-    assert output.splitlines()[-1].startswith("| 5 | 3 |")
     output = run("benchmarks/specialist_workers.py", "--quick", folder=tmp_path)
     assert "same weights: True" in output
 
