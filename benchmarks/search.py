@@ -1,6 +1,6 @@
-"""What a search costs beside its trainings, and what a second worker brings.
+"""What a search costs beside its trainings, and what a second process brings.
 
-1. Trials per minute of one worker and of two, each with one thread, start included.
+1. Trials per minute of one process and of two, each with one thread, start included.
 2. Seconds of a trial beside `fit`, with a student of one layer and one epoch.
 3. Seconds until the next trial is proposed, over 200 trials of Bayesian search.
 
@@ -35,7 +35,7 @@ def digits():
 
 
 def search_with(workers, trials, epochs):
-    """One search with workers of one thread each, in this process if there is one."""
+    """One search by processes of one thread each, by this one if there is one."""
     if workers == 1:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -46,7 +46,7 @@ def search_with(workers, trials, epochs):
         result = kd.search(
             lambda hp: kd.models.mlp((8, 8, 1), 10, (512, 512)),
             *digits(), teacher=teacher, max_trials=trials, epochs=epochs, patience=None,
-            workers=workers, threads=None if workers == 1 else 1, directory=folder,
+            n_jobs=workers, threads=None if workers == 1 else 1, directory=folder,
             algorithm="random", verbose=False,
         )  # fmt: skip
         seconds = time.perf_counter() - began
@@ -110,14 +110,12 @@ def proposals(trials, hyperparameters):
         oracle._set_project_dir(folder, "trials")
         for _ in range(trials):
             began = time.perf_counter()
-            trial = oracle.create_trial("worker")
+            trial = oracle.propose()
             seconds.append(time.perf_counter() - began)
             values = trial.hyperparameters.values
             score = 0.98 - 0.01 * np.log(values["temperature"] / 4) ** 2
             noisy = score - 0.02 * values["alpha"] ** 2 + rng.normal() * 0.002
-            oracle.update_trial(trial.trial_id, {"val_accuracy": float(noisy)})
-            trial.status = "COMPLETED"
-            oracle.end_trial(trial)
+            oracle.finish(trial, {"val_accuracy": float(noisy)})
     return seconds
 
 

@@ -58,7 +58,7 @@ def main():
     # 2. The search. The teacher is asked once; each trial is a training of its own.
     result = kd.search(
         build_student, train, validation, teacher=path, max_trials=trials,
-        executions_per_trial=executions, epochs=epochs, workers=args.workers,
+        executions_per_trial=executions, epochs=epochs, n_jobs=args.workers,
         directory=args.directory, resume=args.resume, overwrite=not args.resume,
     )  # fmt: skip
     print(result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import gc
 import itertools
 import mmap
 import os
@@ -120,8 +121,14 @@ class Seats:
                 `joblib.parallel_config` says. Of Dask, all workers take part.
 
         Raises:
-            ValueError: if it is 0, or the backend is none of processes.
+            ValueError: if it is no such number, or the backend is none of processes.
         """
+        is_whole = isinstance(n_jobs, int) and not isinstance(n_jobs, bool)
+        if n_jobs is not None and (not is_whole or n_jobs == 0):
+            raise ValueError(
+                "n_jobs must be a whole number >= 1, -1 for as many as there are cores, or "
+                f"None, got {n_jobs!r}."
+            )
         count = joblib.effective_n_jobs(n_jobs)
         backend = keras_compat.active_joblib_backend()
         name = type(backend).__name__
@@ -524,6 +531,7 @@ def _run(sent: _Sent, task: Any) -> Outcome:
         if sent.path not in _read:
             _read.clear()
             keras_compat.keep_processes_that_grow()
+            gc.freeze()  # what is imported; Keras collects again and again
             claim_gpu(os.path.dirname(sent.path))
             try:
                 _read[sent.path] = sent.read()

@@ -255,12 +255,13 @@ def _differ(label: str, found: Any, wanted: Any) -> list[str]:
     if found == wanted:
         return []
     if isinstance(found, dict) and isinstance(wanted, dict):
+        whose = f"{label}'" if label.endswith("s") else f"{label}'s"
         for part in dict.fromkeys([*wanted, *found]):  # the first tells enough
             a, b = found.get(part), wanted.get(part)
             if isinstance(a, dict) and isinstance(b, dict) and a != b:
-                return _differ(f"{label}'s {part}", a, b)
+                return _differ(f"{whose} {part}", a, b)
             if a != b:
-                return [f"{label}'s {part} differ ({a}, not {b})"]
+                return [f"{whose} {part} differ ({a}, not {b})"]
     return [f"{label} is {found!r}, not {wanted!r}"]
 
 

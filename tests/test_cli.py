@@ -272,7 +272,7 @@ def test_workers_of_a_search_are_processes(tmp_path, monkeypatch):
     models.mlp((8, 8, 1), 10, (4,)).save("t.keras")
     command = ["search", "t.keras", "digits", "json:dumps", "--workers", "3"]
     assert main.main(command) == 1
-    assert asked["workers"] == 3
+    assert asked["n_jobs"] == 3
 
 
 @pytest.mark.parametrize(

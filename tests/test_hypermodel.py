@@ -83,7 +83,7 @@ def test_every_trial_has_an_objective_of_its_own():
     )
     one, _ = values_of(hypermodel)
     other, _ = values_of(hypermodel)
-    assert one.distillation_loss.terms[0][1] is not other.objective.terms[0][1]
+    assert one.distillation_loss.terms[0][1] is not other.distillation_loss.terms[0][1]
     assert one.distillation_loss.terms[0][1] is not objective
 
 

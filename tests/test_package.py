@@ -92,7 +92,7 @@ def test_every_import_is_declared():
         re.split(r"[<>=\[]", requirement)[0].replace("-", "_")
         for requirement in project["dependencies"] + extras["dask"] + extras["ray"]
     }
-    modules = {"scikit_learn": "sklearn", "grpcio": "grpc"}
+    modules = {"scikit_learn": "sklearn"}
     declared = {modules.get(name, name) for name in declared}
     for path in (ROOT / "keras_distill").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -6,7 +7,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 
@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.tuning import workers as processes
+from keras_distill.tuning import keras_tuner_compat
 from keras_distill.tuning.oracles import RandomOracle
 
 from .conftest import CLASSES, FEATURES, SPARSE, mlp
@@ -50,20 +50,35 @@ def teacher():
     return mlp(32)
 
 
-def search(directory, build_student=build, **kwargs):
-    if "soft_targets" not in kwargs:
-        kwargs.setdefault("teacher", teacher())
-    settings = {"max_trials": 3, "epochs": 2, "batch_size": 32, "verbose": False}
-    data = kwargs.pop("train", TRAIN), kwargs.pop("validation", VALIDATION)
-    return kd.search(
-        build_student, *data, directory=directory, **(settings | kwargs)
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    """Soft targets for TRAIN, written once."""
+    path = tmp_path_factory.mktemp("targets") / "targets"
+    return kd.SoftTargets.write(path, teacher(), TRAIN, verbose=False)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def search(targets):
+    """`kd.search` with everything given that a test does not speak of."""
+
+    def search(directory, build_student=build, **kwargs):
+        if "teacher" not in kwargs:
+            kwargs.setdefault("soft_targets", targets)
+        settings = {"max_trials": 3, "epochs": 2, "batch_size": 80, "verbose": False}
+        data = kwargs.pop("train", TRAIN), kwargs.pop("validation", VALIDATION)
+        return kd.search(
+            build_student, *data, directory=directory, **(settings | kwargs)
+        )  # fmt: skip
+
+    return search
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, search):
     directory = tmp_path_factory.mktemp("found")
-    return search(directory, max_trials=6, epochs=3, executions_per_trial=2)
+    return search(
+        directory, max_trials=6, epochs=3, executions_per_trial=2, teacher=teacher()
+    )
 
 
 def test_the_fixed_points_are_always_among_the_trials(found):
@@ -76,7 +91,7 @@ def test_the_fixed_points_are_always_among_the_trials(found):
 
 
 @pytest.mark.parametrize("algorithm", ["bayesian", "random"])
-def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm):
+def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm, search):
     result = search(
         tmp_path, temperature=(6.0, 8.0), alpha=(0.3, 0.4), epochs=1,
         algorithm=algorithm, max_trials=9,
@@ -100,7 +115,7 @@ def test_the_table_has_a_row_for_each_trial(found):
     assert list(found.trials.index) == list(range(6))
 
 
-def test_executions_are_averaged(tmp_path):
+def test_executions_are_averaged(tmp_path, search):
     one, two, both = (
         search(tmp_path / str(i), max_trials=2, executions_per_trial=e, seed=seed)
         for i, (e, seed) in enumerate([(1, 5), (1, 6), (2, 5)])
@@ -117,14 +132,14 @@ def test_the_best_student_is_that_of_the_best_epoch(found):
     assert found.student.get_layer("hidden").units == found.best_values["width"]
 
 
-def test_single_execution_scores_what_the_student_does(tmp_path):
+def test_single_execution_scores_what_the_student_does(tmp_path, search):
     result = search(tmp_path, objective="nll")
     judged = kd.evaluate(result.student, VALIDATION, timing=False)
     assert judged.nll == pytest.approx(result.score, rel=1e-5)
     assert result.score == result.trials["val_nll"].min()
 
 
-def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path):
+def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path, search):
     def slow(hp):  # so slow that no prediction changes
         return eager(mlp(4), keras.optimizers.SGD(1e-5))
 
@@ -146,7 +161,7 @@ class CountingTeacher:
         return self.model(x, training=False)
 
 
-def test_the_teacher_is_asked_once_for_each_example(tmp_path):
+def test_the_teacher_is_asked_once_for_each_example(tmp_path, search):
     counting = CountingTeacher()
 
     def ask(x):
@@ -158,7 +173,7 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path):
     assert int(counting.seen) == N + 128
 
 
-def test_kept_soft_targets_need_no_teacher(tmp_path):
+def test_kept_soft_targets_need_no_teacher(tmp_path, search):
     data = tf.data.Dataset.from_tensor_slices(TRAIN)
     targets = kd.SoftTargets.write(tmp_path / "t", teacher(), data, verbose=False)
     one = search(tmp_path / "1", soft_targets=targets, train=data)
@@ -171,13 +186,13 @@ def test_kept_soft_targets_need_no_teacher(tmp_path):
     np.testing.assert_allclose(one.trials[columns], other.trials[columns], rtol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_search(tmp_path):
+def test_the_same_seed_gives_the_same_search(tmp_path, search):
     one, other = (search(tmp_path / i, seed=0, max_trials=4) for i in "12")
     columns = ["temperature", "alpha", "width", "val_nll"]
     np.testing.assert_allclose(one.trials[columns], other.trials[columns], rtol=1e-4)
 
 
-def test_one_hot_labels(tmp_path):
+def test_one_hot_labels(tmp_path, search):
     def build_student(hp):
         return mlp(4)
 
@@ -191,7 +206,7 @@ def test_one_hot_labels(tmp_path):
     assert one.trials["val_nll"][0] == pytest.approx(other.trials["val_nll"][0], 1e-4)
 
 
-def test_views_are_those_of_the_epoch(tmp_path):
+def test_views_are_those_of_the_epoch(tmp_path, search):
     def shift(x, seed):
         return x + 0.1 * tf.random.stateless_normal(tf.shape(x), seed)
 
@@ -202,16 +217,17 @@ def test_views_are_those_of_the_epoch(tmp_path):
     assert (result.trials["status"] == "COMPLETED").all()
 
 
-def test_hidden_layers_are_kept_for_the_objective(tmp_path):
+def test_hidden_layers_are_kept_for_the_objective(tmp_path, search):
     matching = [
         (1.0, kd.SoftTargetLoss()),
         ((0.1, 1.0), kd.FeatureLoss("hidden", "hidden", projection=32)),
     ]
-    result = search(tmp_path, distillation_loss=matching)
+    result = search(tmp_path, distillation_loss=matching, teacher=teacher())
+    assert (result.trials["status"] == "COMPLETED").all()
     assert result.trials["feature_loss_weight"].between(0.1, 1.0).all()
 
 
-def test_retrained_student_has_a_seed_of_its_own(tmp_path):
+def test_retrained_student_has_a_seed_of_its_own(tmp_path, search):
     result = search(tmp_path, retrain=True, max_trials=2)
     first = result.distiller.student.get_weights()
     assert any(
@@ -220,7 +236,7 @@ def test_retrained_student_has_a_seed_of_its_own(tmp_path):
     )
 
 
-def test_under_a_strategy(tmp_path):
+def test_under_a_strategy(tmp_path, search):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     replicas = []
 
@@ -240,7 +256,7 @@ def test_under_a_strategy(tmp_path):
 # Failures ----------------------------------------------------------------------------
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
+def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path, search):
     def sometimes(hp):
         rate = hp.Choice("rate", [0.01, 1e30])
         return eager(mlp(4), keras.optimizers.SGD(rate))
@@ -255,7 +271,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
     assert result.best_values["rate"] == 0.01
 
 
-def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path):
+def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path, search):
     def sometimes(hp):
         hp.Choice("width", [4, 2_000_000_000])
         return eager(mlp(hp.get("width")))
@@ -276,7 +292,7 @@ def running_trial():
     return None
 
 
-def test_a_search_whose_trials_all_fail_is_stopped(tmp_path):
+def test_a_search_whose_trials_all_fail_is_stopped(tmp_path, search):
     def build_student(hp):
         if running_trial() is not None:
             raise ArithmeticError("no such width")
@@ -286,7 +302,7 @@ def test_a_search_whose_trials_all_fail_is_stopped(tmp_path):
         search(tmp_path, build_student, max_trials=9)
 
 
-def test_a_small_space_whose_trials_all_fail(tmp_path):
+def test_a_small_space_whose_trials_all_fail(tmp_path, search):
     def build_student(hp):
         if running_trial() is not None:
             raise ArithmeticError("no such width")
@@ -296,7 +312,7 @@ def test_a_small_space_whose_trials_all_fail(tmp_path):
         search(tmp_path, build_student, temperature=4.0, alpha=0.1)
 
 
-def test_a_mended_student_is_tried_when_resumed(tmp_path):
+def test_a_mended_student_is_tried_when_resumed(tmp_path, search):
     broken = [True]
 
     def build_student(hp):
@@ -324,7 +340,7 @@ def interrupted_at(trial):
     return build_and_stop
 
 
-def test_control_c_and_resume(tmp_path):
+def test_control_c_and_resume(tmp_path, search):
     stop = interrupted_at("2")
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path, stop, max_trials=5)
@@ -344,7 +360,7 @@ def test_control_c_and_resume(tmp_path):
     )
 
 
-def test_resuming_a_finished_search_trains_nothing(tmp_path):
+def test_resuming_a_finished_search_trains_nothing(tmp_path, search):
     search(tmp_path, max_trials=3)
     built = []
 
@@ -359,14 +375,14 @@ def test_resuming_a_finished_search_trains_nothing(tmp_path):
     assert len(more.trials) == 5
 
 
-def test_a_directory_with_another_search_is_refused(tmp_path):
+def test_a_directory_with_another_search_is_refused(tmp_path, search):
     search(tmp_path, max_trials=2)
     with pytest.raises(FileExistsError, match="a search of 2 trials in .* resume=True"):
         search(tmp_path, max_trials=2)
     for change, words in (
         ({"epochs": 7}, "epochs is 2, not 7"),
         ({"alpha": 0.5}, "hyperparameters"),
-        ({"teacher": mlp(9)}, "the teacher's"),
+        ({"teacher": mlp(9)}, "the soft targets' teacher's architecture differ"),
         ({"seed": 4}, "seed is 0, not 4"),
         ({"validation": make_data(5, 60)}, "validation is"),
         ({"train": (TRAIN[0], TRAIN[1][::-1])}, "labels is"),
@@ -378,7 +394,7 @@ def test_a_directory_with_another_search_is_refused(tmp_path):
     assert len(search(tmp_path, max_trials=3, overwrite=True, epochs=1).trials) == 3
 
 
-def test_two_searches_do_not_share_a_directory(tmp_path):
+def test_two_searches_do_not_share_a_directory(tmp_path, search):
     def nested(hp):
         with pytest.raises(
             BlockingIOError, match="another process is at work on the search"
@@ -410,13 +426,12 @@ def test_two_searches_do_not_share_a_directory(tmp_path):
         ({"max_trials": 1}, ValueError, "max_trials must be a whole number >= 2"),
         ({"epochs": 0}, ValueError, "epochs must be a whole number >= 1"),
         ({"patience": 0}, ValueError, "patience must be"),
-        ({"workers": 0}, ValueError, "workers must be"),
+        ({"n_jobs": 0}, ValueError, "n_jobs must be"),
         ({"seed": -1}, ValueError, "seed must be"),
         ({"batch_size": 2.5}, ValueError, "batch_size must be"),
         ({"algorithm": "grid"}, ValueError, "keras_tuner.GridSearch"),
         ({"teacher": None}, ValueError, "got neither"),
-        ({"threads": 2}, ValueError, "threads is for worker processes"),
-        ({"worker_timeout": 1}, ValueError, "at least 10 seconds"),
+        ({"threads": 2}, ValueError, "threads is for other processes"),
         ({"resume": True, "overwrite": True}, ValueError, "exclude each other"),
         ({"train": [1, 2]}, TypeError, "train must be"),
         ({"train": (TRAIN[0], TRAIN[1][:9])}, ValueError, "different lengths"),
@@ -456,31 +471,33 @@ def test_two_searches_do_not_share_a_directory(tmp_path):
             "the student has 9 classes and the teacher 5",
         ),
         (
-            {"train": tf.data.Dataset.from_tensor_slices(TRAIN), "workers": 2},
+            {"train": tf.data.Dataset.from_tensor_slices(TRAIN), "n_jobs": 2},
             TypeError,
             "cannot be sent to other processes",
         ),
         (
-            {"distribution_strategy": tf.distribute.get_strategy(), "workers": 2},
+            {"distribution_strategy": tf.distribute.get_strategy(), "n_jobs": 2},
             TypeError,
             "give a function without arguments that makes it",
         ),
     ],
 )
-def test_wrong_input_is_refused_before_any_training(tmp_path, kwargs, error, words):
+def test_wrong_input_is_refused_before_any_training(
+    tmp_path, kwargs, error, words, search
+):
     with pytest.raises(error, match=words):
         search(tmp_path, **kwargs)
     assert not list(pathlib.Path(tmp_path).glob("trials/trial_*"))
 
 
-def test_a_shuffled_validation_set_can_be_resumed(tmp_path):
+def test_a_shuffled_validation_set_can_be_resumed(tmp_path, search):
     data = tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(60)
     search(tmp_path, max_trials=2, epochs=1, validation=data)
     result = search(tmp_path, max_trials=3, epochs=1, validation=data, resume=True)
     assert len(result.trials) == 3
 
 
-def test_choices_without_the_fixed_points(tmp_path):
+def test_choices_without_the_fixed_points(tmp_path, search):
     result = search(
         tmp_path, temperature=[1.0, 5.0], alpha=[0.2, 0.7], max_trials=13, epochs=1
     )
@@ -501,7 +518,7 @@ class Softmax(keras.Model):
 
 
 @pytest.mark.filterwarnings("ignore:the layers of the student do not say")
-def test_nll_of_a_subclassed_softmax_student(tmp_path):
+def test_nll_of_a_subclassed_softmax_student(tmp_path, search):
     loss = keras.losses.SparseCategoricalCrossentropy()
     result = search(tmp_path, lambda hp: Softmax(), loss=loss, objective="nll")
     p = result.student.predict(VALIDATION[0], verbose=0)
@@ -509,7 +526,7 @@ def test_nll_of_a_subclassed_softmax_student(tmp_path):
     assert result.score == pytest.approx(nll, rel=1e-5)
 
 
-def test_integer_sequences_are_not_taken_for_one_hot(tmp_path):
+def test_integer_sequences_are_not_taken_for_one_hot(tmp_path, search):
     def sequence_model(hp=None):
         return keras.Sequential(
             [keras.Input((CLASSES, 3)), keras.layers.Dense(CLASSES)]
@@ -539,69 +556,18 @@ def an_oracle(folder, trials=4):
     return oracle
 
 
-def end(oracle, trial, score=0.5):
-    oracle.update_trial(trial.trial_id, {"val_accuracy": score})
-    trial.status = "COMPLETED"
-    oracle.end_trial(trial)
-
-
-def test_a_trial_that_two_workers_end_is_counted_once(tmp_path):
-    oracle = an_oracle(tmp_path)
-    trial = oracle.create_trial("a")
-    oracle.worker_is_gone("a", died=True)
-    again = oracle.create_trial("b")
-    assert again.trial_id == trial.trial_id
-    for score in (0.7, 0.9):  # of a, which was only slow, then of b
-        oracle.update_trial(trial.trial_id, {"val_accuracy": score})
-        ended = type(trial).from_state(again.get_state())
-        ended.status = "COMPLETED"
-        oracle.end_trial(ended)
-    assert oracle.end_order == [trial.trial_id]
-    assert oracle.trials[trial.trial_id].score == 0.7
-    assert not oracle.ongoing_trials
-    assert oracle.create_trial("b").trial_id != trial.trial_id
-
-
-def test_idle_workers_are_told_to_stop_in_the_end(tmp_path):
-    oracle = an_oracle(tmp_path, trials=2)
-    first, second = oracle.create_trial("a"), oracle.create_trial("b")
-    end(oracle, first)
-    assert oracle.create_trial("a").status == "IDLE"  # b may still die
-    assert oracle.tuner_ids == {"a", "b"}
-    end(oracle, second)
-    assert oracle.create_trial("b").status == "STOPPED"
-    assert oracle.tuner_ids == {"a"}
-    assert oracle.create_trial("a").status == "STOPPED"
-    assert not oracle.tuner_ids
-    assert oracle.is_over
-
-
-def test_a_silent_worker_is_taken_for_dead(tmp_path, monkeypatch):
-    oracle = an_oracle(tmp_path)
-    oracle.worker_timeout = 60.0
-    trial = oracle.create_trial("a")
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 50)
-    oracle.get_trial(trial.trial_id)  # a sign of life
-    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
-    oracle.retry_lost()
-    assert list(oracle.ongoing_trials) == ["a"]
-    monkeypatch.setattr(time, "monotonic", lambda: now + 120)
-    assert oracle.create_trial("b").trial_id == trial.trial_id
-
-
 @pytest.mark.parametrize("late", ["oracle.json", "trial_1/trial.json"])
 def test_killed_between_two_files(tmp_path, late):
     oracle = an_oracle(tmp_path)
-    end(oracle, oracle.create_trial("a"))
-    trial = oracle.create_trial("a")
+    oracle.finish(oracle.propose(), {"val_accuracy": 0.5})
+    trial = oracle.propose()
     file = pathlib.Path(tmp_path, "trials", late)
     before = file.read_bytes()
-    end(oracle, trial, 0.8)
+    oracle.finish(trial, {"val_accuracy": 0.8})
     file.write_bytes(before)  # as if it had not been written yet
     again = an_oracle(tmp_path)
-    again.reload()
-    next_one = again.create_trial("a")
+    again.resume(died=True)
+    next_one = again.propose()
     if late == "oracle.json":  # the trial itself is whole
         assert again.end_order == ["0", "1"]
         assert again.trials["1"].score == 0.8
@@ -610,76 +576,42 @@ def test_killed_between_two_files(tmp_path, late):
     else:
         assert again.end_order == ["0"]
         assert next_one.trial_id == "1"
-        end(again, next_one, 0.6)
+        again.finish(next_one, {"val_accuracy": 0.6})
         assert again.trials["1"].score == 0.6
-        assert again.create_trial("a").trial_id == "2"
+        assert again.propose().trial_id == "2"
 
 
-def test_looking_at_a_running_oracle_is_safe(tmp_path):
-    oracle = an_oracle(tmp_path, trials=100)
-    errors = []
-
-    def look():
-        try:
-            while not oracle.is_over:
-                oracle.get_best_trials()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    for _ in range(100):
-        end(oracle, oracle.create_trial("a"))
-    thread.join(10)
-    assert not thread.is_alive()
-    assert not errors
+def test_a_trial_that_kills_its_process_three_times_is_given_up(tmp_path):
+    oracle = an_oracle(tmp_path)
+    deadly = oracle.propose()
+    for deaths in range(1, 4):
+        oracle = an_oracle(tmp_path)
+        oracle.resume(died=True)
+        trial = oracle.propose()
+        assert trial.trial_id == ("0" if deaths < 3 else "1")
+    given_up = oracle.trials[deadly.trial_id]
+    assert given_up.status == "FAILED"
+    assert "died 3 times" in given_up.message
+    oracle.leave()  # as by Ctrl-C, which is no death
+    again = an_oracle(tmp_path)
+    again.resume(died=True)
+    assert again._deaths["1"] == 0
 
 
-def test_soft_targets_of_other_data_are_refused(tmp_path):
+def test_no_private_name_of_keras_tuner_has_moved():
+    moved = [
+        f"{owner!r} has no {name}"
+        for owner, name in keras_tuner_compat.private_names()
+        if not hasattr(owner, name)
+    ]
+    assert not moved
+
+
+def test_soft_targets_of_other_data_are_refused(tmp_path, search):
     data = make_data(9)
     targets = kd.SoftTargets.write(tmp_path / "t", teacher(), data, verbose=False)
     with pytest.raises(ValueError, match="do not go together"):
         search(tmp_path / "s", soft_targets=targets)
-
-
-# Processes ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("environment", "gpus", "expected"),
-    [
-        ({}, 0, [None, None, None]),
-        ({"CUDA_VISIBLE_DEVICES": ""}, 0, [None, None, None]),
-        ({}, 2, ["0", "1", "0"]),
-        ({}, 4, ["0", "1", "2"]),
-        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 2, ["2", "3", "2"]),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}, 2, ["GPU-a", "GPU-b", "GPU-a"]),
-        ({"CUDA_VISIBLE_DEVICES": "1"}, 1, ["1", "1", "1"]),
-    ],
-)
-def test_each_worker_has_a_gpu_of_its_own(environment, gpus, expected):
-    seen = [processes.visible_device(i, environment, gpus) for i in range(3)]
-    assert seen == expected
-
-
-def test_a_worker_with_other_settings_is_refused(found, monkeypatch):
-    with processes.serving(found.tuner.oracle, "127.0.0.1", 0) as port:
-        monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
-        monkeypatch.setenv("KERASTUNER_ORACLE_PORT", str(port))
-        monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker-7")
-        settings = {"max_trials": 6, "executions_per_trial": 2}
-        with pytest.raises(ValueError, match="cannot take part .*epochs is 3, not 7"):
-            search(found.directory, epochs=7, **settings)
-        with pytest.raises(FileNotFoundError, match="must share one"):
-            search(
-                found.directory + "-elsewhere",
-                epochs=3,
-                **settings,
-                teacher=None,
-                soft_targets=os.path.join(found.directory, "soft_targets"),
-            )
-        result = search(found.directory, epochs=3, **settings)  # which is over
-    assert result.best_values == found.best_values
 
 
 def test_what_is_found_is_saved(found, tmp_path):
@@ -693,7 +625,7 @@ def test_what_is_found_is_saved(found, tmp_path):
     np.testing.assert_allclose(
         same, found.student.predict(VALIDATION[0], verbose=0), rtol=1e-5
     )
-    for words in ("6 trials", "temperature = ", "against hard labels", "tuner0"):
+    for words in ("6 trials", "temperature = ", "against hard labels", "worker-0"):
         assert words in str(found)
 
 
@@ -743,5 +675,20 @@ def test_tensorboard_shows_the_trials(found):
         assert values["val_accuracy"] == pytest.approx(row["val_accuracy"])
 
 
-def test_resident_environment_is_left_alone(found):
-    assert "KERASTUNER_ORACLE_IP" not in os.environ
+def test_the_search_leaves_the_process_as_it_was(tmp_path, search):
+    """Its environment, its collector, and its settings."""
+
+    def state():
+        return (
+            dict(os.environ),
+            gc.get_freeze_count() > 0,
+            keras.config.dtype_policy().name,
+            sorted(keras.saving.get_custom_objects()),
+        )
+
+    before = state()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    search(tmp_path, max_trials=2, epochs=1)
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    keras.config.set_dtype_policy("float32")
+    assert state() == before

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
             patience=options.patience,
             objective=options.objective,
             algorithm=options.algorithm,
-            workers=options.workers,
+            n_jobs=options.workers,
             batch_size=options.batch_size,
             resume=options.resume,
             overwrite=options.overwrite,
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("\nGo on with the same command and --resume.", file=sys.stderr)
         raise
-    except RuntimeError as error:  # all trials failed, or workers could not start
+    except RuntimeError as error:  # all trials failed, or processes could not start
         raise ValueError(error) from error
     print(f"\n{result}\n")
     comparison = kd.compare(

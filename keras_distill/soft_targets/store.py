@@ -78,6 +78,11 @@ class SoftTargets:
         self._content = content
         self._cached = Cached(path, Settings.of_manifest(content), augment)
 
+    @property
+    def augment(self) -> Callable | None:
+        """The function that makes the views, as given to `write` or `open`."""
+        return self._cached.augment
+
     @classmethod
     def write(
         cls,

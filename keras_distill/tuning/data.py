@@ -36,14 +36,12 @@ class SearchData:
         validation: likewise.
         soft_targets: path of the store.
         augment: the function that made its views; `None` for none.
-        batch_size: of training.
     """
 
     train: Any
     validation: Any
     soft_targets: str
     augment: Callable | None
-    batch_size: int
 
     def __getstate__(self) -> dict[str, Any]:
         names = [field.name for field in dataclasses.fields(self)]
@@ -101,17 +99,18 @@ class SearchData:
         batches = self._joined if self._is_batched else self._joined.batch(1024)
         return datasets.to_arrays(batches)
 
-    def first_training_batch(self) -> tuple:
+    def first_training_batch(self, batch_size: int) -> tuple:
         """Returns the first examples with their soft targets, checked."""
         joined = self.store.join(self.train, epoch=0)
-        batches = joined if self._is_batched else joined.batch(self.batch_size)
+        batches = joined if self._is_batched else joined.batch(batch_size)
         with joining.plain_errors():
             return next(iter(batches.take(1)))
 
-    def training(self, seed: int) -> dict[str, Any]:
+    def training(self, batch_size: int, seed: int) -> dict[str, Any]:
         """Returns the arguments of `fit` for the training data.
 
         Args:
+            batch_size: int.
             seed: of the shuffling, where it is not Keras's own.
         """
         data = self._training
@@ -119,11 +118,11 @@ class SearchData:
             names = ("x", "y", "sample_weight")
             return {
                 **dict(zip(names, data, strict=False)),
-                "batch_size": self.batch_size,
+                "batch_size": batch_size,
             }
         buffer = min(len(self.store), _SHUFFLE_EXAMPLES)
         shuffled = data.shuffle(buffer, seed=seed)
-        return {"x": shuffled.batch(self.batch_size).prefetch(tf.data.AUTOTUNE)}
+        return {"x": shuffled.batch(batch_size).prefetch(tf.data.AUTOTUNE)}
 
     def labels_fingerprint(self) -> str | None:
         """Returns a fingerprint of the training labels and weights, kept in memory.
@@ -206,7 +205,7 @@ def check_sendable(train: Any, validation: Any) -> None:
         if isinstance(data, tf.data.Dataset):
             raise TypeError(
                 f"{name} is a tf.data.Dataset, which cannot be sent to other processes; "
-                "with workers > 1 pass (x, y) arrays, or a function without arguments "
+                "with n_jobs > 1 pass (x, y) arrays, or a function without arguments "
                 "that returns the dataset."
             )
 

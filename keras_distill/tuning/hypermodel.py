@@ -25,7 +25,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
     """A `keras_tuner.HyperModel` whose model is a `Distiller` around a tuned student.
 
     Its hyperparameters are "temperature" and "alpha", then the weights of the
-    distillation objective, if they are searched, then whatever `build_student` asks for.
+    distillation losses, if they are searched, then whatever `build_student` asks for.
     It works with every tuner of KerasTuner, and with one of your own; search for
     `keras_tuner.Objective("val_accuracy", "max")` or `("val_nll", "min")`. The training
     loss is of no use there: it means something else at each T and alpha.
@@ -42,9 +42,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             its logarithm.
         alpha: weight of the hard loss, from 0 to 1, fixed, a range or choices. Default
             `(0.0, 1.0)`.
-        distillation_loss: as `objective` of `Distiller`; or a list of `(weight,
-            objective)` whose weights may be ranges; or `fn(hp)` that returns an
-            objective. Every trial gets a new copy. Default `SoftTargetLoss()`.
+        distillation_loss: as in `Distiller`; or a list of `(weight, loss)` whose weights
+            may be ranges; or `fn(hp)` that returns a loss. Every trial gets a new copy.
+            Default `SoftTargetLoss()`.
         optimizer: for a student that is not compiled: name, optimizer or `fn(hp)` that
             returns one. Default "adam".
         loss: for a student that is not compiled; a class of cross-entropy is given the
@@ -95,9 +95,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         ranges.check("temperature", temperature, "log")
         ranges.check("alpha", alpha)
         if _is_weighted(distillation_loss):
-            for weight, objective in distillation_loss:
+            for weight, loss_term in distillation_loss:
                 ranges.check("a weight of distillation_loss", weight)
-                check_distillation_loss(objective)
+                check_distillation_loss(loss_term)
         elif not callable(distillation_loss):
             check_distillation_loss(distillation_loss)
         self.build_student = build_student
@@ -119,11 +119,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         """
         # KerasTuner clears Keras's session before every trial, and its policy with it.
         keras.config.set_dtype_policy(self._policy)
-        temperature = ranges.declare(hp, "temperature", self.temperature, 4.0, "log")
-        alpha = ranges.declare(hp, "alpha", self.alpha, 0.1)
-        objective = self._objective(hp)
+        temperature, alpha, loss = self._declare(hp)
         if not self._names_are_checked:
-            self._check_names(set(hp.values))
+            self._check_names()
             self._names_are_checked = True
         student = self.build_student(hp)
         if not isinstance(student, keras.Model):
@@ -136,30 +134,40 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             self.teacher,
             temperature=temperature,
             alpha=alpha,
-            distillation_loss=objective,
+            distillation_loss=loss,
         )
         distiller.compile(**self._compile_arguments(hp, distiller))
         return distiller
 
-    def _check_names(self, taken: set[str]) -> None:
+    def _declare(self, hp: keras_tuner.HyperParameters) -> tuple[float, float, Any]:
+        """Returns temperature, alpha and distillation loss of a trial."""
+        return (
+            ranges.declare(hp, "temperature", self.temperature, 4.0, "log"),
+            ranges.declare(hp, "alpha", self.alpha, 0.1),
+            self._distillation_loss(hp),
+        )
+
+    def _check_names(self) -> None:
         """Refuses a student's hyperparameters whose names have another meaning here."""
-        own = keras_tuner.HyperParameters()
+        # A trial's own may be full of values, the student's among them.
+        taken, own = keras_tuner.HyperParameters(), keras_tuner.HyperParameters()
+        self._declare(taken)
         self.build_student(own)
         for name in own.values:
-            if name in taken or name in _COLUMNS or name.startswith("val_"):
+            if name in taken.values or name in _COLUMNS or name.startswith("val_"):
                 raise ValueError(
                     f"build_student has a hyperparameter {name!r}, a name that is taken "
                     f"here; call it 'student_{name}'."
                 )
 
-    def _objective(self, hp: keras_tuner.HyperParameters) -> Any:
+    def _distillation_loss(self, hp: keras_tuner.HyperParameters) -> Any:
         given = self.distillation_loss
         if _is_weighted(given):
-            names = _names([objective for _, objective in given])
+            names = _names([loss for _, loss in given])
             return SumOfLosses(
                 [
-                    (ranges.declare(hp, name, weight), _copy(objective))
-                    for name, (weight, objective) in zip(names, given, strict=True)
+                    (ranges.declare(hp, name, weight), _copy(loss))
+                    for name, (weight, loss) in zip(names, given, strict=True)
                 ]
             )
         if callable(given):
@@ -181,12 +189,12 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             if isinstance(loss, type):
                 loss = loss(from_logits=distiller.student_from_logits is not False)
             arguments["loss"] = loss
-        arguments["metrics"] = self._metrics(
+        arguments["metrics"] = self._with_metrics(
             arguments["metrics"], distiller, arguments["loss"]
         )
         return arguments
 
-    def _metrics(self, own: Any, distiller: Distiller, loss: Any) -> Any:
+    def _with_metrics(self, own: Any, distiller: Distiller, loss: Any) -> Any:
         def gives_logits() -> bool:  # some students say it only when they are built
             return distiller.student_from_logits is not False
 
@@ -213,20 +221,20 @@ def _new_optimizer(given: Any, hp: keras_tuner.HyperParameters) -> Any:
     return given(hp) if callable(given) else given
 
 
-def _is_weighted(objective: Any) -> bool:
-    """Tells a list of `(weight, objective)` from objectives by output."""
+def _is_weighted(given: Any) -> bool:
+    """Tells a list of `(weight, loss)` from losses by output."""
     return (
-        isinstance(objective, list)
-        and len(objective) > 0
-        and all(isinstance(one, tuple) and len(one) == 2 for one in objective)
+        isinstance(given, list)
+        and len(given) > 0
+        and all(isinstance(one, tuple) and len(one) == 2 for one in given)
     )
 
 
-def _names(objectives: list) -> list[str]:
-    """Returns a name for the weight of each objective, as feature_loss_weight."""
+def _names(losses: list) -> list[str]:
+    """Returns a name for the weight of each loss, as feature_loss_weight."""
     names: list[str] = []
-    for objective in objectives:
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(objective).__name__)
+    for loss in losses:
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(loss).__name__)
         name = f"{words.lower()}_weight"
         taken = sum(re.fullmatch(rf"{name}(_\d+)?", one) is not None for one in names)
         names.append(f"{name}_{taken + 1}" if taken else name)
@@ -234,7 +242,7 @@ def _names(objectives: list) -> list[str]:
 
 
 def _copy(thing: Any) -> Any:
-    """Returns a new objective, optimizer or metric: what they learn is the trial's own.
+    """Returns a new loss, optimizer or metric: what they learn is the trial's own.
 
     Names of metrics are as they are.
     """

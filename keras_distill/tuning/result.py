@@ -13,7 +13,7 @@ from keras_tuner.engine.trial import Trial
 
 from keras_distill import plots, run_directory
 from keras_distill.tuning.oracles import SearchOracle
-from keras_distill.tuning.tuner import FAILURE, SearchTuner
+from keras_distill.tuning.trials import SearchTuner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,17 +42,14 @@ class SearchResult:
         tuner: the `keras_tuner.Tuner`.
     """
 
-    def __init__(
-        self, tuner: SearchTuner, oracle: SearchOracle, directory: str
-    ) -> None:
+    def __init__(self, tuner: SearchTuner, directory: str) -> None:
         self.tuner, self.directory = tuner, directory
-        self._oracle = oracle
+        oracle = self._oracle = tuner.oracle
         self.objective: str = oracle.objective.name
         self._is_max = oracle.objective.direction == "max"
         self.seconds = oracle.seconds
         self._retrained: keras.Model | None = None
-        with oracle.mutex:
-            self.trials = self._table(oracle)
+        self.trials = self._table(oracle)
         self.workers = self._workers(oracle)
         done = self.trials[self.trials["status"] == "COMPLETED"]
         if done.empty:
@@ -78,7 +75,7 @@ class SearchResult:
         import pandas as pd
 
         rows = {
-            number: row_of(self.tuner, oracle, trial)
+            number: row_of(oracle, trial)
             for number, trial in self._by_number(oracle).items()
         }
         table = pd.DataFrame.from_dict(rows, orient="index")
@@ -89,7 +86,7 @@ class SearchResult:
     def _workers(self, oracle: SearchOracle) -> pd.DataFrame:
         import pandas as pd
 
-        presence = oracle.get_state()["presence"]
+        presence = oracle.presence
         rows = {}
         for worker, trials in self.trials.groupby("worker"):
             busy = float(trials["seconds"].sum())
@@ -105,7 +102,7 @@ class SearchResult:
     @functools.cached_property
     def distiller(self) -> Any:
         """The best trial's distiller, with its best execution's best epoch."""
-        return self.tuner.load_model(self._best)
+        return self.tuner.given.load(self._best)
 
     @property
     def student(self) -> keras.Model:
@@ -122,7 +119,7 @@ class SearchResult:
         Returns:
             The student, which is `student` from now on.
         """
-        self._retrained = self.tuner.train_again(self._best)
+        self._retrained = self.tuner.given.train_again(self._best)
         return self._retrained
 
     def best_of_kind(self, kind: str) -> Any:
@@ -208,16 +205,16 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def row_of(tuner: SearchTuner, oracle: SearchOracle, trial: Trial) -> dict[str, Any]:
+def row_of(oracle: SearchOracle, trial: Trial) -> dict[str, Any]:
     """Returns the row of a trial in `SearchResult.trials`."""
     record = oracle.records.get(trial.trial_id, {})
     ended = record.get("ended")
     number = int(trial.trial_id)
-    # Sent over gRPC they have lost their order.
     names = sorted(
         trial.metrics.metrics,
         key=lambda n: (n != oracle.objective.name, not n.startswith("val_"), n),
     )
+    is_failed = trial.status == "FAILED"
     return {
         "kind": (*FIXED_POINTS, "searched")[min(number, len(FIXED_POINTS))],
         "status": trial.status,
@@ -226,16 +223,7 @@ def row_of(tuner: SearchTuner, oracle: SearchOracle, trial: Trial) -> dict[str, 
         "worker": record.get("worker"),
         "began": record.get("began"),
         "seconds": None if ended is None else ended - record["began"],
-        "message": failure_of(tuner, trial),
+        "message": (trial.message or "its objective is not a number")
+        if is_failed
+        else None,
     }
-
-
-def failure_of(tuner: SearchTuner, trial: Trial) -> str | None:
-    """Returns why a trial failed, or `None` if it did not."""
-    if trial.status != "FAILED":
-        return None
-    path = os.path.join(tuner.get_trial_dir(trial.trial_id), FAILURE)
-    if os.path.exists(path):
-        with open(path) as file:
-            return file.read()
-    return trial.message or "unknown"

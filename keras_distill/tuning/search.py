@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import gc
 import json
-import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,18 +14,16 @@ import keras
 import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.trial import Trial
-from tqdm.auto import tqdm
+from keras_tuner.errors import FailedTrialError
 
-from keras_distill import run_directory
+from keras_distill import processes, progress
 from keras_distill.arguments import check_int
 from keras_distill.distiller import Distiller
 from keras_distill.first_batch import check_labels
 from keras_distill.outputs import by_output
-from keras_distill.processes import ProcessSettings
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint
 from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.tuning import tensorboard
-from keras_distill.tuning import workers as processes
 from keras_distill.tuning.data import (
     EMPTY_VALIDATION,
     SearchData,
@@ -36,16 +32,14 @@ from keras_distill.tuning.data import (
     fingerprint,
 )
 from keras_distill.tuning.hypermodel import DistillationHyperModel
-from keras_distill.tuning.job import LOGS, TRIALS, Job
 from keras_distill.tuning.oracles import ORACLES, SearchOracle
-from keras_distill.tuning.result import SearchResult, failure_of, row_of
-from keras_distill.tuning.tuner import SearchTuner, Training
-from keras_distill.tuning.worker import grow_gpu_memory
+from keras_distill.tuning.result import SearchResult, row_of
+from keras_distill.tuning.trials import LOGS, TRIALS, Search, SearchTuner
 
 _SETTINGS = "search.json"
 _SOFT_TARGETS = "soft_targets"
-_WORKERS = "workers"
-_CHIEF = "chief"
+_LABELS = {"soft_targets": "the soft targets", "hyperparameters": "hyperparameters"}
+_REMEDY = "With n_jobs > 1 let functions make it, as with a function that returns the dataset."
 
 _OBJECTIVES = {"accuracy": ("val_accuracy", "max"), "nll": ("val_nll", "min")}
 #: What a user would try without a search.
@@ -75,9 +69,8 @@ def search(
     loss: Any = None,
     metrics: list | None = None,
     algorithm: str = "bayesian",
-    workers: int = 1,
+    n_jobs: int | None = None,
     threads: int | None = None,
-    worker_timeout: float = 60.0,
     directory: str | os.PathLike = "keras-distill-search",
     resume: bool = False,
     overwrite: bool = False,
@@ -90,7 +83,7 @@ def search(
     """Searches temperature and alpha, and whatever `build_student` asks for.
 
     The teacher runs once over the training data; its answers are kept on disk and shared
-    by all trials and workers. Trials are compared by a metric on validation data at T =
+    by all trials and processes. Trials are compared by a metric on validation data at T =
     1, each trained with the same seeds. The first two trials are what one would try
     without a search, so the best is never worse than these on validation data: hard labels
     alone (alpha = 1), and T = 4, alpha = 0.1, each with the defaults of all other
@@ -100,12 +93,10 @@ def search(
     the same call. A trial that fails, by a loss that is not finite or for want of memory,
     is recorded and left; the search ends early only if the first three all fail.
 
-    **On one host**, `workers=n` runs n processes, on a machine with GPUs each with one of
-    its own. **On many**, start the same script on each with KerasTuner's variables
-    `KERASTUNER_TUNER_ID` ("chief" for one, any other name for each worker),
-    `KERASTUNER_ORACLE_IP` and `KERASTUNER_ORACLE_PORT`, and a `directory` that all share;
-    they may start in any order, and a worker that is started after the end waits for a
-    chief for an hour, as in KerasTuner.
+    **On one host**, `n_jobs=n` runs n processes, on a machine with GPUs each with one of
+    its own. **On many**, make a Dask or Ray cluster, choose it by `joblib.parallel_config`,
+    and give a `directory` that all hosts share. Here a trial is proposed whenever one of
+    them is free. One whose process dies is tried again, three times at most.
 
     Args:
         build_student: `fn(hp)` that returns a new `keras.Model`; see
@@ -138,20 +129,19 @@ def search(
         metrics: likewise.
         algorithm: "bayesian" (default, a Gaussian process; 200 trials cost about a
             second each for the proposal) or "random".
-        workers: processes on this host. Default 1, this process.
-        threads: of TensorFlow in each worker process; by default this host's cores
-            divided by `workers`.
-        worker_timeout: seconds of silence after which a worker on another host is taken
-            for dead and its trial given to another. Default 60.
+        n_jobs: int, how many trials are run at once, each in a process of its own; -1 for
+            as many as there are cores; `None` (default) is 1, in this process, or what
+            `joblib.parallel_config` says.
+        threads: int, of TensorFlow in each of these processes; `None` (default) is the
+            number of this machine's cores by that of processes.
         directory: for the trials, soft targets and logs; TensorBoard shows `logs` in it.
         resume: whether to go on with the search in the directory, if there is one; with
             more `max_trials`, if you like. Default `False`.
         overwrite: whether to delete the search in the directory. Default `False`.
         retrain: whether the best student is trained once more, with a seed of its own,
-            in place of that of the best trial; on many hosts only by the chief. Default
-            `False`.
+            in place of that of the best trial. Default `False`.
         distribution_strategy: a `tf.distribute` strategy of one host, under which each
-            trial is trained; with `workers`, a function that makes it.
+            trial is trained; with `n_jobs`, a function that makes it.
         seed: int >= 0, of the proposals and of the trainings. Default 0.
         on_trial_end: called in this process with the row of each trial that ended, a
             dict with the columns of `SearchResult.trials`.
@@ -163,11 +153,12 @@ def search(
     Raises:
         ValueError: if an argument is out of range, or the directory's search had other
             settings, saying which.
-        TypeError: if an argument is of the wrong kind, or cannot be sent to workers.
+        TypeError: if an argument is of the wrong kind, or cannot be sent to processes.
         FileExistsError: if there is a search in the directory and neither `resume` nor
             `overwrite` is said.
         BlockingIOError: if another process runs a search in the directory.
-        RuntimeError: if all trials fail, with the reason of the first.
+        RuntimeError: if all trials fail, with the reason of the first; or if processes
+            cannot read what they are sent.
 
     Example:
     >>> import tempfile
@@ -182,30 +173,12 @@ def search(
     >>> list(result.best_values), len(result.trials)
     (['temperature', 'alpha'], 3)
     """
-    role = _role(workers)
+    _check_arguments(algorithm, teacher, soft_targets, resume, overwrite)
+    seats = processes.Seats.of(n_jobs)
     max_trials = check_int("max_trials", max_trials, len(_FIXED_POINTS))
-    training = Training(
-        check_int("epochs", epochs, 1),
-        None if patience is None else check_int("patience", patience, 1),
-        check_int("executions_per_trial", executions_per_trial, 1),
-        check_int("seed", seed, 0),
-    )
-    workers = check_int("workers", workers, 1)
-    _check_arguments(
-        algorithm, worker_timeout, teacher, soft_targets, resume, overwrite
-    )
-    name, direction = _objective(objective)
     check_kind(train)
-    if workers > 1:
-        check_sendable(train, validation)
-        _check_strategy(distribution_strategy)
-    directory = os.path.abspath(os.path.expanduser(directory))
-    data = SearchData(
-        train,
-        validation,
-        _path_of(soft_targets, directory),
-        getattr(soft_targets, "_augment", None),
-        check_int("batch_size", batch_size, 1),
+    run = RunDirectory(
+        os.path.abspath(os.path.expanduser(directory)), "the search", _LABELS
     )
     hypermodel = DistillationHyperModel(
         build_student,
@@ -216,91 +189,68 @@ def search(
         loss=loss,
         metrics=metrics,
     )
-    if workers == 1 and threads is not None:
-        raise ValueError(
-            "threads is for worker processes; with workers=1 trials run in this process, "
-            "whose threads tf.config.threading sets."
-        )
-    if workers > 1 and threads is None:
-        threads = max(1, (os.cpu_count() or 1) // workers)
-    job = Job(
-        directory=directory,
+    given = Search(
+        directory=run.path,
         hypermodel=hypermodel,
-        data=data,
-        training=training,
-        algorithm=algorithm,
-        objective=(name, direction),
-        max_trials=max_trials,
-        fixed_points=_FIXED_POINTS,
-        seed=seed,
-        worker_timeout=worker_timeout if role == _CHIEF else math.inf,
-        distribution_strategy=distribution_strategy,
-        settings=ProcessSettings(
-            None if threads is None else check_int("threads", threads, 1)
+        data=SearchData(
+            train,
+            validation,
+            _path_of(soft_targets, run),
+            getattr(soft_targets, "augment", None),
         ),
+        objective=_objective(objective),
+        algorithm=algorithm,
+        epochs=check_int("epochs", epochs, 1),
+        patience=None if patience is None else check_int("patience", patience, 1),
+        executions_per_trial=check_int("executions_per_trial", executions_per_trial, 1),
+        batch_size=check_int("batch_size", batch_size, 1),
+        seed=check_int("seed", seed, 0),
+        distribution_strategy=distribution_strategy,
     )
-    if role == "worker":
-        return _work(job)
-    if workers > 1:
-        # Before anything is written. The data itself, if it is arrays, can be sent.
-        functions = [part for part in (train, validation) if callable(part)]
-        processes.payload(job.settings, [hypermodel, functions, distribution_strategy])
-        grow_gpu_memory()  # or this process leaves none for the workers
-    if overwrite:
-        _delete(directory)
-    os.makedirs(directory, exist_ok=True)
-    with run_directory.lock(directory, doing="the search"):
-        _refuse_another(directory, resume)
+    threads = None if threads is None else check_int("threads", threads, 1)
+    _check_processes(given, seats, threads)
+    if overwrite and os.path.isdir(run.path):
+        with run.lock():
+            run.remove(_SETTINGS, TRIALS, LOGS, _SOFT_TARGETS)
+    run.make()
+    with run.lock():
+        resume = _is_resumed(run, resume)
+        run.remove_temporary()
         if teacher is not None:
-            layers = _teacher_layers(hypermodel)
-            SoftTargets.write(
-                data.soft_targets, teacher, train, layers=layers, verbose=verbose
-            )
-        hypermodel.loss = loss or _loss_of(data)
-        tuner = _check_in(job, resume)
-        with _progress(tuner, verbose, on_trial_end) as look:
-            _run(job, tuner, role, workers, look)
-        return _finish(tuner, directory, retrain)
-
-
-def _role(workers: Any) -> str | None:
-    """Returns "chief", "worker" or `None`, by KerasTuner's environment variables."""
-    if "KERASTUNER_ORACLE_IP" not in os.environ:
-        return None
-    for variable in ("KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID"):
-        if variable not in os.environ:
-            raise ValueError(
-                f"KERASTUNER_ORACLE_IP is set but {variable} is not; a search on many "
-                "hosts needs both, on each of them."
-            )
-    if workers != 1:
-        raise ValueError(
-            f"workers is {workers}, but by KERASTUNER_ORACLE_IP this process is one of a "
-            "search on many hosts; leave workers at 1 and start more such processes."
-        )
-    # As KerasTuner tells it.
-    is_chief = _CHIEF in os.environ["KERASTUNER_TUNER_ID"]
-    return _CHIEF if is_chief else "worker"
+            # The hidden layers that the loss matches are cached too.
+            distiller = hypermodel.build(keras_tuner.HyperParameters())
+            layers = distiller.teacher_layer_names
+            path = given.data.soft_targets
+            SoftTargets.write(path, teacher, train, layers=layers, verbose=verbose)
+        hypermodel.loss = loss or _loss_of(given.data)
+        tuner = given.tuner(max_trials, _FIXED_POINTS)
+        remedy = "Give the same to resume it, or choose another directory."
+        run.claim(_settings(given, tuner.space), _SETTINGS, remedy)
+        if resume and tuner.oracle.is_on_disk:
+            tuner.oracle.resume(died=seats.is_here)
+        with (
+            _short_collections(),
+            _progress(tuner, verbose, on_trial_end) as show,
+        ):
+            _run(given, tuner.oracle, seats, threads, show)
+        return _finish(tuner, run.path, retrain)
 
 
 def _check_arguments(
-    algorithm: Any,
-    worker_timeout: Any,
-    teacher: Any,
-    soft_targets: Any,
-    resume: bool,
-    overwrite: bool,
+    algorithm: Any, teacher: Any, soft_targets: Any, resume: bool, overwrite: bool
 ) -> None:
+    if "KERASTUNER_ORACLE_IP" in os.environ:
+        raise ValueError(
+            "KERASTUNER_ORACLE_IP is set, but search has no chief and workers of its own. "
+            "For many hosts make a Dask or Ray cluster and call search under joblib."
+            'parallel_config("dask") or ("ray"); or give a DistillationHyperModel to one '
+            "of KerasTuner's own tuners. Else unset the variable."
+        )
     if algorithm not in ORACLES:
         raise ValueError(
             f"algorithm must be one of {', '.join(map(repr, ORACLES))}, got "
             f"{algorithm!r}. For KerasTuner's others, give a DistillationHyperModel to "
             "keras_tuner.GridSearch or keras_tuner.Hyperband."
-        )
-    if not isinstance(worker_timeout, (int, float)) or not worker_timeout >= 10:
-        raise ValueError(
-            f"worker_timeout must be at least 10 seconds, got {worker_timeout!r}; workers "
-            "give a sign of life every 5."
         )
     if (teacher is None) == (soft_targets is None):
         both = "both" if teacher is not None else "neither"
@@ -310,6 +260,28 @@ def _check_arguments(
         )
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other; say one of them.")
+
+
+def _check_processes(
+    given: Search, seats: processes.Seats, threads: int | None
+) -> None:
+    """Refuses what cannot be sent, before anything is written."""
+    if seats.is_here:
+        if threads is not None:
+            raise ValueError(
+                "threads is for other processes; with n_jobs=1 trials run in this one, "
+                "whose threads tf.config.threading sets."
+            )
+        return
+    check_sendable(given.data.train, given.data.validation)
+    strategy = given.distribution_strategy
+    if strategy is not None and not callable(strategy):
+        raise TypeError(
+            "distribution_strategy cannot be sent to other processes; with n_jobs > 1 "
+            "give a function without arguments that makes it."
+        )
+    processes.check_can_be_sent(given, _REMEDY)
+    processes.grow_gpu_memory()  # or this process leaves none for the others
 
 
 def _objective(objective: Any) -> tuple[str, str]:
@@ -344,86 +316,57 @@ def _objective(objective: Any) -> tuple[str, str]:
     return name, direction
 
 
-def _check_strategy(strategy: Any) -> None:
-    if strategy is not None and not callable(strategy):
-        raise TypeError(
-            "distribution_strategy cannot be sent to other processes; with workers > 1 "
-            "give a function without arguments that makes it."
-        )
-
-
-def _path_of(soft_targets: Any, directory: str) -> str:
+def _path_of(soft_targets: Any, run: RunDirectory) -> str:
     if soft_targets is None:
-        return os.path.join(directory, _SOFT_TARGETS)
+        return run.file(_SOFT_TARGETS)
     if isinstance(soft_targets, SoftTargets):
         return soft_targets.path
     return os.fspath(soft_targets)
 
 
-def _teacher_layers(hypermodel: DistillationHyperModel) -> list[str]:
-    """Returns the hidden layers that the objective matches, to be kept too."""
-    distiller = hypermodel.build(keras_tuner.HyperParameters())
-    return distiller.teacher_layer_names
-
-
 def _loss_of(data: SearchData) -> Any:
     """Returns a loss for one-hot labels, or `None` for the default, integer labels."""
-    kept = data.store.manifest
+    cached = data.store.manifest
     spec = data.validation_batches.element_spec[1]
     shape = tuple(spec.shape) if isinstance(spec, tf.TensorSpec) else ()
     # Without its batch axis; sequences have one more.
-    logits = [shape for name, _, shape in kept["row"] if name == "logits"]
+    logits = [shape for name, _, shape in cached["row"] if name == "logits"]
     if not logits or len(shape) != len(logits[0]) + 1:
         return None
-    is_one_hot = shape[-1] == kept["classes"]
+    is_one_hot = shape[-1] == cached["classes"]
     return keras.losses.CategoricalCrossentropy if is_one_hot else None
 
 
-def _delete(directory: str) -> None:
-    """Removes what an earlier search has left, and nothing else."""
-    if not os.path.isdir(directory):
-        return
-    with run_directory.lock(directory, doing="the search"):
-        for name in (TRIALS, LOGS, _SOFT_TARGETS, _WORKERS):
-            shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(directory, _SETTINGS))
+def _is_resumed(run: RunDirectory, resume: bool) -> bool:
+    """Tells whether there is a search to go on with; removes one that had no trial."""
+    folder = run.file(TRIALS)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    count = sum(name.startswith("trial_") for name in names)
+    if resume and run.has(_SETTINGS):
+        return True
+    if count:
+        unknown = f", but no {_SETTINGS} that says of what" if resume else ""
+        go_on = "" if resume else "resume=True to go on with it, "
+        raise FileExistsError(
+            f"there is a search of {count} trials in {run.path!r}{unknown}; pass {go_on}"
+            "overwrite=True to delete it, or choose another directory."
+        )
+    run.remove(_SETTINGS, TRIALS)
+    return False
 
 
-def _refuse_another(directory: str, resume: bool) -> None:
-    if resume:
-        return
-    count = len(glob.glob(os.path.join(glob.escape(directory), TRIALS, "trial_*")))
-    if count == 0:
-        return
-    raise FileExistsError(
-        f"there is a search of {count} trials in {directory!r}; pass resume=True to go on "
-        "with it, overwrite=True to delete it, or choose another directory."
-    )
-
-
-def _check_in(job: Job, resume: bool) -> SearchTuner:
-    """Compares the settings with those on disk, and returns the tuner with its trials."""
-    tuner = job.tuner()
-    settings = _settings(job, tuner.space)
-    found = run_directory.read_json(job.directory, _SETTINGS) if resume else None
-    if found is not None:
-        _refuse_differences(found, settings, f"resume the search in {job.directory!r}")
-    run_directory.write_json(job.directory, _SETTINGS, settings, "the search")
-    return tuner
-
-
-def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
+def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, Any]:
     """Returns what all trials of a search have in common, after a look at the data."""
-    data = job.data
+    data = given.data
     data.check_labelled()
     batches = data.validation_batches
-    distiller = job.hypermodel.build(space.copy())
+    distiller = given.hypermodel.build(space.copy())
     first = next(iter(batches.take(1)), None)
     if first is None:  # its length could not be known
         raise ValueError(EMPTY_VALIDATION)
-    _check_first_batches(distiller, data.first_training_batch(), first)
-    _check_objective(distiller, first, job.objective[0])
+    train = data.first_training_batch(given.batch_size)
+    _check_first_batches(distiller, train, first)
+    _check_objective(distiller, first, given.objective[0])
     return {
         "hyperparameters": space.get_config()["space"],
         "student": architecture_fingerprint(distiller.student),
@@ -436,24 +379,9 @@ def _settings(job: Job, space: keras_tuner.HyperParameters) -> dict[str, Any]:
         },
         "labels": data.labels_fingerprint(),
         "validation": fingerprint(batches),
-        "objective": list(job.objective),
-        "algorithm": job.algorithm,
-        "epochs": job.training.epochs,
-        "patience": job.training.patience,
-        "executions_per_trial": job.training.executions,
-        "batch_size": data.batch_size,
-        "seed": job.seed,
-        "dtype_policy": job.settings.dtype_policy,
+        "dtype_policy": keras.config.dtype_policy().name,
+        **given.settings,
     }
-
-
-def _refuse_differences(found: dict, settings: dict, what: str) -> None:
-    phrases = RunDirectory("", "the search").differences(found, settings)
-    if phrases:
-        raise ValueError(
-            f"cannot {what} with other settings: {'; '.join(phrases)}. Give the same, or "
-            "choose another directory."
-        )
 
 
 def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) -> None:
@@ -495,75 +423,71 @@ def _as_config(thing: Any) -> Any:
 
 
 def _run(
-    job: Job,
-    tuner: SearchTuner,
-    role: str | None,
-    count: int,
-    look: Callable[[], None],
+    given: Search,
+    oracle: SearchOracle,
+    seats: processes.Seats,
+    threads: int | None,
+    show: Callable[[Trial | None], None],
 ) -> None:
-    """Runs the trials that are left, here or in workers."""
-    oracle: SearchOracle = tuner.oracle
-    if oracle.is_on_disk:
-        oracle.reload(keep_running=role == _CHIEF, died=role is None and count == 1)
+    """Runs the trials that are left, and hands each to `show` as it ends."""
     oracle.save()
-    metrics = [job.objective[0], "val_accuracy", "val_nll"]
-    logs = os.path.join(job.directory, LOGS)
-    tensorboard.write_space(logs, oracle.get_space(), list(dict.fromkeys(metrics)))
-    look()
-    if not oracle.is_over:
-        if role == _CHIEF:
-            host = os.environ["KERASTUNER_ORACLE_IP"]
-            port = int(os.environ["KERASTUNER_ORACLE_PORT"])
-            with processes.serving(oracle, host, port):
-                processes.run_distant(oracle, look)
-        elif count == 1:
-            _run_here(tuner)
-        else:
-            sent = processes.payload(job.settings, job)
-            with processes.serving(oracle, "127.0.0.1", 0) as port:
-                folder = os.path.join(job.directory, _WORKERS)
-                processes.Workers(sent, count, port, folder).run(oracle, look)
-    oracle.save()
+    metrics = [given.objective[0], "val_accuracy", "val_nll"]
+    tensorboard.write_space(
+        given.logs, oracle.get_space(), list(dict.fromkeys(metrics))
+    )
+    show(None)
+    proposals = (trial.get_state() for trial in iter(oracle.propose, None))
+    outcomes = processes.spread(
+        given.run,
+        proposals,
+        seats=seats,
+        folder=given.directory,
+        threads=threads,
+        remedy=_REMEDY,
+    )
+    try:
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                show(_ended(oracle, outcome))
+    finally:
+        oracle.leave()
     if oracle.failure is not None:
-        reason = failure_of(tuner, oracle.trials[oracle.failure])
         raise RuntimeError(
             f"all of the first {len(oracle.end_order)} trials failed; the first said: "
-            f"{reason}"
+            f"{oracle.trials[oracle.failure].message}"
         )
 
 
-def _run_here(tuner: SearchTuner) -> None:
-    oracle = tuner.oracle
-    try:
-        tuner.search()
-    finally:
-        # Nothing is running any more; by Ctrl-C a trial is left to be tried again.
-        oracle.worker_is_gone(tuner.tuner_id, died=False)
+def _ended(oracle: SearchOracle, outcome: processes.Outcome) -> Trial:
+    """Tells the oracle what became of a trial, and returns it."""
+    trial = Trial.from_state(outcome.task)
+    metrics = message = None
+    if outcome.error is not None:
+        message = _reason(outcome.error)
+    else:
+        metrics, found = outcome.value
+        trial.hyperparameters = keras_tuner.HyperParameters.from_config(found)
+    return oracle.finish(
+        trial,
+        metrics,
+        message,
+        worker=outcome.worker,
+        seconds=outcome.seconds,
+        deaths=outcome.deaths,
+    )
 
 
-def _work(job: Job) -> SearchResult:
-    """Takes part in a search on many hosts, as a worker."""
-    # The chief may still be writing the soft targets; it answers when they are there.
-    tuner = job.tuner()
-    tuner.oracle.get_space()
-    job.hypermodel.loss = job.hypermodel.loss or _loss_of(job.data)
-    found = run_directory.read_json(job.directory, _SETTINGS)
-    if found is None:
-        raise FileNotFoundError(
-            f"the chief has its search in another directory than {job.directory!r}; all "
-            "processes must share one."
-        )
-    settings = _settings(job, tuner.space)
-    _refuse_differences(found, settings, "take part in the chief's search")
-    tuner.search()
-    oracle = job.oracle()
-    oracle._set_project_dir(tuner.directory, tuner.project_name)
-    oracle.read()
-    return SearchResult(tuner, oracle, job.directory)
+def _reason(error: Exception) -> str:
+    """Returns why a trial failed, in words for its row of the table."""
+    if isinstance(error, (FailedTrialError, ChildProcessError)):
+        return str(error)
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        return f"out of memory: {str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _finish(tuner: SearchTuner, directory: str, retrain: bool) -> SearchResult:
-    result = SearchResult(tuner, tuner.oracle, directory)
+    result = SearchResult(tuner, directory)
     failed = result.trials[result.trials["status"] == "FAILED"]
     if len(failed):
         warnings.warn(
@@ -578,31 +502,37 @@ def _finish(tuner: SearchTuner, directory: str, retrain: bool) -> SearchResult:
 
 
 @contextlib.contextmanager
+def _short_collections() -> Iterator[None]:
+    """Spares Python's collector what is there already, TensorFlow above all.
+
+    Keras collects before every trial, which takes 0.2 s otherwise, and 0.01 s so.
+    """
+    if gc.get_freeze_count():  # the user's own
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
 def _progress(
     tuner: SearchTuner, verbose: bool, on_trial_end: Callable | None
-) -> Iterator[Callable[[], None]]:
-    """Shows how many trials have ended, and the best so far."""
-    oracle: SearchOracle = tuner.oracle
-    ended: list[Trial] = []
-    oracle.on_end = ended.append  # may be called by the thread that serves
-    bar = tqdm(
-        desc="search", total=oracle.max_trials, unit="trial", ncols=90, leave=False,
-        delay=2.0, disable=not verbose,
-    )  # fmt: skip
+) -> Iterator[Callable[[Trial | None], None]]:
+    """Yields a function that shows how many trials have ended, and the best so far."""
+    oracle = tuner.oracle
 
-    def look() -> None:
-        bar.n = len(oracle.end_order)
+    def show(trial: Trial | None) -> None:
         if best := oracle.get_best_trials():
-            bar.set_postfix_str(f"best {oracle.objective.name} {best[0].score:.4f}")
-        bar.refresh()
-        while ended:
-            trial = ended.pop(0)
-            if on_trial_end is not None:
-                with oracle.mutex:
-                    row = row_of(tuner, oracle, trial)
-                on_trial_end(row)
+            bar.set_postfix_str(
+                f"best {oracle.objective.name} {best[0].score:.4f}", False
+            )
+        bar.update(len(oracle.end_order) - bar.n)
+        if trial is not None and on_trial_end is not None:
+            on_trial_end(row_of(oracle, trial))
 
-    tuner.after_trial = look
-    with bar:
-        yield look
-        look()
+    with progress.bar("search", "trial", oracle.max_trials, verbose) as bar:
+        yield show

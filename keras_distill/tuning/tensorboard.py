@@ -8,9 +8,10 @@ import shutil
 import keras_tuner
 import tensorflow as tf
 from keras_tuner.engine.trial import Trial
-from keras_tuner.src.engine.tuner_utils import convert_hyperparams_to_hparams
 from tensorboard.plugins.hparams import api, api_pb2
 from tensorboard.plugins.hparams import summary as hparams_summary
+
+from keras_distill.tuning.keras_tuner_compat import as_hparams
 
 
 def write_space(
@@ -26,7 +27,7 @@ def write_space(
     _remove_events(folder)
     with tf.summary.create_file_writer(folder).as_default():
         api.hparams_config(
-            hparams=list(convert_hyperparams_to_hparams(space, api)),
+            hparams=as_hparams(space),
             metrics=[api.Metric(name) for name in metrics],
         )
 
