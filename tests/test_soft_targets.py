@@ -17,6 +17,7 @@ from keras_distill.soft_targets import settings, shards, views
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.top_k import REST_BETAS
+from tests import forking
 from tests.conftest import (
     CLASSES,
     FEATURES,
@@ -809,13 +810,7 @@ def test_data_that_cannot_be_sent_is_refused(path, many):
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(path, kills):
     """Real processes, killed by SIGKILL; forked from one that has imported TensorFlow."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_writers", path, str(kills)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    done = forking.run(["-m", "tests.killed_writers", path, kills], timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] == kills
@@ -1084,8 +1079,6 @@ def test_fresh_process_joins_without_any_teacher(path, many):
         "print(sum(len(b[0].soft_targets) for b in t.join(x).batch(10)))"
     )
     np.save(path + ".npy", many[0])
-    done = subprocess.run(
-        [sys.executable, "-c", code, path, path + ".npy"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = forking.run(["-c", code, path, path + ".npy"])
+    assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == str(COUNT)

@@ -1,7 +1,6 @@
 import itertools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import keras_distill as kd
 from keras_distill.processes import ProcessSettings
 from keras_distill.specialists.heads import as_specialist, log_ratio
 from keras_distill.specialists.sampling import ClusterSampler, TrainingData
+from tests import forking
 from tests.conftest import CLASSES, FEATURES, largest_difference, mlp
 
 CLUSTERS = [[0, 1], [2, 3, 4]]
@@ -484,19 +484,8 @@ def test_a_directory_in_use_is_refused(skewed, tmp_path):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.killed_specialists",
-            tmp_path / "work",
-            str(kills),
-        ],
-        cwd=pathlib.Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ["-m", "tests.killed_specialists", tmp_path / "work", kills]
+    done = forking.run(arguments, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["kills"] == kills

@@ -71,10 +71,6 @@ class ClusterLogits(keras.layers.Layer):
         rest = ops.logsumexp(ops.take(inputs, self._others, axis=-1), -1, keepdims=True)
         return ops.concatenate([special, rest], -1)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple:
-        """Returns `(batch, len(cluster) + 1)`."""
-        return (*input_shape[:-1], len(self.cluster) + 1)
-
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
         return {
@@ -120,10 +116,6 @@ class PriorCorrection(keras.layers.Layer):
         """Returns logits for the mix of the training set."""
         shift = np.asarray(self.log_ratio, "float32")
         return logits - ops.cast(shift, logits.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple:
-        """Returns the input's shape."""
-        return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
