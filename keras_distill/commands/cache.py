@@ -8,6 +8,9 @@ from typing import Any
 import keras_distill as kd
 from keras_distill.commands.options import DATA_DIR, add_command, loader
 
+_SPLITS = ["train", "validation", "test"]
+_DTYPES = ["float16", "bfloat16", "float32"]
+
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
@@ -26,20 +29,10 @@ def add_parser(commands: Any) -> None:
             "path": "folder for the soft targets",
         },
         [
-            (
-                "--split",
-                ["train", "validation", "test"],
-                "train",
-                "of the dataset; validation is a tenth of the training examples",
-            ),
+            ("--split", _SPLITS, "train", "validation is a tenth of train's examples"),
             DATA_DIR,
             ("--top-k", int, None, "keep the k largest logits; default all"),
-            (
-                "--dtype",
-                ["float16", "bfloat16", "float32"],
-                "float16",
-                "of the logits on disk",
-            ),
+            ("--dtype", _DTYPES, "float16", "of the logits on disk"),
             ("--batch-size", int, 128, "examples the teacher sees at once"),
             ("--workers", int, 1, "processes that share the work"),
             ("--overwrite", bool, False, "replace soft targets of another kind"),
