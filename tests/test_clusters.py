@@ -51,7 +51,8 @@ def check(here, there):
 
 
 def test_dask_workers_give_the_same(here, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None
@@ -63,11 +64,12 @@ def test_dask_workers_give_the_same(here, tmp_path):
 
 
 def test_ray_workers_give_the_same(here, tmp_path):
-    ray = pytest.importorskip("ray")
-    joblib_ray = pytest.importorskip("ray.util.joblib")
+    import ray
+    from ray.util.joblib import register_ray
+
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        joblib_ray.register_ray()
+        register_ray()
         with joblib.parallel_config("ray", n_jobs=2):
             check(here, work(tmp_path))
     finally:
