@@ -26,9 +26,10 @@ from keras_distill.tuning import search as _search  # noqa: F401 - before any fo
 TRIALS = 8
 
 
-def build_student(hp):
+def build_student(hp, pids):
+    pathlib.Path(pids, str(os.getpid())).touch()
     # In place of training, so that there is a middle of a trial to be killed in.
-    time.sleep(0.1)
+    time.sleep(0.05)
     width = hp.Int("width", 4, 12)
     student = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(width, "relu"), keras.layers.Dense(5)]
@@ -43,8 +44,10 @@ def search(directory, n_jobs, result=None):
     x, y = rng.normal(size=(96, 8)).astype("float32"), rng.integers(5, size=96)
     keras.utils.set_random_seed(0)
     teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    pids = directory + "-pids"
+    os.makedirs(pids, exist_ok=True)
     found = kd.search(
-        build_student, (x[:64], y[:64]), (x[64:], y[64:]), teacher=teacher,
+        lambda hp: build_student(hp, pids), (x[:64], y[:64]), (x[64:], y[64:]), teacher=teacher,
         max_trials=TRIALS, epochs=1, n_jobs=n_jobs, directory=directory, resume=True,
         verbose=False,
     )  # fmt: skip
@@ -80,12 +83,6 @@ def ended(directory):
     return students
 
 
-def children(pid):
-    """Processes that a process has started."""
-    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
 def alive(pids):
     states = []
     for pid in pids:
@@ -104,7 +101,7 @@ def main(directory, kills):
     pid = forked(directory, 2)
     while len(ended(directory)) < 2:
         time.sleep(0.05)
-    workers = children(pid)
+    workers = {int(name) for name in os.listdir(directory + "-pids")} - {pid}
     began = time.monotonic()
     os.kill(pid, signal.SIGINT)
     _, status = os.waitpid(pid, 0)

@@ -225,3 +225,42 @@ def test_works_with_every_tuner_of_keras_tuner(tmp_path, data):
     )
     tuner.search(*data)
     assert [t.status for t in oracle.trials.values()] == ["COMPLETED"] * 2
+
+
+def test_filled_hyperparameters_are_a_trial_of_this_very_space(tmp_path, data):
+    """As of a search reopened in a new process, whose hypermodel has built nothing."""
+
+    def compiled(hp):
+        model = mlp(hp.Int("width", 4, 8))
+        model.compile("adam", SPARSE, run_eagerly=True)
+        return model
+
+    def new():
+        losses = [(1.0, kd.SoftTargetLoss()), ((0.1, 1.0), kd.LogitLoss())]
+        return kd.DistillationHyperModel(compiled, mlp(16), distillation_loss=losses)
+
+    _, hp = values_of(new())
+    hp.values.update(temperature=7.0, width=5)
+    distiller = new().build(hp)
+    assert distiller.temperature == 7.0
+    assert distiller.student.get_layer("hidden").units == 5
+
+    def tuner(**kwargs):
+        return keras_tuner.RandomSearch(
+            new(), objective=keras_tuner.Objective("val_nll", "min"), max_trials=2,
+            directory=tmp_path, project_name="one", **kwargs,
+        )  # fmt: skip
+
+    first = tuner(hyperparameters=hp)
+    first.search(*data, validation_data=data, epochs=1, verbose=0)
+    again = tuner()
+    judged = again.get_best_models()[0].evaluate(*data, verbose=0, return_dict=True)
+    assert judged["nll"] == pytest.approx(again.oracle.get_best_trials()[0].score)
+
+
+def test_a_name_that_is_taken_is_refused_in_filled_hyperparameters_too():
+    hypermodel = kd.DistillationHyperModel(lambda hp: mlp(hp.Int("alpha", 1, 2)))
+    hp = keras_tuner.HyperParameters()
+    hp.Fixed("alpha", 1)
+    with pytest.raises(ValueError, match="'alpha', a name that is taken"):
+        hypermodel.build(hp)

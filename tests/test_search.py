@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.tuning import keras_tuner_compat
+from keras_distill.tuning import keras_tuner_compat, tensorboard
 from keras_distill.tuning.oracles import RandomOracle
 
 from .conftest import CLASSES, FEATURES, SPARSE, mlp
@@ -392,6 +392,32 @@ def test_a_directory_with_another_search_is_refused(tmp_path, search):
         with pytest.raises(ValueError, match=words):
             search(tmp_path, max_trials=2, resume=True, **change)
     assert len(search(tmp_path, max_trials=3, overwrite=True, epochs=1).trials) == 3
+
+
+def test_a_search_stopped_before_its_first_trial_leaves_nothing_to_the_next(
+    tmp_path, search, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt  # as while processes start
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboard, "write_space", stop)
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, temperature=(1.0, 2.0))
+    assert (tmp_path / "trials" / "oracle.json").exists()
+    result = search(tmp_path, temperature=(6.0, 8.0), seed=5, epochs=1)
+    assert result.trials.loc[2, "temperature"] >= 6.0
+    assert result.tuner.oracle.seed == 6
+    assert json.loads((tmp_path / "search.json").read_text())["seed"] == 5
+
+
+def test_trials_without_their_settings_are_not_gone_on_with(tmp_path, search):
+    search(tmp_path, max_trials=2, epochs=1)
+    (tmp_path / "search.json").unlink()
+    with pytest.raises(
+        FileExistsError, match=r"no search.json that says of what; pass o"
+    ):
+        search(tmp_path, max_trials=3, epochs=1, resume=True)
 
 
 def test_two_searches_do_not_share_a_directory(tmp_path, search):

@@ -110,15 +110,15 @@ def test_a_dask_cluster_one_worker_of_which_is_killed(tmp_path, data):
 
 
 def test_control_c_then_kills_then_the_end(tmp_path):
-    done = forking.run(["-m", "tests.searching", tmp_path / "s", "4"], timeout=180)
+    done = forking.run(["-m", "tests.searching", tmp_path / "s", "2"], timeout=180)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["interrupted"]
     assert found["workers"] >= 2
     assert found["workers_left"] == 0
     assert found["seconds_to_stop"] < 5
-    assert found["kills"] >= 3
-    assert found["kills_within"] >= 2
+    assert found["kills"] == 2
+    assert found["kills_within"] >= 1
     assert found["trained_again"] == 0
     trials, unbroken = found["trials"], found["unbroken"]
     assert trials["status"] == unbroken["status"] == ["COMPLETED"] * 8
