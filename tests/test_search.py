@@ -485,6 +485,11 @@ def test_two_searches_do_not_share_a_directory(tmp_path, search):
             ValueError,
             "call it 'student_epochs'",
         ),
+        (
+            {"distillation_loss": kd.FeatureLoss("hidden", "hidden", projection=32)},
+            ValueError,
+            r"layer 'hidden', which the soft targets do not hold; .* layers=\['hidden'\]",
+        ),
         ({"distillation_loss": "soft"}, TypeError, "must be a distillation loss"),
         (
             {"build_student": lambda hp: mlp(features=9)},

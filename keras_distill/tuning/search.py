@@ -367,6 +367,14 @@ def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, An
     train = data.first_training_batch(given.batch_size)
     _check_first_batches(distiller, train, first)
     _check_objective(distiller, first, given.objective[0])
+    cached = data.store.manifest["layers"]
+    missing = [name for name in distiller.teacher_layer_names if name not in cached]
+    if missing:
+        raise ValueError(
+            f"the distillation loss matches the teacher's layer {missing[0]!r}, which the "
+            f"soft targets do not hold; write them with layers={[*cached, *missing]}, or "
+            "give search the teacher in their place."
+        )
     return {
         "hyperparameters": space.get_config()["space"],
         "student": architecture_fingerprint(distiller.student),
