@@ -154,9 +154,12 @@ def test_a_class_never_predicted_is_put_somewhere():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_clusters": 1}, "n_clusters must be a whole number >= 2"),
-        ({"n_clusters": True}, "n_clusters must be a whole number >= 2, got True"),
-        ({"n_clusters": 7}, "12 classes do not make 7 clusters"),
+        ({"n_clusters": 1}, "n_clusters must be a whole number from 2 to 6"),
+        (
+            {"n_clusters": True},
+            "n_clusters must be a whole number from 2 to 6, got True",
+        ),
+        ({"n_clusters": 7}, "n_clusters must be a whole number from 2 to 6, got 7"),
         (
             {"n_clusters": 3, "max_size": 3},
             "max_size must be a whole number >= 4, got 3",

@@ -192,7 +192,7 @@ def test_specialists_from_a_file_to_an_export(tmp_path):
         (["none.keras", "digits"], "the generalist 'none.keras' is not there"),
         (["three.keras", "digits"], "has 3 outputs and digits has 10 classes"),
         (["ten.keras", "digits", "--clusters", "1"], "n_clusters must be a whole"),
-        (["ten.keras", "digits", "--clusters", "6"], "do not make 6 clusters"),
+        (["ten.keras", "digits", "--clusters", "6"], "from 2 to 5, got 6"),
     ],
 )
 def test_wrong_specialists_are_one_sentence(

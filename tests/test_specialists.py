@@ -495,7 +495,6 @@ def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
     assert result["touched"] == 0
 
 
-@pytest.mark.slow
 def test_a_specialist_that_always_kills_is_said_after_all_others(skewed, tmp_path):
     x, y = skewed
     main, deaths = os.getpid(), tmp_path / "deaths"

@@ -80,11 +80,6 @@ def join(
         batched = sources.is_batched(sources.inputs_of(spec), ranks)
     _check_specs(cached, sources.inputs_of(spec), batched)
     cardinality = int(dataset.cardinality())
-    if cardinality == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            "the dataset is endless; join soft targets before repeat():"
-            " targets.join(data).repeat()."
-        )
     if batched:
         blocks, size = dataset, keras_compat.batch_size_of(dataset)
     else:

@@ -249,8 +249,8 @@ def _rest_error(
     number = tf.fill(tf.shape(rest[..., :1]), tf.math.log(float(others)))
     packed = TopKLogits(tf.concat([number, rest], -1))
     said = tf.stack([packed.rest_at(1 / beta) for beta in TRIED_BETAS], -1)
-    kept = tf.stack([tf.reduce_logsumexp(top * b, -1) for b in TRIED_BETAS], -1)
-    whole = tf.reduce_logsumexp(tf.stack([kept, tried]), 0)
+    mass = tf.stack([tf.reduce_logsumexp(top * b, -1) for b in TRIED_BETAS], -1)
+    whole = tf.reduce_logsumexp(tf.stack([mass, tried]), 0)
     return tf.abs(tf.exp(said - whole) - tf.exp(tried - whole))
 
 

@@ -25,25 +25,33 @@ def is_arrays(data: Any) -> bool:
     return not isinstance(data, tf.data.Dataset) and not callable(data)
 
 
-def as_dataset(data: Any, any_order: bool = False) -> tf.data.Dataset:
+def as_dataset(
+    data: Any, any_order: bool = False, what: str = "dataset"
+) -> tf.data.Dataset:
     """Returns a dataset of what was given, arrays as examples.
 
     Args:
         data: arrays, a dataset, or a function that returns one.
         any_order: whether it may be shuffled anew each time.
+        what: it is, for messages.
 
     Raises:
         TypeError: if it is neither arrays, a dataset nor a function that returns one.
-        ValueError: if it is known to be shuffled anew each time.
+        ValueError: if it is endless, or known to be shuffled anew each time.
     """
     if callable(data):
         data = data()
         if not isinstance(data, tf.data.Dataset):
             raise TypeError(
-                "the function given as dataset must return a tf.data.Dataset, got "
+                f"the function given as {what} must return a tf.data.Dataset, got "
                 f"{type(data).__name__}."
             )
     if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                f"the {what} is endless; give it before repeat(). Soft targets are joined "
+                "before it too: targets.join(data).repeat()."
+            )
         if not any_order and keras_compat.reshuffles(data):
             raise ValueError(
                 "the dataset is shuffled anew each time it is read, so soft targets could "
@@ -119,8 +127,6 @@ class Source:
 
     def _known_length(self) -> int | None:
         cardinality = int(self.dataset.cardinality())
-        if cardinality == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("the dataset is endless; give it before repeat().")
         if cardinality < 0:
             return None
         if not self.batched:

@@ -122,7 +122,8 @@ class SoftTargets:
                 of them; or a function without arguments that returns such a dataset.
             top_k: cache only the k largest logits, and the log-mass of all others at
                 eight temperatures: the mass at any T >= 1 is interpolated, exact at these
-                and to about a thousandth elsewhere. Default: all logits.
+                and to about a thousandth elsewhere; an example for which it is off by more
+                than a hundredth is refused. Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
             layers: names of hidden layers to cache too, for `FeatureLoss`.
             views: int, how many augmented views of each example; default 1.
@@ -158,6 +159,8 @@ class SoftTargets:
             TypeError: if the data is of no kind that can be read, or is a dataset object
                 and `n_jobs` more than 1.
             BlockingIOError: if another process is writing to a local path.
+            ChildProcessError: after all others, if processes were killed three times over
+                the same shards; what was written stays.
             OSError: if the disk is full; what was written stays.
         """
         settings = Settings(

@@ -159,13 +159,12 @@ class _Run:
                 range(len(missing)), min(seats.count, len(missing))
             )
         ]
-        with self._bar() as bar:
+        with self._bar() as bar, progress.watching(lambda: self._count(bar)):
             outcomes = processes.spread(
                 self.job.write_piece,
                 pieces,
                 seats=seats,
                 folder=self.job.path,
-                look=lambda: self._count(bar),
                 remedy=_REMEDY,
             )
             lost = processes.given_up(outcomes)

@@ -60,7 +60,7 @@ def cluster_classes(
 
     columns = _columns(covariance, correlation)
     classes = columns.shape[0]
-    n_clusters = _number_of_clusters(classes, n_clusters)
+    n_clusters = check_int("n_clusters", n_clusters, 2, classes // 2)
     least = max(2, -(-classes // n_clusters))
     room = classes if max_size is None else check_int("max_size", max_size, least)
     clusters_per_class = check_int(
@@ -103,21 +103,6 @@ def _short(c: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     """Returns the array with the 32-bit indices that scikit-learn takes."""
     indices, starts = c.indices.astype("int32"), c.indptr.astype("int32")
     return scipy.sparse.csr_array((c.data, indices, starts), shape=c.shape)
-
-
-def _number_of_clusters(classes: int, n_clusters: int) -> int:
-    try:
-        n_clusters = check_int("n_clusters", n_clusters, 2)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} One cluster of all classes is the generalist itself."
-        ) from None
-    if 2 * n_clusters > classes:
-        raise ValueError(
-            f"{classes} classes do not make {n_clusters} clusters of at least two; take "
-            f"n_clusters <= {classes // 2}."
-        )
-    return n_clusters
 
 
 def _assign(distances: np.ndarray, room: int) -> list[set[int]]:

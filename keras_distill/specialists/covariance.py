@@ -119,20 +119,17 @@ def _answers(
     run = tf.function(lambda x: teacher(x, 1.0).logits, reduce_retracing=True)
 
     def blocks() -> Iterator[Any]:
-        is_first = True
-        for x in source.batches(0, None, batch_size, batch_size):
-            if is_first:
+        for number, x in enumerate(source.batches(0, None, batch_size, batch_size)):
+            if number == 0:
                 teacher.look_at(x)
-                is_first = False
             logits = run(x)
-            if tf.is_tensor(logits) and logits.shape.rank == 2:
-                yield logits
-                continue
-            shapes = tf.nest.map_structure(lambda z: tuple(z.shape), logits)
-            raise ValueError(
-                "the generalist must have one output of shape (batch, classes), got "
-                f"{shapes}."
-            )
+            if not tf.is_tensor(logits) or logits.shape.rank != 2:
+                shapes = tf.nest.map_structure(lambda z: tuple(z.shape), logits)
+                raise ValueError(
+                    "the generalist must have one output of shape (batch, classes), got "
+                    f"{shapes}."
+                )
+            yield logits
 
     return blocks(), source.length
 

@@ -57,8 +57,6 @@ class TrainingData:
             return
         self.labels = None
         dataset = as_dataset(self.data, any_order=True)
-        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("the dataset is endless; give it before repeat().")
         self._check_structure(dataset.element_spec)
         if self.batched is None:
             self.batched = is_batched(dataset.element_spec[0], self.ranks)
