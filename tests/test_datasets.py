@@ -8,6 +8,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_distill import datasets
+from keras_distill.tuning import data as search_data
+from keras_distill.tuning.data import SearchData
 
 PREPARED = os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist", "3.0.1")
 needs_mnist = pytest.mark.skipif(
@@ -123,6 +125,25 @@ def test_what_fits_is_counted_in_bytes(dtype, size):
     assert not datasets.fits_in_memory(data, 10 * (30 * size + 8) - 1)
     words = tf.data.Dataset.from_tensor_slices((np.array(["a"] * 10), y)).batch(4)
     assert not datasets.fits_in_memory(data.replace(train=words))
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_held"), [(3 * 16 * 48, True), (3 * 16 * 47, False)]
+)
+def test_validation_data_of_a_search_is_counted_by_its_own_batches(
+    monkeypatch, limit, is_held
+):
+    x, y = (
+        np.zeros((40, 5), "float64"),
+        np.zeros(40, "int64"),
+    )  # 48 bytes, three batches
+    data = SearchData(
+        None, tf.data.Dataset.from_tensor_slices((x, y)).batch(16), "", None
+    )
+    monkeypatch.setattr(SearchData, "_input_ranks", [2])
+    monkeypatch.setattr(search_data, "_IN_MEMORY_BYTES", limit)
+    held = not isinstance(data.validating["validation_data"], tf.data.Dataset)
+    assert held == is_held
 
 
 def test_unreachable_source_is_said_at_once(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import datasets
+from keras_distill.keras_compat import batch_size_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import joining, sources
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
@@ -27,7 +28,7 @@ EMPTY_VALIDATION = "the validation data is empty; check how it was split."
 
 @dataclasses.dataclass
 class SearchData:
-    """Training data with kept soft targets, and validation data; can be pickled.
+    """Training data with cached soft targets, and validation data; can be pickled.
 
     Args:
         train: `(x, y)` or `(x, y, sample_weight)` arrays, a `tf.data.Dataset` of
@@ -84,17 +85,8 @@ class SearchData:
     def _training(self) -> Any:
         """Arrays where they fit into memory, else the joined dataset."""
         examples = self._joined.unbatch() if self._is_batched else self._joined
-        size = len(self.store) * sum(
-            spec.shape.num_elements() * spec.dtype.size
-            for spec in tf.nest.flatten(examples.element_spec)
-            if spec.shape.is_fully_defined()
-        )
-        is_defined = all(
-            spec.shape.is_fully_defined()
-            for spec in tf.nest.flatten(examples.element_spec)
-        )
-        changes = self.store.manifest["views"] > 1
-        if changes or not is_defined or size > _IN_MEMORY_BYTES:
+        size = len(self.store) * datasets.bytes_of(examples.element_spec)
+        if self.store.manifest["views"] > 1 or size > _IN_MEMORY_BYTES:
             return examples
         batches = self._joined if self._is_batched else self._joined.batch(1024)
         return datasets.to_arrays(batches)
@@ -138,14 +130,9 @@ class SearchData:
     def validating(self) -> dict[str, Any]:
         """The arguments of `fit` for the validation data."""
         data = self.validation_batches
-        size = sum(
-            np.prod(spec.shape[1:]) * spec.dtype.size
-            if spec.shape[1:].is_fully_defined()
-            else np.inf
-            for spec in tf.nest.flatten(data.element_spec)
-        )
-        count = int(data.cardinality())
-        if count >= 0 and count * _VALIDATION_BATCH * size <= _IN_MEMORY_BYTES:
+        count, size = int(data.cardinality()), batch_size_of(data)
+        each = datasets.bytes_of(data.unbatch().element_spec)
+        if count >= 0 and size is not None and count * size * each <= _IN_MEMORY_BYTES:
             arrays = datasets.to_arrays(data)
             return {
                 "validation_data": arrays,
@@ -161,15 +148,13 @@ class SearchData:
             TypeError: if it is of no kind that can be read.
             ValueError: if it has no labels, or is endless or empty.
         """
-        data = sources.as_dataset(self.validation, any_order=True)
+        data = sources.as_dataset(self.validation, True, "validation data")
         if not isinstance(data.element_spec, tuple) or len(data.element_spec) < 2:
             raise ValueError(
                 "the validation data brings no labels; it must yield (x, y), since the "
                 "best temperature and alpha are chosen by its accuracy."
             )
         count = int(data.cardinality())
-        if count == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("the validation data is endless; give it before repeat().")
         if count == 0:
             raise ValueError(EMPTY_VALIDATION)
         if sources.is_batched(data.element_spec[0], self._input_ranks):
