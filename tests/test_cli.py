@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
@@ -82,7 +83,8 @@ def test_control_c_stops_a_fresh_process_calmly_and_quietly(tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         try:
-            wait_for(lambda: "val accuracy" in paths[1].read_text())
+            wait_for(lambda: "Training" in paths[0].read_text())
+            time.sleep(4)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 130
         finally:
