@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
-import types
-from collections.abc import Callable
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_distill.losses.features import FeatureLoss
-from keras_distill.metrics import TeacherAgreement
-from keras_distill.outputs import by_output, look_like_probabilities
+from keras_distill.losses.weights import class_weight_table
+from keras_distill.outputs import (
+    by_output,
+    gives_logits,
+    is_settled,
+    look_like_probabilities,
+    settle,
+    shapes_of,
+)
+from keras_distill.soft_targets.distillation_inputs import (
+    DistillationInputs,
+    without_soft_targets,
+)
+from keras_distill.step_state import StepState
 from keras_distill.top_k import TopKLogits
+from keras_distill.training_watch import EMPTY, not_finite
 
 NOTHING_TEACHES = (
     "nothing teaches: the distiller has no teacher and the batches bring no soft "
@@ -28,6 +38,112 @@ CACHED_WITHOUT_LAYERS = (
     "the distillation loss matches hidden layers, which cached soft targets do not hold: give the "
     "distiller its teacher too."
 )
+
+
+def check_first_batch(
+    student: keras.Model,
+    state: StepState,
+    loss: Any,
+    teacher_from_logits: Any,
+    x: Any,
+    y: Any,
+) -> None:
+    """Refuses what a first batch shows to be wrong; settles what only it can tell.
+
+    Args:
+        student: built.
+        state: of the distiller.
+        loss: as given to `compile`.
+        teacher_from_logits: as given to the distiller.
+        x: of the batch.
+        y: labels of the batch, or of all the data.
+
+    Raises:
+        ValueError: if it cannot be trained on, with what to do.
+    """
+    shapes = _student_shapes(student, state, loss, without_soft_targets(x))
+    _check_teaching(student, state, teacher_from_logits, shapes, x)
+    alpha = state.alpha.value
+    if y is None:
+        if alpha == 1.0:
+            raise ValueError(
+                "the batches have no labels and alpha is 1.0, so there is nothing to "
+                "learn; set alpha=0."
+            )
+        if alpha != 0.0 and not state.said_unlabelled:
+            state.said_unlabelled = True
+            warnings.warn(
+                f"the batches have no labels, so alpha={alpha} has no hard loss to "
+                "weigh: the loss is (1 - alpha) * soft_loss. Set alpha=0 to train on "
+                "soft targets alone.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return
+    if loss is None and alpha != 0.0:
+        raise ValueError(
+            f"alpha is {alpha} but compile() was given no loss for the labels; give one, "
+            "or set alpha=0."
+        )
+    check_labels(y, {key: shape[-1] for key, shape in shapes.items()}, loss)
+    if state.class_weight:
+        if len(shapes) > 1:
+            raise ValueError(
+                "class_weight is for students with one output; give sample weights."
+            )
+        class_weight_table(state.class_weight, next(iter(shapes.values()))[-1])
+
+
+def _student_shapes(
+    student: keras.Model, state: StepState, loss: Any, inputs: Any
+) -> dict[Any, tuple]:
+    """Returns the shape of each output, seen on a batch only where nothing else says it."""
+    if not state.student_shapes:
+        state.student_shapes = shapes_of(student)
+    if state.student_shapes and is_settled(state.student_from_logits):
+        return state.student_shapes
+    outputs = student(
+        keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
+    )
+    known = state.student_from_logits
+    if known is None:  # its layers may say it now that it is built
+        known = gives_logits(student, state.matching.outputs_with_classes)
+    state.student_from_logits = settle(outputs, known, "student", "student_from_logits")
+    check_loss_takes_outputs(loss, state.student_from_logits)
+    state.student_shapes = {key: tuple(out.shape) for key, out in by_output(outputs)}
+    return state.student_shapes
+
+
+def _check_teaching(
+    student: keras.Model,
+    state: StepState,
+    from_logits: Any,
+    student_shapes: dict,
+    x: Any,
+) -> None:
+    cached = x.soft_targets if isinstance(x, DistillationInputs) else None
+    teacher, matching = state.teacher, state.matching
+    if cached is None and teacher is None:
+        if state.alpha.value != 1.0:
+            raise ValueError(NOTHING_TEACHES)
+        return
+    state.temperature.check_also(lambda number: None)
+    if cached is not None:
+        check_cached_are_logits(cached, from_logits)
+        check_finite(x.layers, "batch 0")
+        matching.check_cached_layers(x.layers, student)
+        check_top_k_can_be_matched(cached, matching.terms, state.temperature)
+        shapes = {key: shape_of_logits(part) for key, part in by_output(cached)}
+    elif teacher is None or teacher.has_answered:  # an earlier run has looked
+        return
+    else:
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, x)
+        teacher.look_at(inputs, matching.outputs_with_classes)
+        outputs = teacher(inputs, state.temperature.value_at(0))
+        check_finite(outputs, "batch 0")
+        shapes = {key: tuple(part.shape) for key, part in by_output(outputs.logits)}
+        teacher.has_answered = True
+    check_same_shapes(student_shapes, shapes, matching.outputs_with_classes)
 
 
 def check_student_and_teacher(student: Any, teacher: Any) -> None:
@@ -196,14 +312,6 @@ def _is_one_hot(y: np.ndarray) -> bool:
     return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
 
 
-def not_finite(where: str) -> str:
-    """Returns the message for a teacher's answer that is NaN or infinite."""
-    return (
-        f"the teacher's outputs for {where} are not all finite (NaN or infinity), so the "
-        "run was stopped; check its inputs and weights."
-    )
-
-
 def check_finite(outputs: Any, where: str) -> None:
     """Refuses concrete outputs with NaN or infinity."""
     for output in keras.tree.flatten(outputs):
@@ -277,81 +385,21 @@ def check_hot_enough_for_top_k(temperature: float) -> None:
         )
 
 
-def check_teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
-    """Refuses a `TeacherAgreement` anywhere but in a flat list of metrics."""
-    is_flat = isinstance(metrics, (list, tuple)) and not any(
-        isinstance(part, (dict, list, tuple)) for part in metrics
-    )
-    elsewhere = [weighted_metrics, None if is_flat else metrics]
-    if any(isinstance(m, TeacherAgreement) for m in keras.tree.flatten(elsewhere)):
-        raise ValueError(
-            "TeacherAgreement goes into compile(metrics=[...]), a flat list: it judges "
-            "all distilled outputs, without weights."
-        )
-
-
-EMPTY = "the training data is empty; check the filters and the split that made it."
-
-
-def first_batch(
-    arguments: dict[str, Any],
-) -> tuple[tuple | None, dict[str, Any]]:
-    """Takes a look at the first batch of what `fit` was given.
-
-    Args:
-        arguments: of `keras.Model.fit`, by name.
-
-    Returns:
-        `(x, y, sample_weight)` of the first batch, with all labels where they are arrays,
-        or `None` for a distributed dataset; and the arguments, with a generator that
-        starts again at that batch.
+def check_arrays(x: Any, y: Any) -> None:
+    """Refuses arrays that Keras would refuse to read, or not begin to.
 
     Raises:
-        ValueError: if there is no example.
+        ValueError: if there is no example, or labels are not numbers.
     """
-    x = arguments.get("x")
-    if isinstance(x, types.GeneratorType):
-        first = next(x, None)
-        if first is not None:
-            rest = itertools.chain([first], x)
-            arguments = {**arguments, "x": (batch for batch in rest)}
-    elif isinstance(x, tf.data.Dataset):
-        # Only under a strategy, where Keras itself starts an iterator to build on.
-        first = next(iter(x.take(1)), None)
-    elif isinstance(x, keras.utils.PyDataset):
-        first = None if x.num_batches == 0 else x[0]
-    elif isinstance(x, tf.distribute.DistributedDataset):
-        return None, arguments  # its values lie on several devices
-    elif type(x).__module__.startswith("torch."):
-        first = next(iter(x), None)  # type: ignore[arg-type]
-    else:
-        return _first_of_arrays(arguments), arguments
-    if first is None or _length(first) == 0:
-        raise ValueError(EMPTY)
-    return keras.utils.unpack_x_y_sample_weight(first), arguments
-
-
-def _first_of_arrays(arguments: dict[str, Any]) -> tuple:
-    size = arguments.get("batch_size") or 32
-    x, y = arguments.get("x"), arguments.get("y")
     if x is None:
         raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
-    if _length(x) == 0:
+    if any(
+        getattr(part, "shape", None) and not len(part) for part in keras.tree.flatten(x)
+    ):
         raise ValueError(EMPTY)
-    head = keras.tree.map_structure(_first_rows(size), x)
-    return head, y, arguments.get("sample_weight")
-
-
-def _first_rows(size: int) -> Callable[[Any], Any]:
-    def rows(array: Any) -> Any:
-        if isinstance(array, tf.SparseTensor):
-            return tf.sparse.slice(
-                array, [0] * array.shape.rank, [size, *array.shape[1:]]
+    for part in [] if y is None else keras.tree.flatten(y):
+        if np.asarray(part).dtype.kind not in "iufbV":
+            raise ValueError(
+                f"labels must be numbers, got dtype {np.asarray(part).dtype}; map class "
+                "names to integers from 0 on."
             )
-        return np.asarray(array[:size])
-
-    return rows
-
-
-def _length(structure: Any) -> int:
-    return int(next(iter(keras.tree.flatten(structure))).shape[0])

@@ -11,42 +11,68 @@ import keras
 import tensorflow as tf
 
 
-class MultiWorkerFit:
-    """Mixin for a `keras.Model`: goes around two faults of Keras's TensorFlow trainer.
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
+    """Returns the mean that Keras shows as "loss".
 
-    With several workers, `keras.Model.fit` fails before its first step, because it
-    reduces a whole batch by one `Strategy.reduce`, which takes a single tensor; and after
-    it, because it averages scalar logs over an axis that they do not have. Here the
-    model is built from this worker's own part of the batch, and logs have one axis.
+    Its own step updates it by this name; `metrics` has it only for a compiled model, among
+    others that may be called so too.
+    """
+    return model._loss_tracker
+
+
+def forget_loss(model: keras.Model) -> None:
+    """Takes an earlier loss off a model that is compiled without one.
+
+    `compile(loss=None)` leaves that of an earlier `compile` in force.
+    """
+    model._compile_loss = model.loss = None
+
+
+class TrainerFixes:
+    """Mixin for a `keras.Model`: what Keras's TensorFlow trainer does not do by itself.
+
+    Under a `tf.distribute` strategy Keras builds the model on a first batch, before any
+    step; `first_batch_seen` is called with a replica's part of it. With several workers,
+    `keras.Model.fit` of Keras 3.12 to 3.15 fails there, because it reduces a whole batch
+    by one `Strategy.reduce`, which takes a single tensor; and after each step, because it
+    averages scalar logs over an axis that they do not have.
     """
 
-    def _has_several_workers(self) -> bool:
-        strategy = self.distribute_strategy  # type: ignore[attr-defined]
-        return (
-            isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-            and strategy.extended._in_multi_worker_mode()
-        )
+    def first_batch_seen(self, batch: Any) -> None:
+        """Called with the batch that the model is built on."""
 
     def _maybe_symbolic_build(
         self, iterator: Any = None, data_batch: Any = None
     ) -> None:
-        if iterator is not None and self._has_several_workers():
-            strategy = self.distribute_strategy  # type: ignore[attr-defined]
+        strategy = self.distribute_strategy  # type: ignore[attr-defined]
+        if iterator is not None and _is_one(strategy):
             _, _, batches = next(iter(iterator))
             data_batch = keras.tree.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0],
-                next(batches),
+                next(batches, None),
             )
             iterator = None
+            self.first_batch_seen(data_batch)
         super()._maybe_symbolic_build(  # type: ignore[misc]
             iterator=iterator, data_batch=data_batch
         )
 
-    def _logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+    def step_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Returns a step's logs in the shape that the trainer reduces."""
-        if not self._has_several_workers():
+        strategy = self.distribute_strategy  # type: ignore[attr-defined]
+        if not (
+            isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+            # Of one worker it is a MirroredStrategy, and Keras treats it so.
+            and strategy.extended._in_multi_worker_mode()
+        ):
             return logs
         return {name: keras.ops.expand_dims(value, 0) for name, value in logs.items()}
+
+
+def _is_one(strategy: tf.distribute.Strategy) -> bool:
+    """Tells a strategy from TensorFlow's default, which stands for none."""
+    with strategy.scope():
+        return tf.distribute.has_strategy()
 
 
 # Processes; joblib is imported when they are wanted -----------------------------------

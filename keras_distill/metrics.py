@@ -181,3 +181,16 @@ def reliability(
         np.bincount(index, weights=weights * confidence, minlength=bins) / size,
         share,
     )
+
+
+def check_teacher_metrics(metrics: Any, weighted_metrics: Any) -> None:
+    """Refuses a `TeacherAgreement` anywhere but in a flat list of metrics."""
+    is_flat = isinstance(metrics, (list, tuple)) and not any(
+        isinstance(part, (dict, list, tuple)) for part in metrics
+    )
+    elsewhere = [weighted_metrics, None if is_flat else metrics]
+    if any(isinstance(m, TeacherAgreement) for m in keras.tree.flatten(elsewhere)):
+        raise ValueError(
+            "TeacherAgreement goes into compile(metrics=[...]), a flat list: it judges "
+            "all distilled outputs, without weights."
+        )

@@ -51,6 +51,10 @@ class ScheduledScalar:
             return ops.convert_to_tensor(self.variable)
         return ops.cast(self.schedule(optimizer.iterations), "float32")
 
+    def value_at(self, step: int) -> float:
+        """Returns the number in force at a step."""
+        return self.number if self.schedule is None else float(self.schedule(step))
+
     def check_also(self, check: Callable[[float], None]) -> None:
         """Holds the number, now and later, to a further check; a schedule by epoch."""
         self.further_check = check
@@ -60,7 +64,7 @@ class ScheduledScalar:
     def check_at(self, step: int) -> None:
         """Raises `ValueError` if a schedule is out of range at a step."""
         if self.schedule is not None:
-            value = float(self.schedule(step))
+            value = self.value_at(step)
             try:
                 check_scalar(self.name, value)
                 self.further_check(value)

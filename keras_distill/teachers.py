@@ -6,6 +6,7 @@ variables, and nothing of it is saved, trained or changed.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -51,24 +52,35 @@ class Teacher:
         self.input_ranks: list[int] | None = None
         if model is not None and getattr(model, "inputs", None):
             self.input_ranks = sorted(len(tensor.shape) for tensor in model.inputs)
+        #: Whether it was asked on a first batch, and what it said was in order.
+        self.has_answered = False
         self._extractor: keras.Model | None = None
-        self._layer_names: tuple[str, ...] = ()
 
-    def match_layers(self, layer_names: Sequence[str]) -> None:
-        """Has `__call__` return these layers' outputs too.
+    def matching(
+        self, layer_names: Sequence[str] = (), from_logits: Any = None
+    ) -> Teacher:
+        """Returns this teacher for one user, who may want more of it than others do.
+
+        Args:
+            layer_names: layers whose outputs its answers hold too.
+            from_logits: whether the outputs are logits; `None` for what is known.
 
         Raises:
             ValueError: if there is no single model, or it has no such layer.
         """
-        self._layer_names = tuple(layer_names)
-        self._extractor = None
-        if self._layer_names:
-            if self.model is None:
-                raise ValueError(
-                    f"hidden layers {', '.join(layer_names)} of the teacher are to be "
-                    f"matched, but it is a {self.description}; give one keras.Model."
-                )
-            self._extractor = layer_extractor(self.model, layer_names, "teacher")
+        bound = copy.copy(self)
+        bound.has_answered = False
+        if from_logits is not None:
+            bound.from_logits = from_logits
+        if not layer_names:
+            return bound
+        if self.model is None:
+            raise ValueError(
+                f"hidden layers {', '.join(layer_names)} of the teacher are to be "
+                f"matched, but it is a {self.description}; give one keras.Model."
+            )
+        bound._extractor = layer_extractor(self.model, layer_names, "teacher")
+        return bound
 
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         """Runs the teacher once, for inference.
@@ -125,6 +137,14 @@ class _Ensemble(Teacher):
     @staticmethod
     def _no_function(x: Any) -> Any:
         raise NotImplementedError
+
+    def matching(
+        self, layer_names: Sequence[str] = (), from_logits: Any = None
+    ) -> Teacher:
+        bound = super().matching(layer_names)
+        assert isinstance(bound, _Ensemble)
+        bound.members = [m.matching((), from_logits) for m in self.members]
+        return bound
 
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         answers = [member(x, temperature).logits for member in self.members]
@@ -192,7 +212,7 @@ def as_teacher(
             f'teacher_average must be "probabilities" or "logits", got {average!r}.'
         )
     if isinstance(teacher, Teacher):
-        return teacher
+        return teacher.matching((), from_logits)
     if isinstance(teacher, keras.Model):
         return _model_teacher(teacher, from_logits, outputs)
     if isinstance(teacher, (list, tuple)):

@@ -852,7 +852,7 @@ def test_not_finite_teacher_with_several_steps_per_execution_and_by_hand(data):
         mlp(6), lambda v: teacher(v) + 0.0 * v[:, :1], teacher_from_logits=True,
         steps_per_execution=4,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="one of the batches 4 to 7 of epoch 1"):
+    with pytest.raises(ValueError, match="outputs for batch 5 of epoch 1 are not all"):
         distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     with pytest.raises(ValueError, match="outputs for this batch are not all finite"):
         distiller.train_on_batch(x, y)
@@ -877,7 +877,9 @@ def test_not_finite_teacher_on_the_first_batch(data):
     ],
 )
 def test_empty_data(data, empty):
-    with pytest.raises(ValueError, match="the training data is empty"):
+    with pytest.raises(
+        ValueError, match="the training data is empty|an empty generator"
+    ):
         compiled().fit(*empty(*data), verbose=0)
 
 

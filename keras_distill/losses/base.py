@@ -85,9 +85,12 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     __rmul__ = __mul__
 
     def __add__(self, other: Any) -> SumOfLosses:
-        return SumOfLosses([*weighted_terms(self), *weighted_terms(other)])
+        return SumOfLosses([(1.0, self), (1.0, other)])
 
-    __radd__ = __add__
+    def __radd__(self, other: Any) -> Any:
+        # sum() begins with 0.
+        is_start = isinstance(other, int) and other == 0
+        return self if is_start else SumOfLosses([(1.0, other), (1.0, self)])
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -118,7 +121,11 @@ class SumOfLosses(DistillationLoss):
                 )
             if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise ValueError(f"a weight must be a finite number >= 0, got {weight}")
-        self.terms = [(float(weight), term) for weight, term in terms]
+        self.terms = [
+            (weight * inner_weight, inner)
+            for weight, term in terms
+            for inner_weight, inner in weighted_terms(term)
+        ]
 
     def __mul__(self, weight: float) -> SumOfLosses:
         return SumOfLosses([(weight * w, term) for w, term in self.terms])

@@ -11,6 +11,21 @@ from keras import ops
 from keras_distill.outputs import by_output
 
 
+def step_weights(sample_weight: Any, class_weight: Any, y: Any, y_pred: Any) -> Any:
+    """Returns the weights of a step's examples, by output; `None` for none.
+
+    Args:
+        sample_weight: that came with the batch.
+        class_weight: dict of weights by class, as given to `fit`; in place of these.
+        y: labels.
+        y_pred: the student's outputs.
+    """
+    if class_weight and y is not None:
+        table = class_weight_table(class_weight, y_pred.shape[-1])
+        sample_weight = weights_of_labels(table, y, y_pred)
+    return weights_by_output(sample_weight, y_pred)
+
+
 def weights_by_output(sample_weight: Any, y_pred: Any) -> Any:
     """Gives each output its sample weights, with trailing axes to broadcast.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
+import tensorflow as tf
+
 
 class DistillationInputs(NamedTuple):
     """Model inputs joined with the teacher's cached answer for them.
@@ -22,3 +25,27 @@ class DistillationInputs(NamedTuple):
     inputs: Any
     soft_targets: Any
     layers: dict[str, Any] = {}  # never changed
+
+
+def without_soft_targets(x: Any) -> Any:
+    """Returns what the student takes."""
+    return x.inputs if isinstance(x, DistillationInputs) else x
+
+
+def unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    """Returns `x`, `y` and `sample_weight` of a batch, `None` for what it lacks.
+
+    Bare `DistillationInputs` are `x`: Keras would take their fields for all three.
+    """
+    if isinstance(batch, DistillationInputs):
+        return batch, None, None
+    return keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def as_data(data: Any) -> Any:
+    """Returns a dataset of bare `DistillationInputs` as 1-tuples, which Keras takes for `x`."""
+    if isinstance(data, tf.data.Dataset) and isinstance(
+        data.element_spec, DistillationInputs
+    ):
+        return data.map(lambda inputs: (inputs,))
+    return data
