@@ -379,7 +379,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                     "metrics=[TeacherAgreement()]."
                 )
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
-            self._state.judges_loss = y is not None and self.loss is not None
+            self._state.judges_labels = y is not None
             size = _batch_size(without_soft_targets(x))
             self._add_to_mean(keras_compat.loss_tracker(self), loss, size)
             return self.step_logs(self.compute_metrics(x, y, y_pred, sample_weight))
@@ -399,14 +399,17 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's; while judging, without losses that are not judged."""
-        left_out = []
+        state, left_out = self._state, []
+        labelled = state.judges_labels if self._judging else state.labelled
+        if not labelled:
+            left_out += keras_compat.metrics_of_labels(self)
         if self._judging:
-            left_out = [self.hard_loss_tracker, self.soft_loss_tracker]
-            if not self._state.judges_loss:
+            left_out += [self.hard_loss_tracker, self.soft_loss_tracker]
+            if not labelled or self.loss is None:
                 left_out.append(keras_compat.loss_tracker(self))
         return [
             metric
-            for metric in [*super().metrics, *self._state.teacher_metrics]
+            for metric in [*super().metrics, *state.teacher_metrics]
             if not any(metric is one for one in left_out)
             # Metrics of labels do not exist until a batch brought labels.
             and getattr(metric, "built", True)
@@ -590,10 +593,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 x,
                 y if all_labels is None else all_labels,
             )
-        if state.labelled is not (y is not None):
-            # Losses and metrics of labels make their variables when first traced.
-            state.labelled = y is not None
-            self._retrace()
+            # A step that makes variables is traced twice by TensorFlow.
+            self.optimizer.build(self.trainable_variables)
+            if y is not None:
+                keras_compat.build_loss_and_metrics(self, y, state.student_outputs)
+        state.labelled = y is not None
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.

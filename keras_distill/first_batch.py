@@ -17,7 +17,7 @@ from keras_distill.outputs import (
     is_settled,
     look_like_probabilities,
     settle,
-    shapes_of,
+    symbolic_outputs,
 )
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
@@ -61,7 +61,8 @@ def check_first_batch(
     Raises:
         ValueError: if it cannot be trained on, with what to do.
     """
-    shapes = _student_shapes(student, state, loss, without_soft_targets(x))
+    outputs = _student_outputs(student, state, loss, without_soft_targets(x))
+    shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
     _check_teaching(student, state, teacher_from_logits, shapes, x)
     alpha = state.alpha.value
     if y is None:
@@ -94,24 +95,27 @@ def check_first_batch(
         class_weight_table(state.class_weight, next(iter(shapes.values()))[-1])
 
 
-def _student_shapes(
+def _student_outputs(
     student: keras.Model, state: StepState, loss: Any, inputs: Any
-) -> dict[Any, tuple]:
-    """Returns the shape of each output, seen on a batch only where nothing else says it."""
-    if not state.student_shapes:
-        state.student_shapes = shapes_of(student)
-    if state.student_shapes and is_settled(state.student_from_logits):
-        return state.student_shapes
-    outputs = student(
-        keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
-    )
-    known = state.student_from_logits
-    if known is None:  # its layers may say it now that it is built
-        known = gives_logits(student, state.matching.outputs_with_classes)
-    state.student_from_logits = settle(outputs, known, "student", "student_from_logits")
-    check_loss_takes_outputs(loss, state.student_from_logits)
-    state.student_shapes = {key: tuple(out.shape) for key, out in by_output(outputs)}
-    return state.student_shapes
+) -> Any:
+    """Returns symbolic outputs, seen on a batch only where nothing else says them."""
+    if state.student_outputs is None and getattr(student, "outputs", None):
+        state.student_outputs = symbolic_outputs(student)
+    if state.student_outputs is None or not is_settled(state.student_from_logits):
+        outputs = student(
+            keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
+        )
+        known = state.student_from_logits
+        if known is None:  # its layers may say it now that it is built
+            known = gives_logits(student, state.matching.outputs_with_classes)
+        state.student_from_logits = settle(
+            outputs, known, "student", "student_from_logits"
+        )
+        check_loss_takes_outputs(loss, state.student_from_logits)
+        state.student_outputs = keras.tree.map_structure(
+            lambda out: keras.KerasTensor((None, *out.shape[1:]), out.dtype), outputs
+        )
+    return state.student_outputs
 
 
 def _check_teaching(

@@ -28,6 +28,28 @@ def forget_loss(model: keras.Model) -> None:
     model._compile_loss = model.loss = None
 
 
+def build_loss_and_metrics(model: keras.Model, y: Any, y_pred: Any) -> None:
+    """Makes the variables of a model's loss and metrics of labels.
+
+    Keras makes them in the first trace of a step, which TensorFlow then traces once more.
+    """
+    for part in (model._compile_loss, model._compile_metrics):
+        if part is not None and not part.built:
+            part.build(y, y_pred)
+
+
+def metrics_of_labels(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns what a model shows of labels alone: the metrics given to `compile`.
+
+    In `metrics` they stand among others, and have no name of their own.
+    """
+    loss, metrics = model._compile_loss, model._compile_metrics
+    return [
+        *([] if loss is None else loss.metrics),
+        *([] if metrics is None else [metrics]),
+    ]
+
+
 class TrainerFixes:
     """Mixin for a `keras.Model`: what Keras's TensorFlow trainer does not do by itself.
 

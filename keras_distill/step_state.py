@@ -27,13 +27,13 @@ class StepState:
             where none is matched.
         given_teacher: as the user gave it.
         teacher: the same, bound to what is matched.
-        student_shapes: shape of each output by its key, once a batch was seen.
+        student_outputs: symbolic, once a batch was seen.
         teacher_metrics: metrics that are given the teacher's outputs.
         user_metrics: as given to `compile`.
         class_weight: as given to the running `fit`.
         said_unlabelled: whether the user knows that there are no labels.
-        judges_loss: whether `evaluate` has a loss to show.
-        labelled: whether the last data that was looked at had labels.
+        labelled: whether the data of the last `fit` has labels.
+        judges_labels: whether that of the last `evaluate` has.
         counter: of batches.
         watch: of the running `fit`.
     """
@@ -45,14 +45,14 @@ class StepState:
     student_runs: Callable[..., Any] | None = None
     given_teacher: Any = None
     teacher: Teacher | None = None
-    student_shapes: dict[Any, tuple] = dataclasses.field(default_factory=dict)
+    student_outputs: Any = None
     teacher_metrics: list[keras.metrics.Metric] = dataclasses.field(
         default_factory=list
     )
     user_metrics: Any = None
     class_weight: dict[int, float] | None = None
     said_unlabelled: bool = False
-    judges_loss: bool = True
-    labelled: bool | None = None
+    labelled: bool = True
+    judges_labels: bool = True
     counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
     watch: TrainingWatch | None = None

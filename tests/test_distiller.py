@@ -176,20 +176,74 @@ def test_dataset_is_iterated_once_per_epoch_and_in_its_own_order(data):
     assert largest_difference(student.get_weights(), plain.get_weights()) < 1e-6
 
 
-def test_fitting_a_dataset_again_does_not_retrace(data):
-    teacher, traces = mlp(32), []
+class Traced(Distiller):
+    """Counts how often its step is traced; in eager mode, how often it is run."""
 
-    def counted(inputs):
-        if tf.inside_function():
-            traces.append(1)
-        return teacher(inputs, training=False)
+    steps = 0
 
-    distiller = compiled(mlp(6), counted, teacher_from_logits=True)
-    dataset = tf.data.Dataset.from_tensor_slices(data).batch(16)
-    distiller.fit(dataset, epochs=2, verbose=0)
-    count = len(traces)
-    distiller.fit(dataset, epochs=2, verbose=0)
-    assert len(traces) == count
+    def train_step(self, data):
+        type(self).steps += 1
+        return super().train_step(data)
+
+
+def in_batches(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+
+
+KINDS_OF_DATA = {
+    "arrays": lambda x, y: {"x": x, "y": y, "batch_size": 16},
+    "arrays with a rest": lambda x, y: {"x": x, "y": y, "batch_size": 24},
+    "dataset": lambda x, y: {"x": in_batches(x, y)},
+    "dataset with a rest": lambda x, y: {"x": in_batches(x[:40], y[:40])},
+    "dataset of fixed batches": lambda x, y: {
+        "x": tf.data.Dataset.from_tensor_slices((x, y)).batch(16, drop_remainder=True)
+    },
+    "dataset of any length": lambda x, y: {
+        "x": in_batches(x, y).map(
+            lambda a, b: (tf.ensure_shape(a, (None, FEATURES)), b)
+        )
+    },
+    "generator": lambda x, y: {
+        "x": ((x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16))
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_DATA)
+@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}])
+def test_a_fresh_fit_traces_the_step_once(data, kind, settings):
+    Traced.steps = 0
+    distiller = Traced(mlp(6), mlp(32))
+    distiller.compile("adam", SPARSE, metrics=["accuracy"], **settings)
+    distiller.fit(**KINDS_OF_DATA[kind](*data), verbose=0)
+    assert Traced.steps == 1
+    assert int(distiller.optimizer.iterations) >= 3
+
+
+def test_a_second_fit_does_not_trace(data):
+    Traced.steps = 0
+    distiller = Traced(mlp(6), mlp(32))
+    distiller.compile("adam", SPARSE)
+    for _ in range(2):
+        distiller.fit(in_batches(*data), epochs=2, class_weight={0: 2.0}, verbose=0)
+    assert Traced.steps == 1
+
+
+def test_the_host_looks_at_the_teacher_every_100_steps_and_at_the_end(data):
+    """A look waits for the device: the step only notes."""
+    x, y = (np.tile(part, (4, *[1] * (part.ndim - 1))) for part in data)
+    distiller, looks = compiled(), []
+    counter = type(distiller._state.counter)
+
+    class Watched(counter):
+        @property
+        def first_bad(self):
+            looks.append(int(distiller.optimizer.iterations))
+            return counter.first_bad.fget(self)
+
+    distiller._state.counter = Watched()
+    distiller.fit(x, y, batch_size=1, validation_data=data, verbose=0)
+    assert looks == [100, 200, 256]
 
 
 def test_py_dataset(data):
@@ -233,16 +287,32 @@ def test_one_weight_per_example_spreads_over_the_sequence():
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
 
 
+class Subclassed(keras.Model):
+    """A model that says nothing of its outputs before it has seen a batch."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, inputs):
+        return self.model(inputs)
+
+
 @pytest.mark.parametrize("as_dataset", [False, True])
-def test_class_weight_of_a_sequence_is_by_position(as_dataset):
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_class_weight_of_a_sequence_is_by_position(as_dataset, subclassed):
     rng = np.random.default_rng(0)
     x, y = rng.integers(1, 20, (4, 3)), rng.integers(CLASSES, size=(4, 3))
     student, teacher = tagger(4), tagger(16)
     same = copy_of(student)
+    if subclassed:
+        student = Subclassed(student)
     data = (x, y)
     if as_dataset:
         data = (tf.data.Dataset.from_tensor_slices((x, y)).batch(4),)
-    compiled(student, teacher).fit(*data, class_weight={0: 5.0, 2: 0.0}, verbose=0)
+    compiled(student, teacher, student_from_logits=True).fit(
+        *data, class_weight={0: 5.0, 2: 0.0}, verbose=0
+    )
     weight = np.select([y == 0, y == 2], [5.0, 0.0], 1.0).astype("float32")
     compiled(same, teacher).train_on_batch(x, y, weight)
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
@@ -1034,3 +1104,86 @@ def test_class_weight_names_no_class():
         ValueError, match="class_weight names the class 9, but the clas"
     ):
         compiled(tagger(4), tagger(16)).fit(x, y, class_weight={9: 1.0}, verbose=0)
+
+
+def test_class_weight_beside_sample_weights(data):
+    x, y = data
+    weighted = tf.data.Dataset.from_tensor_slices((x, y, np.ones(64))).batch(16)
+    for arguments in ({"x": weighted}, {"x": x, "y": y, "sample_weight": np.ones(64)}):
+        distiller = compiled()
+        with pytest.raises(ValueError, match="class_weight"):
+            distiller.fit(**arguments, class_weight={0: 2.0}, verbose=0)
+        assert int(distiller.optimizer.iterations) == 0
+
+
+def test_class_weight_of_several_outputs(data):
+    x, y = data
+    distiller = Distiller(two_heads(6), two_heads(32))
+    distiller.compile("sgd", {"first": SPARSE, "second": SPARSE})
+    labels = {"first": y, "second": y % 3}
+    with pytest.raises(ValueError, match="class_weight is for students with one out"):
+        distiller.fit(x, labels, class_weight={0: 2.0}, verbose=0)
+
+
+# What Keras hands over ---------------------------------------------------------------
+
+
+def test_a_callback_list_of_keras(data):
+    seen = []
+    own = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(epoch)
+    )
+    distiller = compiled()
+    callbacks = keras.callbacks.CallbackList(
+        [own], add_history=True, model=distiller, epochs=2
+    )
+    for _ in range(2):
+        distiller.fit(*data, epochs=2, callbacks=callbacks, verbose=0)
+    assert seen == [0, 1, 0, 1]
+    assert own in callbacks.callbacks
+    # Ours is gone from the user's list.
+    assert [type(one).__name__ for one in callbacks.callbacks].count(
+        "TrainingWatch"
+    ) == 0
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_validation_data_of_bare_cached_soft_targets_has_no_labels(data, as_dataset):
+    x, y = data
+    cached = DistillationInputs(x, mlp(32).predict(x, verbose=0))
+    validation = cached
+    if as_dataset:
+        validation = tf.data.Dataset.from_tensor_slices(cached).batch(32)
+    distiller = Distiller(mlp(6))
+    distiller.compile("sgd", SPARSE, metrics=["accuracy", TeacherAgreement()])
+    history = distiller.fit(cached, y, validation_data=validation, verbose=0).history
+    assert {name for name in history if name.startswith("val_")} == {
+        "val_teacher_agreement"
+    }
+
+
+def test_bare_cached_soft_targets_from_a_generator_are_no_labels(data):
+    x, _ = data
+    targets = mlp(32).predict(x, verbose=0)
+
+    def batches():
+        for i in range(0, 64, 16):
+            yield DistillationInputs(x[i : i + 16], targets[i : i + 16])
+
+    student = mlp(6)
+    same = copy_of(student)
+    for one, given in ((student, batches()), (same, DistillationInputs(x, targets))):
+        distiller = Distiller(one, alpha=0.0)
+        distiller.compile(keras.optimizers.SGD(0.1))
+        distiller.fit(
+            given, batch_size=None if one is student else 16, shuffle=False, verbose=0
+        )
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
+def test_recompiled_without_a_loss_forgets_the_first_one(data):
+    x, y = data
+    distiller = compiled(alpha=0.0)
+    distiller.fit(x, y, verbose=0)
+    distiller.compile("sgd")
+    assert distiller.fit(x, y, verbose=0).history["hard_loss"] == [0.0]

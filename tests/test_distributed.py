@@ -164,7 +164,7 @@ def test_two_worker_processes_equal_one_process(tmp_path, what):
 
 
 def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
-    """When this fails, Keras can, and MultiWorkerFit of keras_compat can go."""
+    """When this fails, Keras can, and that of TrainerFixes can go."""
     codes, errors = run_workers(tmp_path, free_ports(2), "plain")
     assert 0 not in codes
     assert "PerReplica" in errors[0]

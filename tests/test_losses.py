@@ -413,3 +413,21 @@ def test_wrong_weights_are_refused(weight):
 def test_wrong_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
         SoftTargetLoss(temperature)
+
+
+def test_sums_of_sums_are_one_flat_sum():
+    a, b = SoftTargetLoss(), LogitLoss()
+    nested = SumOfLosses([(0.5, a + 2.0 * b), (1.0, b)])
+    assert nested.terms == [(0.5, a), (1.0, b), (1.0, b)]
+    assert sum([a, b]).terms == [(1.0, a), (1.0, b)]
+    assert sum([a]) is a
+    keras_loss = keras.distillation.LogitsDistillation()
+    assert (keras_loss + a).terms == [(1.0, keras_loss), (1.0, a)]
+
+
+def test_a_nested_sum_trains(data):
+    x, y = data
+    loss = SumOfLosses([(0.5, SoftTargetLoss() + LogitLoss()), (1.0, LogitLoss())])
+    distiller = Distiller(mlp(6), mlp(32), distillation_loss=loss)
+    distiller.compile("sgd", SPARSE)
+    assert np.isfinite(distiller.fit(x, y, verbose=0).history["soft_loss"][0])

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
+import keras_distill as kd
 from keras_distill.distiller import Distiller
 from keras_distill.export.savedmodel import export_savedmodel
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
@@ -238,3 +239,28 @@ def test_unknown_average_is_refused():
 def test_copy_is_independent(teacher):
     copy = copy_of(teacher)
     assert largest_difference(copy.get_weights(), teacher.get_weights()) == 0.0
+
+
+def test_a_teacher_object_serves_two_distillers():
+    """Neither what one matches nor what it says of logits is the other's."""
+    shared = as_teacher(mlp(32))
+    first = kd.Distiller(
+        mlp(6), shared, distillation_loss=kd.FeatureLoss("hidden", "hidden", True)
+    )
+    second = kd.Distiller(mlp(6), shared)
+    third = kd.Distiller(mlp(6), shared, teacher_from_logits=False)
+    x = np.ones((2, 8), "float32")
+    answers = [d._state.teacher(x, 1.0) for d in (first, second, third)]
+    assert [set(answer.layers) for answer in answers] == [{"hidden"}, set(), set()]
+    assert [d._state.teacher.from_logits for d in (first, second, third)] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert shared.from_logits is True
+    assert shared(x, 1.0).layers == {}
+
+
+def test_a_list_of_teacher_objects_is_told_what_it_gives():
+    members = [as_teacher(lambda x: x), as_teacher(lambda x: x)]
+    bound = as_teacher(as_teacher(members), from_logits=True)
+    assert [member.from_logits for member in bound.members] == [True, True]
+    assert [member.from_logits for member in members] == [None, None]

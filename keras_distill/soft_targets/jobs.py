@@ -58,8 +58,7 @@ class Job:
     def bound(self) -> Teacher:
         """The teacher."""
         bound = as_teacher(self.teacher, self.from_logits, self.average)
-        bound.match_layers(self.settings.layers)
-        return bound
+        return bound.matching(self.settings.layers)
 
     @functools.cached_property
     def source(self) -> sources.Source:
