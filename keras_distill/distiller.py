@@ -517,8 +517,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         )
         callbacks: Any = given.get("callbacks")
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+        watch.set_model(self)  # under a strategy it looks before Keras would
         if is_list:
-            watch.set_model(self)
             watch.set_params(callbacks.params or {})
             callbacks.callbacks.insert(0, watch)
         else:

@@ -116,7 +116,7 @@ class TrainingWatch(keras.callbacks.Callback):
     def check_schedules(self) -> None:
         """Holds schedules to their ranges, at both ends of the epoch."""
         start = int(ops.convert_to_numpy(self.model.optimizer.iterations))
-        for step in (start, start + (self.params.get("steps") or 1) - 1):
+        for step in (start, start + ((self.params or {}).get("steps") or 1) - 1):
             for scalar in self.scalars:
                 scalar.check_at(step)
 
