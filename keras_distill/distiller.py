@@ -12,18 +12,8 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import keras_compat
+from keras_distill import first_batch, keras_compat
 from keras_distill.features import layer_extractor
-from keras_distill.first_batch import (
-    CACHED_WITHOUT_LAYERS,
-    NOTHING_TEACHES,
-    check_arrays,
-    check_first_batch,
-    check_loss_takes_outputs,
-    check_same_shapes,
-    check_student_and_teacher,
-    not_finite,
-)
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.matching import (
@@ -43,17 +33,16 @@ from keras_distill.outputs import (
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
-from keras_distill.soft_targets import views
+from keras_distill.soft_targets import distillation_inputs, views
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
-    as_data,
     unpacked,
     without_soft_targets,
 )
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.step_state import StepState
 from keras_distill.teachers import as_teacher
-from keras_distill.training_watch import TrainingWatch
+from keras_distill.training_watch import TrainingWatch, not_finite
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -137,7 +126,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
-        check_student_and_teacher(student, teacher)
+        first_batch.check_student_and_teacher(student, teacher)
         # The student's policy decides loss scaling and how inputs are cast.
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, **kwargs)
@@ -208,7 +197,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         return self._state.given_teacher
 
     def _set_teacher(self, teacher: Any) -> None:
-        check_student_and_teacher(self.student, teacher)
+        first_batch.check_student_and_teacher(self.student, teacher)
         bound, matching = None, self._state.matching
         if teacher is not None:
             bound = as_teacher(
@@ -218,7 +207,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 matching.outputs_with_classes,
             ).matching(matching.layer_names("teacher"))
             check_mean_at_one_temperature(bound, matching.terms)
-        check_same_shapes(
+        first_batch.check_same_shapes(
             shapes_of(self.student),
             {} if bound is None else bound.shapes,
             matching.outputs_with_classes,
@@ -295,7 +284,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             if self.alpha == 1.0:
                 return None
             raise ValueError(
-                NOTHING_TEACHES if cached is None else CACHED_WITHOUT_LAYERS
+                first_batch.NOTHING_TEACHES
+                if cached is None
+                else first_batch.CACHED_WITHOUT_LAYERS
             )
         temperature = self._state.temperature.at(self.optimizer)
         outputs = self._state.teacher(without_soft_targets(x), temperature)
@@ -361,7 +352,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         judged = self._state.matching.outputs_with_classes
         for metric in self._state.teacher_metrics:
             if teacher is None:
-                raise ValueError(f"metric {metric.name!r}: {NOTHING_TEACHES}")
+                raise ValueError(
+                    f"metric {metric.name!r}: {first_batch.NOTHING_TEACHES}"
+                )
             for key, output in by_output(y_pred):
                 if judged is None or key in judged:
                     metric.update_state(at(teacher.logits, key), output)
@@ -450,7 +443,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if `from_logits` of the loss disagrees with the student's last
                 layer.
         """
-        check_loss_takes_outputs(loss, self.student_from_logits)
+        first_batch.check_loss_takes_outputs(loss, self.student_from_logits)
         check_teacher_metrics(metrics, kwargs.get("weighted_metrics"))
         self._state.user_metrics = metrics
         self._state.teacher_metrics = []
@@ -493,13 +486,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self.compiled:
             return super().fit(**given)
-        check_arrays(x, y)
+        first_batch.check_arrays(x, y)
         if "validation_data" in given:
-            validation = as_data(given["validation_data"])
+            validation = distillation_inputs.as_data(given["validation_data"])
             is_bare = isinstance(validation, DistillationInputs)
             given["validation_data"] = (validation,) if is_bare else validation
         if isinstance(x, tf.data.Dataset):
-            given["x"] = as_data(x)
+            given["x"] = distillation_inputs.as_data(x)
             # Keras warns that its own default, True, has no effect on these.
             given.setdefault("shuffle", False)
         # In the step, where the shapes of labels and outputs are known.
@@ -585,7 +578,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 raise ValueError(
                     "the student has no trainable weights; set student.trainable = True."
                 )
-            check_first_batch(
+            first_batch.check_first_batch(
                 self.student,
                 state,
                 self.loss,
@@ -614,7 +607,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if there are no labels and no metric that does without.
         """
         with self._only_judging(), plain_errors():
-            return super().evaluate(as_data(x), *args, **kwargs)
+            return super().evaluate(distillation_inputs.as_data(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns the student's outputs, as `keras.Model.predict` does.
@@ -628,7 +621,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             As `keras.Model.predict`.
         """
         with plain_errors():
-            return super().predict(as_data(x), *args, **kwargs)
+            return super().predict(distillation_inputs.as_data(x), *args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Trains on one batch, as `keras.Model.train_on_batch` does.

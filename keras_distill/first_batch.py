@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_distill.losses.features import FeatureLoss
@@ -326,20 +327,17 @@ def check_finite(outputs: Any, where: str) -> None:
 def check_cached_are_logits(cached: Any, from_logits: Any) -> None:
     """Refuses cached soft targets that are not finite, or look like probabilities."""
     check_finite(cached, "batch 0")
-    parts = [part for _, part in by_output(cached)]
-    if from_logits is False and not all(
+    are_probabilities = all(
         not isinstance(part, TopKLogits) and look_like_probabilities(part)
-        for part in parts
-    ):
+        for _, part in by_output(cached)
+    )
+    if from_logits is False and not are_probabilities:
         raise ValueError(
             "teacher_from_logits is False, but the cached soft targets are not "
             "probabilities; SoftTargets keeps logits whatever the teacher gives, so leave "
             "it out."
         )
-    if from_logits is None and all(
-        not isinstance(part, TopKLogits) and look_like_probabilities(part)
-        for part in parts
-    ):
+    if from_logits is None and are_probabilities:
         raise ValueError(
             "the cached soft targets of the first batch are >= 0 and sum to 1: they are "
             "probabilities, where logits are expected. Keep logits, or pass "
@@ -373,9 +371,9 @@ def check_top_k_can_be_matched(cached: Any, terms: list, temperature: Any) -> No
             )
     if not any(part.has_rest for part in top_k):
         return
-    own = [t.temperature for t in terms if getattr(t, "temperature", None) is not None]
-    for value in own:
-        check_hot_enough_for_top_k(value)
+    for term in terms:
+        if getattr(term, "temperature", None) is not None:
+            check_hot_enough_for_top_k(term.temperature)
     temperature.check_also(check_hot_enough_for_top_k)
 
 
@@ -397,13 +395,12 @@ def check_arrays(x: Any, y: Any) -> None:
     """
     if x is None:
         raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
-    if any(
-        getattr(part, "shape", None) and not len(part) for part in keras.tree.flatten(x)
-    ):
+    if any(getattr(part, "shape", ())[:1] == (0,) for part in keras.tree.flatten(x)):
         raise ValueError(EMPTY)
     for part in [] if y is None else keras.tree.flatten(y):
-        if np.asarray(part).dtype.kind not in "iufbV":
+        dtype = getattr(part, "dtype", None)
+        if dtype == tf.string or getattr(dtype, "kind", "i") in "USO":
             raise ValueError(
-                f"labels must be numbers, got dtype {np.asarray(part).dtype}; map class "
-                "names to integers from 0 on."
+                f"labels must be numbers, got dtype {dtype}; map class names to integers "
+                "from 0 on."
             )

@@ -142,7 +142,15 @@ class TrainingWatch(keras.callbacks.Callback):
         batch = next(iterator, None)
         if batch is None:
             raise ValueError(EMPTY)
-        self.first(batch)
+        # What a generator gives as None comes so.
+        self.first(
+            keras.tree.map_structure(
+                lambda part: (
+                    None if isinstance(part, tf.experimental.Optional) else part
+                ),
+                batch,
+            )
+        )
         return whole_again(batch, iterator, steps)
 
     def step_done(self, batches: int) -> None:
@@ -181,7 +189,9 @@ def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:
         rest: where it was taken from.
         steps: how many batches an execution has, at most.
     """
-    if not isinstance(rest, tf.data.Iterator):
+    if not isinstance(rest, tf.data.Iterator) or any(
+        isinstance(spec, tf.OptionalSpec) for spec in tf.nest.flatten(rest.element_spec)
+    ):
         return itertools.chain([first], rest)
     if steps == 1:  # a few milliseconds; the general way costs thirty
         size = tf.nest.flatten(first)[0].shape[0]

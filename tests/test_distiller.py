@@ -246,6 +246,21 @@ def test_the_host_looks_at_the_teacher_every_100_steps_and_at_the_end(data):
     assert looks == [100, 200, 256]
 
 
+@pytest.mark.parametrize("rest", [(None,), (None, None)])
+def test_a_generator_may_give_none_for_what_it_lacks(data, rest):
+    x, _ = data
+    student = mlp(6)
+    same = copy_of(student)
+    halves = ((part, *rest) for part in (x[:32], x[32:]))
+    for one, given in ((student, {"x": halves}), (same, {"x": x, "batch_size": 32})):
+        distiller = compiled(one, mlp(32), alpha=0.0)
+        distiller.teacher.set_weights(
+            [np.full_like(w, 0.1) for w in distiller.teacher.get_weights()]
+        )
+        distiller.fit(**given, shuffle=False, verbose=0)
+    assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
+
+
 def test_py_dataset(data):
     x, y = data
 
