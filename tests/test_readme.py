@@ -15,10 +15,12 @@ def test_python_examples_run_one_after_the_other(tmp_path):
     examples = blocks("python")
     for example in examples:
         assert len([line for line in example.splitlines() if line.strip()]) <= 16
-    # All but the numbers of epochs, trials and clusters as printed.
+    # All but the numbers of epochs, trials and clusters as printed; nothing is timed.
     program = re.sub(r"epochs=\d+", "epochs=1", "\n".join(examples))
-    program = program.replace("max_trials=6", "max_trials=3")
+    program = program.replace("max_trials=6", "max_trials=2")
     program = program.replace("n_clusters=3", "n_clusters=2")
+    program = program.replace("teacher=teacher))", "teacher=teacher, timing=False))")
+    assert "timing=False" in program
     (tmp_path / "example.py").write_text(program)
     done = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True,

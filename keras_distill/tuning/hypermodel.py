@@ -37,7 +37,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         build_student: `fn(hp)` that returns a new `keras.Model`. If that is compiled, its
             optimizer, loss and metrics are taken over.
         teacher: anything that may teach a `Distiller`; `None` (default) if the batches
-            bring kept soft targets, as `SoftTargets.join` gives them.
+            bring cached soft targets, as `SoftTargets.join` gives them.
         temperature: T > 0, fixed, a range or choices. Default `(1.0, 20.0)`, searched by
             its logarithm.
         alpha: weight of the hard loss, from 0 to 1, fixed, a range or choices. Default
