@@ -266,7 +266,7 @@ def check_mean_at_one_temperature(teacher: Any, terms: list) -> None:
     ]
     if teacher.averages_probabilities and any(t is not None for t in own):
         raise ValueError(
-            "a list of teachers is averaged at the distiller's temperature, but an "
-            "objective has one of its own; give the temperature to the distiller, or "
+            "a list of teachers is averaged at the distiller's temperature, but a distillation "
+            "loss has one of its own; give the temperature to the distiller, or "
             'pass teacher_average="logits".'
         )
