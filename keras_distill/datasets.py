@@ -128,11 +128,7 @@ def load(
             dataset = dataset.batch(batch_size)
         datasets[split] = dataset.prefetch(tf.data.AUTOTUNE)
     return Data(
-        name=name,
-        class_names=class_names,
-        input_shape=shape,
-        sizes=sizes,
-        **datasets,
+        name=name, class_names=class_names, input_shape=shape, sizes=sizes, **datasets
     )
 
 
@@ -154,14 +150,8 @@ def _digits(validation_fraction: float) -> _Parts:
     x, x_val, y, y_val = train_test_split(
         x, y, test_size=validation_fraction, stratify=y, random_state=0
     )
-    datasets = {
-        split: tf.data.Dataset.from_tensor_slices(arrays)
-        for split, arrays in {
-            "train": (x, y),
-            "validation": (x_val, y_val),
-            "test": (x_test, y_test),
-        }.items()
-    }
+    arrays = {"train": (x, y), "validation": (x_val, y_val), "test": (x_test, y_test)}
+    datasets = {k: tf.data.Dataset.from_tensor_slices(v) for k, v in arrays.items()}
     return datasets, [str(digit) for digit in range(10)], (8, 8, 1), None
 
 
@@ -197,33 +187,17 @@ def _tfds(
     _prepare(builder)
     counts = {name: split.num_examples for name, split in builder.info.splits.items()}
     splits = _split_names(counts, validation_fraction)
-    datasets = dict(
-        zip(
-            splits,
-            builder.as_dataset(
-                split=list(splits.values()), as_supervised=True, shuffle_files=False
-            ),
-            strict=True,
-        )
-    )
+    datasets = builder.as_dataset(split=splits, as_supervised=True, shuffle_files=False)
     feature = builder.info.features[input_key]
     shape, prepare = _preparation(name, feature, image_size, normalize)
     # Cached whole where it is small: an in-memory cache of tf.data can be cut short by
     # an iterator that is not read to its end.
-    sizes = [
-        int(dataset.cardinality()) * bytes_of(dataset.element_spec)
-        for dataset in datasets.values()
-    ]
+    sizes = (int(d.cardinality()) * bytes_of(d.element_spec) for d in datasets.values())
     if sum(sizes) <= _IN_MEMORY_BYTES:
-        datasets = {
-            split: tf.data.Dataset.from_tensor_slices(
-                to_arrays(
-                    dataset.batch(1000),
-                    f"reading {name} {split}" if verbose else None,
-                )
-            )
-            for split, dataset in datasets.items()
-        }
+        for split, dataset in datasets.items():
+            description = f"reading {name} {split}" if verbose else None
+            arrays = to_arrays(dataset.batch(1000), description)
+            datasets[split] = tf.data.Dataset.from_tensor_slices(arrays)
     class_names = [label.int2str(i) for i in range(label.num_classes)]
     return datasets, class_names, shape, prepare
 
@@ -282,17 +256,14 @@ def _prepare(builder: Any) -> None:
 
     if builder.is_prepared():
         return
-    advice = (
-        f"Prepare it where there is a network, with tensorflow_datasets.load("
-        f"{builder.name!r}, data_dir=...), copy that folder here and pass it as data_dir "
-        "or set TFDS_DATA_DIR; or use the dataset 'digits', which needs no network."
-    )
-    urls = [url for url in builder.url_infos if url.startswith("http")]
-    reasons = [_why_unreachable(url) for url in urls[:1]]
-    if any(reasons):
+    url = next((url for url in builder.url_infos if url.startswith("http")), None)
+    if url and (reason := _why_unreachable(url)):
         raise ConnectionError(
             f"{builder.info.full_name!r} is not prepared in {builder.data_dir}, and its "
-            f"source {urls[0]} does not answer ({reasons[0]}). {advice}"
+            f"source {url} does not answer ({reason}). Prepare it where there is a "
+            f"network, with tensorflow_datasets.load({builder.name!r}, data_dir=...), copy "
+            "that folder here and pass it as data_dir or set TFDS_DATA_DIR; or use the "
+            "dataset 'digits', which needs no network."
         )
     if not progress.is_live():
         tfds.disable_progress_bar()
@@ -382,9 +353,8 @@ def to_arrays(dataset: tf.data.Dataset, description: str | None = None) -> Any:
         ValueError: if it is empty.
     """
     total = max(0, int(dataset.cardinality())) or None
-    batches = dataset.as_numpy_iterator()
-    shown = description is not None
-    parts = list(progress.each(batches, description or "", "batch", total, shown))
+    shown = (description or "", "batch", total, description is not None)
+    parts = list(progress.each(dataset.as_numpy_iterator(), *shown))
     if not parts:
         raise ValueError("the dataset is empty; check how it was split.")
     return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)

@@ -63,9 +63,9 @@ class Evaluation:
     nll: float
     calibration_error: float
     teacher_agreement: float | None
-    latency_p50_ms: float | None
-    latency_p99_ms: float | None
-    throughput: float | None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    throughput: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,27 +93,25 @@ class Comparison:
             if any(getattr(e, field) is not None for e in self.evaluations)
         ]
         rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
-        for evaluation in self.evaluations:
-            row = [evaluation.name]
-            for field in shown:
-                value = getattr(evaluation, field)
-                if field == "file_bytes" and value is not None:
-                    value = value / 1e6
-                row.append("-" if value is None else _COLUMNS[field][1].format(value))
-            rows.append(row)
+        for e in self.evaluations:
+            values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}
+            cells = (
+                "-"
+                if values[field] is None
+                else _COLUMNS[field][1].format(values[field])
+                for field in shown
+            )
+            rows.append([e.name, *cells])
         return rows
 
     def __str__(self) -> str:
         rows = self._rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
         lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
+            "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)])
             for row in rows
         ]
-        lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+        lines.insert(1, "-" * len(lines[0]))
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -182,31 +180,27 @@ def evaluate(
     """
     dataset = _as_dataset(dataset)
     judged = _judge(model, from_logits)
-    judge = None if teacher is None else _judge(teacher, None)
-    answer: Any = None
-    teach: Any = None
-    first: Any = None
-    parts = []
+    judges = [judged] if teacher is None else [judged, _judge(teacher, None)]
+    parts: list[tuple] = []
     # One pass: an iterator left unfinished can cut short a dataset's cache.
     for batch in dataset:
         if not isinstance(batch, tuple) or len(batch) < 2:
             raise ValueError(
                 "the evaluation dataset brings no labels; it must yield (x, y)."
             )
-        if first is None:
+        if not parts:
             first = batch[0]
-            answer = _compiled(judged, first, dataset.element_spec[0])
-            if judge is not None:
-                teach = _compiled(judge, first, dataset.element_spec[0])
-        parts.append(_judge_batch(batch, answer, teach))
-    if first is None:
+            answers = [_compiled(one, first, dataset.element_spec[0]) for one in judges]
+        parts.append(_judge_batch(batch, *answers))
+    if not parts:
         raise ValueError("the evaluation dataset is empty; check how it was split.")
     z, y, weight, agreed = (np.concatenate(part) for part in zip(*parts, strict=True))
     if not weight.sum() > 0:
         raise ValueError("all sample weights are 0, so there is nothing to judge.")
     weight = weight / weight.sum()
     log_p = z - np.logaddexp.reduce(z.astype("float64"), axis=-1, keepdims=True)
-    times = _timings(answer, first) if timing else (None, None, None)
+    best = np.argpartition(z, -min(5, z.shape[-1]), axis=-1)[:, -5:]
+    in_top5 = (best == y[:, None]).any(-1)
     keras_model = judged.model
     return Evaluation(
         name=name or (keras_model.name if keras_model is not None else "model"),
@@ -214,13 +208,11 @@ def evaluate(
         parameters=None if keras_model is None else keras_model.count_params(),
         file_bytes=None if keras_model is None else _file_bytes(keras_model),
         accuracy=float(weight @ (z.argmax(-1) == y)),
-        top5_accuracy=float(weight @ _in_top5(z, y)) if z.shape[-1] > 10 else None,
+        top5_accuracy=float(weight @ in_top5) if z.shape[-1] > 10 else None,
         nll=float(-weight @ log_p[np.arange(len(y)), y]),
         calibration_error=calibration_error(np.exp(log_p), y, weights=weight),
-        teacher_agreement=None if teach is None else float(weight @ agreed),
-        latency_p50_ms=times[0],
-        latency_p99_ms=times[1],
-        throughput=times[2],
+        teacher_agreement=None if teacher is None else float(weight @ agreed),
+        **(_timings(answers[0], first) if timing else {}),
     )
 
 
@@ -236,7 +228,7 @@ def _as_dataset(dataset: Any) -> tf.data.Dataset:
 
 
 def _judge_batch(
-    batch: tuple, answer: Any, teach: Callable | None
+    batch: tuple, answer: Any, teach: Callable | None = None
 ) -> tuple[np.ndarray, ...]:
     """Returns logits, labels, weights and agreement of every position that counts."""
     x, y, *rest = batch
@@ -323,15 +315,9 @@ def _compiled(teacher: Teacher, first: Any, spec: Any) -> Callable[[Any], Any]:
                 "evaluate judges one output; give a callable that picks it, as in "
                 "lambda x: model(x)['name']."
             )
-        mask = mask_of(answer.outputs)
-        return tf.cast(answer.logits, tf.float32), mask
+        return tf.cast(answer.logits, tf.float32), mask_of(answer.outputs)
 
     return logits_and_mask
-
-
-def _in_top5(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    best = np.argpartition(logits, -5, axis=-1)[:, -5:]
-    return (best == labels[:, None]).any(-1)
 
 
 def _file_bytes(model: keras.Model) -> int:
@@ -342,28 +328,25 @@ def _file_bytes(model: keras.Model) -> int:
         return os.path.getsize(path)
 
 
-def _timings(
-    answer: Callable[[Any], Any], x: Any, seconds: float = 1.0
-) -> tuple[float, float, float]:
+def _timings(answer: Callable[[Any], Any], x: Any) -> dict[str, float]:
     """Returns p50 and p99 at batch 1, in ms, and examples per second at batch 64."""
-    one = keras.tree.map_structure(lambda a: a[:1], x)
-    many = keras.tree.map_structure(
-        lambda a: tf.repeat(a, -(-64 // int(a.shape[0])), axis=0)[:64], x
-    )
-    single = np.array(_times(answer, one, seconds)) * 1e3
-    batch = np.median(_times(answer, many, seconds))
-    return (
-        float(np.percentile(single, 50)),
-        float(np.percentile(single, 99)),
-        64 / batch,
-    )
+    single = np.array(_times(answer, x, 1)) * 1e3
+    return {
+        "latency_p50_ms": float(np.percentile(single, 50)),
+        "latency_p99_ms": float(np.percentile(single, 99)),
+        "throughput": float(64 / np.median(_times(answer, x, 64))),
+    }
 
 
-def _times(answer: Callable[[Any], Any], x: Any, seconds: float) -> list[float]:
+def _times(answer: Callable[[Any], Any], x: Any, size: int) -> list[float]:
+    """Returns the seconds that batches of a size take, measured for one second."""
+    x = keras.tree.map_structure(
+        lambda a: tf.repeat(a, -(-size // int(a.shape[0])), axis=0)[:size], x
+    )
     for _ in range(5):
         answer(x)
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + 1.0
     while time.perf_counter() < end and len(times) < 1000:
         start = time.perf_counter()
         answer(x)[0].numpy()

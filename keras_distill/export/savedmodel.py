@@ -95,9 +95,8 @@ def export_savedmodel(
 
     # TensorFlow Serving ignores names that are not numbers.
     hidden = os.path.join(directory, f".writing-{uuid.uuid4().hex}")
-    is_new = not tf.io.gfile.exists(directory)
+    is_new, path = not tf.io.gfile.exists(directory), None
     tf.io.gfile.makedirs(directory)
-    path = None
     try:
         with progress.bar("export", "stage", 3, verbose) as shown:
             archive = keras.export.ExportArchive()
@@ -146,18 +145,13 @@ def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]
                 f"the inputs of the subclassed model {model.name!r} are not known; pass "
                 "input_signature=tf.TensorSpec([None, ...], tf.float32, name=...)."
             )
-        return {
-            tensor.name: tf.TensorSpec(
-                (None, *tensor.shape[1:]), tensor.dtype, tensor.name
-            )
-            for tensor in model.inputs
+        signature = {
+            t.name: tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in model.inputs
         }
-    specs = signature if isinstance(signature, dict) else None
-    if specs is None:
-        specs = {s.name or "inputs": s for s in keras.tree.flatten(signature)}
+    if not isinstance(signature, dict):
+        signature = {s.name or "inputs": s for s in keras.tree.flatten(signature)}
     return {
-        name: tf.TensorSpec(spec.shape, spec.dtype, name)
-        for name, spec in specs.items()
+        name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.items()
     }
 
 

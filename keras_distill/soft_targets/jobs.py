@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,8 +49,7 @@ class Job:
     augment: Callable | None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: self.__dict__[name] for name in names}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     # Made once in every process.
 
@@ -82,21 +81,20 @@ class Job:
             ValueError: if teacher, data and settings do not go together.
         """
         self._settle_logits()
-        self.settings = self._laid_out()
+        s = self._laid_out()
         self.batched = self.source.batched
         teacher = teacher_fingerprint(self.teacher)
         if teacher["kind"] == "list":
             teacher["average"] = self.average
         specs = tf.nest.flatten(self.source.specs)
-        size, s = self.settings.batch_size, self.settings
-        fitting = max(1, min(16_384, _SHARD_BYTES // s.row_bytes) // size) * size
+        fitting = min(16_384, _SHARD_BYTES // s.row_bytes) // s.batch_size
         self.settings = dataclasses.replace(
             s,
             teacher=teacher,
             from_logits=_settled(self.bound),
             inputs=[[list(one.shape[1:]), one.dtype.name] for one in specs],
             examples=self.source.length,
-            shard_size=s.shard_size or fitting,
+            shard_size=s.shard_size or max(1, fitting) * s.batch_size,
         )
 
     def _settle_logits(self) -> None:
@@ -172,7 +170,6 @@ class Job:
     def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
         """Returns batches of what the teacher sees, and the fingerprints."""
         s, augment = self.settings, self.augment
-        assert s.shard_size is not None
 
         @tf.autograph.experimental.do_not_convert
         def prepared(index: Any, inputs: Any) -> tuple:
@@ -194,17 +191,20 @@ class Job:
             .prefetch(tf.data.AUTOTUNE)
         )
 
-    def write_piece(self, piece: list[tuple[int, int]]) -> None:
+    def write_piece(
+        self,
+        piece: list[tuple[int, int]],
+        told: Callable[[int], Any] = lambda examples: None,
+    ) -> None:
         """Writes those shards of a piece that are not there, in whatever process.
 
         Args:
             piece: view and number of each shard, ascending.
+            told: called with the number of examples, after each batch.
         """
-        there = shards.existing(self.path)
-        for view, first, count in consecutive(
-            [one for one in piece if one not in there]
-        ):
-            self.write(view, first, count, lambda examples: None)
+        missing = sorted(set(piece) - shards.existing(self.path))
+        for view, first, count in _consecutive(missing):
+            self.write(view, first, count, told)
 
     def write(
         self, view: int, shard: int, count: int | None, told: Callable[[int], Any]
@@ -224,15 +224,20 @@ class Job:
             ValueError: if an answer is not finite, or spreads too widely for `top_k`.
         """
         size = self.settings.shard_size
-        assert size is not None
         done, waiting, buffered = 0, [], 0
         batches = iter(self.batches(view, shard * size, count))
         while True:
-            with _readable_errors():
-                try:
-                    encoded, finite, errors, good = self.next_rows(batches)
-                except tf.errors.OutOfRangeError:
-                    break
+            try:
+                encoded, finite, errors, good = self.next_rows(batches)
+            except tf.errors.OutOfRangeError:
+                break
+            except tf.errors.InvalidArgumentError as error:
+                if not re.search("Cannot (batch tensors|add tensor)", str(error)):
+                    raise
+                raise ValueError(
+                    "the examples differ in shape, so they do not batch; pad or resize "
+                    "them to one shape."
+                ) from error
             if not good.numpy():
                 first = shard * size + buffered
                 self._refuse(view, first, finite.numpy(), errors.numpy())
@@ -282,7 +287,7 @@ class Job:
         )
 
 
-def consecutive(missing: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+def _consecutive(missing: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     """Yields view, first shard and count of each run of consecutive shards."""
     start = 0
     for i in range(1, len(missing) + 1):
@@ -299,16 +304,3 @@ def _settled(bound: Any) -> Any:
         return [_settled(member) for member in members]
     given = bound.from_logits
     return {str(k): v for k, v in given.items()} if isinstance(given, dict) else given
-
-
-@contextlib.contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        if "Cannot batch tensors" in str(error) or "Cannot add tensor" in str(error):
-            raise ValueError(
-                "the examples differ in shape, so they do not batch; pad or resize them "
-                "to one shape."
-            ) from error
-        raise

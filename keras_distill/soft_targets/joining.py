@@ -20,7 +20,6 @@ from keras_distill.soft_targets.rows import Rows
 from keras_distill.soft_targets.settings import Settings
 
 _MARK = "soft targets and data do not go together:"
-_DAMAGED = "corrupted record"
 # There is no Python control flow for AutoGraph to convert.
 _as_is = tf.autograph.experimental.do_not_convert
 
@@ -44,12 +43,6 @@ class Cached:
         """The layout of its rows."""
         return Rows(self.settings)
 
-    @property
-    def examples(self) -> int:
-        """How many examples it has."""
-        assert self.settings.examples is not None
-        return self.settings.examples
-
     @functools.cached_property
     def inputs(self) -> list[tf.TensorSpec]:
         """Specs of one example's inputs, flat."""
@@ -57,12 +50,10 @@ class Cached:
 
     def file(self, view: Any, shard: Any) -> Any:
         """Returns the path of a shard, a tensor; of numbers or tensors."""
-        parts = [
-            tf.strings.as_string(number, width=width, fill="0")
-            for number, width in ((view, 3), (shard, 5))
-        ]
+        view = tf.strings.as_string(view, width=3, fill="0")
+        shard = tf.strings.as_string(shard, width=5, fill="0")
         prefix = os.path.join(self.path, "view-")
-        return tf.strings.join([prefix, parts[0], "-shard-", parts[1], ".tfrecord"])
+        return tf.strings.join([prefix, view, "-shard-", shard, ".tfrecord"])
 
     def files(self, view: Any) -> list[Any]:
         """Returns the paths of all shards of a view."""
@@ -91,24 +82,20 @@ def join(
         has_one_size = tf.nest.flatten(blocks.element_spec)[0].shape[0] is not None
         _check_length(cached, count, size, may_drop=has_one_size)
     number = cached.settings.views
+    one_pass = functools.partial(_one_pass, cached, blocks, size, count)
     if number == 1 or epoch is not None:
-        joined = _one_pass(cached, blocks, size, count, (epoch or 0) % number)
+        joined = one_pass((epoch or 0) % number)
     else:
         start = tf.data.Dataset.from_tensors(0)
-        joined = start.flat_map(
-            _as_is(
-                lambda _: _one_pass(cached, blocks, size, count, views.of_epoch(number))
-            )
-        )
+        joined = start.flat_map(_as_is(lambda _: one_pass(views.of_epoch(number))))
     if not batched:
         joined = joined.unbatch()
     if cardinality >= 0:
         joined = joined.apply(tf.data.experimental.assert_cardinality(cardinality))
     options = tf.data.Options()
     # By file would give a worker the files of other examples than its data's.
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.DATA
-    )
+    by_data = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = by_data
     return joined.with_options(options)
 
 
@@ -126,9 +113,7 @@ def _check_specs(cached: Cached, inputs: Any, batched: bool) -> None:
         for one in tf.nest.flatten(inputs)
     ]
     for one, written in zip(found, cached.inputs, strict=True):
-        if one.dtype != written.dtype or not one.shape.is_compatible_with(
-            written.shape
-        ):
+        if not one.is_compatible_with(written):
             raise ValueError(
                 f"{_MARK} an input is {one.dtype.name} {tuple(one.shape)}, the soft "
                 f"targets in {cached.path} are for {written.dtype.name} "
@@ -145,14 +130,12 @@ def _check_length(cached: Cached, count: int, size: int, may_drop: bool) -> None
         size: of a batch; the last may be smaller.
         may_drop: whether a smaller last batch may have been left out.
     """
-    smallest, largest = (count - 1) * size + 1, count * size
-    if may_drop:
-        largest += size - 1
-    if count >= 0 and not smallest <= cached.examples <= largest:
+    smallest, largest = (count - 1) * size + 1, count * size + (size - 1) * may_drop
+    if count >= 0 and not smallest <= cached.settings.examples <= largest:
         has = f"{count} examples" if size == 1 else f"{count} batches of {size}"
         raise ValueError(
             f"{_MARK} the data has {has}, the soft targets in {cached.path} are for "
-            f"{cached.examples} examples. {_ADVICE}"
+            f"{cached.settings.examples} examples. {_ADVICE}"
         )
 
 
@@ -171,28 +154,19 @@ def _one_pass(
     spec = blocks.element_spec
     if count < 0:
         # An empty batch at the end, to notice that data ends too early.
-        end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_empty, spec))
-        blocks = blocks.concatenate(end)
-    pairs = (
-        _pairs_of_any_size(cached, blocks, count, view)
-        if size is None
-        else _pairs_of_one_size(cached, blocks, size, view)
-    )
+        end = tf.nest.map_structure(
+            lambda s: tf.zeros([0, *(n or 0 for n in s.shape[1:])], s.dtype), spec
+        )
+        blocks = blocks.concatenate(tf.data.Dataset.from_tensors(end))
+    if size is None:
+        pairs = _pairs_of_any_size(cached, blocks, count, view)
+    else:
+        pairs = _pairs_of_one_size(cached, blocks, size, view)
     fixed_size = tf.nest.flatten(spec)[0].shape[0]
-    joined = pairs.map(
-        _as_is(
-            lambda first, batch, rows: _checked(
-                cached, first, batch, rows, view, fixed_size
-            )
-        ),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    if count >= 0:
-        return joined
-    return joined.filter(
-        _as_is(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
-    )
+    check = _as_is(lambda *pair: _checked(cached, view, fixed_size, *pair))
+    joined = pairs.map(check, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    has_any = _as_is(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
+    return joined if count >= 0 else joined.filter(has_any)
 
 
 def _pairs_of_one_size(
@@ -244,55 +218,39 @@ def _pairs_of_any_size(
 
 
 def _checked(
-    cached: Cached, first: Any, batch: Any, rows: Any, view: Any, fixed_size: int | None
+    cached: Cached, view: Any, fixed_size: int | None, first: Any, batch: Any, rows: Any
 ) -> tuple:
     """Returns a batch with its soft targets, after comparing fingerprints."""
     inputs = sources.inputs_of(batch)
-    size, found = (
-        tf.shape(part, tf.int64)[0] for part in (tf.nest.flatten(inputs)[0], rows)
+    path, examples, one = (
+        cached.path,
+        cached.settings.examples,
+        tf.nest.flatten(inputs)[0],
     )
+    size, found = (tf.shape(part, tf.int64)[0] for part in (one, rows))
     # At its end, data in batches of one size may have dropped a remainder.
-    is_end = (size == 0) & (found < (fixed_size or 1))
-    with tf.control_dependencies(
-        [
-            _require(
-                size <= found,
-                f"the data has more than the {cached.examples} examples of {cached.path}.",
-            ),
-            _require(
-                (found == size) | is_end,
-                "the data ends after",
-                first + size,
-                f"examples, {cached.path} has {cached.examples}.",
-            ),
-        ]
-    ):
-        rows = rows[:size]
-    rows.set_shape((tf.nest.flatten(inputs)[0].shape[0], cached.rows.bytes))
-    written, written_augmented = cached.rows.fingerprints(rows)
+    fits = (found == size) | (size == 0) & (found < (fixed_size or 1))
+    too_many = f"the data has more than the {examples} examples of {path}."
+    has = f"examples, {path} has {examples}."
     checks = [
-        _require_equal(
-            examples_fingerprint(inputs),
-            written,
-            first,
-            "example",
-            f"of the data is not the one that {cached.path} has an answer of the teacher for.",
-        )
+        _require(size <= found, too_many),
+        _require(fits, "the data ends after", first + size, has),
     ]
+    with tf.control_dependencies(checks):
+        rows = rows[:size]
+    rows.set_shape((one.shape[0], cached.rows.bytes))
+    written, written_augmented = cached.rows.fingerprints(rows)
+    other = f"of the data is not the one that {path} has an answer of the teacher for."
+    checks = [_require_same(inputs, written, first, "example", other)]
     if cached.augment is not None:
-        inputs = views.augmented(
-            cached.augment, inputs, cached.settings.seed, view, first
+        seed = cached.settings.seed
+        inputs = views.augmented(cached.augment, inputs, seed, view, first)
+        before = "augment() makes another view of example"
+        after = (
+            "than the teacher saw; it has changed, or does not draw all its randomness "
+            "from the seed."
         )
-        checks.append(
-            _require_equal(
-                examples_fingerprint(inputs),
-                written_augmented,
-                first,
-                "augment() makes another view of example",
-                "than the teacher saw; it has changed, or does not draw all its "
-                "randomness from the seed.",
-            )
-        )
+        checks.append(_require_same(inputs, written_augmented, first, before, after))
     with tf.control_dependencies(checks):
         rows = tf.identity(rows)
     with_targets = DistillationInputs(inputs, *cached.rows.decode(rows))
@@ -300,10 +258,10 @@ def _checked(
     return (with_targets, *rest)
 
 
-def _require_equal(
-    found: Any, written: Any, first: Any, before: str, after: str
+def _require_same(
+    inputs: Any, written: Any, first: Any, before: str, after: str
 ) -> tf.Operation:
-    same = tf.reduce_all(found == written, -1)
+    same = tf.reduce_all(examples_fingerprint(inputs) == written, -1)
     # Padded, so that an empty batch has a first difference too.
     index = first + tf.argmin(tf.pad(tf.cast(same, tf.int32), [[0, 1]]))
     return _require(tf.reduce_all(same), before, index, after)
@@ -318,10 +276,6 @@ def _require(condition: Any, *message: Any) -> tf.Operation:
     return tf.raw_ops.Assert(condition=condition, data=[_MARK, *message, _ADVICE])
 
 
-def _empty(spec: tf.TensorSpec) -> tf.Tensor:
-    return tf.zeros([0, *(axis or 0 for axis in spec.shape[1:])], spec.dtype)
-
-
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turns what a joined dataset says from inside a graph into a plain `ValueError`."""
@@ -333,7 +287,7 @@ def plain_errors() -> Iterator[None]:
             end = text.index(_ADVICE) + len(_ADVICE)
             message = text[text.index(_MARK) : end]
             raise ValueError(message.replace("] [", " ")) from error
-        if _DAMAGED in text or "truncated record" in text:
+        if "corrupted record" in text or "truncated record" in text:
             raise ValueError(
                 "a record of the cached soft targets is damaged: its checksum does not "
                 "hold. SoftTargets.open(path).verify() says which file."

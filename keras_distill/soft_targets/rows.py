@@ -33,7 +33,11 @@ def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings
     for key, spec in by_output(specs):
         prefix = _prefix(key)
         *leading, count = _fixed_shape(spec)
-        _check_top_k(top_k, count)
+        if top_k is not None and not 1 <= top_k <= count:
+            raise ValueError(
+                f"top_k must be from 1 to the number of classes, {count}, got {top_k}; "
+                "leave it out to cache all logits."
+            )
         outputs.append(key)
         classes.append(count)
         if dtype != "float32":
@@ -141,8 +145,7 @@ class Rows:
             name.
         """
         s, values = self._settings, {}
-        sizes = [_bytes(dtype, shape) for _, dtype, shape in s.row]
-        parts = tf.split(rows, sizes, 1)
+        parts = tf.split(rows, [_bytes(dtype, shape) for _, dtype, shape in s.row], 1)
         for (name, _, shape), part in zip(s.row, parts, strict=True):
             dtype = self._dtypes[name]
             if dtype == tf.uint8:
@@ -158,11 +161,9 @@ class Rows:
         layers = {
             name: tf.cast(values[f"layer:{name}"], tf.float32) for name in s.layers
         }
-        if s.outputs == [None]:
-            return decoded[0], layers
         if s.outputs_are_dict:
             return dict(zip(s.outputs, decoded, strict=True)), layers
-        return tuple(decoded), layers
+        return decoded[0] if s.outputs == [None] else tuple(decoded), layers
 
     def _decode_output(self, prefix: str, values: dict, classes: int) -> Any:
         logits = tf.cast(values[f"{prefix}logits"], tf.float32)
@@ -174,15 +175,13 @@ class Rows:
             return logits
         indices = tf.cast(values[f"{prefix}indices"], tf.float32)
         rest = values.get(f"{prefix}rest")
+        number = tf.zeros_like(logits[..., :1])
         if rest is None:
-            return TopKLogits(
-                tf.concat([logits, indices, tf.zeros_like(logits[..., :1])], -1)
-            )
+            return TopKLogits(tf.concat([logits, indices, number], -1))
         rest = tf.cast(rest, tf.float32)
         if largest is not None:
             rest += largest * REST_BETAS[1:]
-        number = tf.math.log(float(classes - self._settings.top_k))
-        number = tf.fill(tf.shape(rest[..., :1]), number)
+        number += tf.math.log(float(classes - self._settings.top_k))
         return TopKLogits(tf.concat([logits, indices, number, rest], -1))
 
 
@@ -204,14 +203,6 @@ def _fixed_shape(spec: tf.TensorSpec) -> list[int]:
             "has one shape, so pad the examples to a fixed length."
         )
     return shape
-
-
-def _check_top_k(top_k: int | None, classes: int) -> None:
-    if top_k is not None and not 1 <= top_k <= classes:
-        raise ValueError(
-            f"top_k must be from 1 to the number of classes, {classes}, got {top_k}; "
-            "leave it out to cache all logits."
-        )
 
 
 def _index_dtype(classes: int) -> str:

@@ -63,8 +63,8 @@ class Settings:
     seed: int
     temperature: float | None
     inputs: list = dataclasses.field(default_factory=list)
-    examples: int | None = None
-    shard_size: int | None
+    examples: Any = None
+    shard_size: Any
     batch_size: int
     row: list = dataclasses.field(default_factory=list, compare=False)
     row_bytes: int = dataclasses.field(default=0, compare=False)
@@ -97,13 +97,11 @@ class Settings:
     @classmethod
     def of_manifest(cls, content: Mapping[str, Any]) -> Settings:
         """Returns the settings in a manifest."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: content[name] for name in names})
+        return cls(**{f.name: content[f.name] for f in dataclasses.fields(cls)})
 
     def content(self) -> dict[str, Any]:
         """Returns what is written."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def compared(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what must be the same as in what was found on disk."""
@@ -116,8 +114,6 @@ class Settings:
     @property
     def shards_per_view(self) -> int:
         """How many shards a view has."""
-        assert self.examples is not None
-        assert self.shard_size is not None
         return -(-self.examples // self.shard_size)
 
 

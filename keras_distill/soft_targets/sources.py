@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +116,12 @@ class Source:
             if batched is None:
                 batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
             self.batched = batched
-            self.length = self._known_length()
+            first = tf.nest.flatten(self.dataset.element_spec)[0]
+            count, size = (
+                int(self.dataset.cardinality()),
+                first.shape[0] if batched else 1,
+            )
+            self.length = None if count < 0 else count and size and count * size
             self.specs = tf.nest.map_structure(
                 lambda s: tf.TensorSpec(
                     (None, *(s.shape[1:] if batched else s.shape)), s.dtype
@@ -125,26 +131,15 @@ class Source:
         if self.length == 0:
             raise ValueError("the dataset is empty; check what made it.")
 
-    def _known_length(self) -> int | None:
-        cardinality = int(self.dataset.cardinality())
-        if cardinality < 0:
-            return None
-        if not self.batched:
-            return cardinality
-        size = tf.nest.flatten(self.dataset.element_spec)[0].shape[0]
-        return cardinality if cardinality == 0 else size and cardinality * size
-
     def count(self) -> int:
         """Returns the number of examples, by reading all where it is not known."""
         if self.length is None:
-            count = self.dataset.map(
-                lambda x: (
-                    tf.shape(tf.nest.flatten(x)[0], out_type=tf.int64)[0]
-                    if self.batched
-                    else np.int64(1)
-                )
-            )
-            self.length = int(count.reduce(np.int64(0), lambda a, b: a + b))
+
+            def counted(total: Any, x: Any) -> Any:
+                shape = tf.shape(tf.nest.flatten(x)[0], tf.int64)
+                return total + (shape[0] if self.batched else 1)
+
+            self.length = int(self.dataset.reduce(np.int64(0), counted))
         return self.length
 
     def batches(
@@ -177,15 +172,13 @@ class Source:
         return dataset if count is None else dataset.take(count * len(sizes))
 
     def _slices(self, first: int, last: int, sizes: list[int]) -> Iterator[Any]:
+        turns = itertools.cycle(sizes)
         while first < last:
-            for size in sizes:
-                if first < last:
-                    end = min(first + size, last)
-                    yield keras.tree.map_structure(
-                        lambda a, start=first, end=end: np.asarray(a[start:end]),
-                        self.arrays,
-                    )
-                    first = end
+            rows = slice(first, min(first + next(turns), last))
+            yield keras.tree.map_structure(
+                lambda a, rows=rows: np.asarray(a[rows]), self.arrays
+            )
+            first = rows.stop
 
 
 def dense(specs: Any) -> None:
@@ -232,9 +225,7 @@ def block_size(example: list[tf.TensorSpec]) -> int:
     Args:
         example: specs of one example's inputs.
     """
-    size = 0
-    for spec in example:
-        if not spec.shape.is_fully_defined():
-            return 32
-        size += spec.shape.num_elements() * max(1, spec.dtype.size)
+    if not all(spec.shape.is_fully_defined() for spec in example):
+        return 32
+    size = sum(s.shape.num_elements() * max(1, s.dtype.size) for s in example)
     return int(min(1024, max(1, _BLOCK_BYTES // max(1, size))))

@@ -184,9 +184,7 @@ class SoftTargets:
             batched=batched,
             augment=augment,
         )
-        writing.write(
-            job, n_jobs=n_jobs, part=part, overwrite=overwrite, verbose=verbose
-        )
+        writing.write(job, n_jobs, part, overwrite, verbose)
         return None if part is not None else cls.open(path, augment=augment)
 
     @classmethod
@@ -224,28 +222,24 @@ class SoftTargets:
                 "SoftTargets.write(path, teacher, dataset), which goes on where it stopped "
                 "if it is given the same arguments."
             )
-        unknown = [key for key in expected if key not in content]
-        if unknown:
+        for key in expected.keys() - content.keys():
             raise TypeError(
-                f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
+                f"{key!r} is no key of the manifest; it has {', '.join(content)}."
             )
         if teacher is not None:
             found = teacher_fingerprint(teacher)
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}
-        phrases = folder.differences(content, expected)
-        name = None if augment is None else name_of(augment)
-        if augment is not None and name != content["augment"]:
-            phrases.append(f"augment is {content['augment']!r}, not {name!r}")
-        if phrases:
+        if augment is not None:
+            expected["augment"] = name_of(augment)
+        if phrases := "; ".join(folder.differences(content, expected)):
             raise ValueError(
-                f"the soft targets in {folder.path!r} are not as expected: {'; '.join(phrases)}."
+                f"the soft targets in {folder.path!r} are not as expected: {phrases}."
             )
         for entry in content["shards"]:
             file = folder.file(entry["file"])
-            if not tf.io.gfile.exists(file) or (
-                tf.io.gfile.stat(file).length != entry["bytes"]
-            ):
+            is_there = tf.io.gfile.exists(file)
+            if not is_there or tf.io.gfile.stat(file).length != entry["bytes"]:
                 raise ValueError(shards.damaged(file))
         return cls(folder.path, content, augment)
 

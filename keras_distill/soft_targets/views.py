@@ -39,8 +39,6 @@ def augmented(
         first_index: scalar int64, the place of the batch's first example in the data.
     """
     count = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
-    indices = first_index + tf.range(count)
-
     traced = tf.function(augment)
 
     def one(example: Any) -> Any:
@@ -48,6 +46,7 @@ def augmented(
         return traced(inputs, seed_of(seed, view, index))
 
     specs = output_specs(augment, inputs)
+    indices = first_index + tf.range(count)
     return tf.map_fn(one, (inputs, indices), fn_output_signature=specs)
 
 

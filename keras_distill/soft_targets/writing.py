@@ -17,21 +17,17 @@ from keras_distill import processes, progress
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES, SETTINGS, RunDirectory
 from keras_distill.soft_targets import shards
-from keras_distill.soft_targets.jobs import Job, consecutive
+from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
 from keras_distill.top_k import TopKLogits
 
 #: How close a teacher's answers must be to those of an earlier run on another machine.
 _CLOSE = 1e-2
+_Part = tuple[int, int] | None
 
 
 def write(
-    job: Job,
-    *,
-    n_jobs: int | None,
-    part: tuple[int, int] | None,
-    overwrite: bool,
-    verbose: bool,
+    job: Job, n_jobs: int | None, part: _Part, overwrite: bool, verbose: bool
 ) -> None:
     """Writes a store; see `SoftTargets.write`."""
     _check_part(part, overwrite, job.path)
@@ -53,7 +49,7 @@ def write(
             run.finish(began)
 
 
-def _check_part(part: tuple[int, int] | None, overwrite: bool, path: str) -> None:
+def _check_part(part: _Part, overwrite: bool, path: str) -> None:
     if part is None:
         return
     if overwrite:
@@ -69,9 +65,7 @@ def _check_part(part: tuple[int, int] | None, overwrite: bool, path: str) -> Non
         )
 
 
-def _is_written(
-    folder: RunDirectory, job: Job, overwrite: bool, part: tuple[int, int] | None
-) -> bool:
+def _is_written(folder: RunDirectory, job: Job, overwrite: bool, part: _Part) -> bool:
     """Tells whether all is there already; begins a store where there is none.
 
     Raises:
@@ -98,6 +92,10 @@ def _is_written(
     return False
 
 
+def _split(shards: list[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
+    return [list(map(tuple, p.tolist())) for p in np.array_split(shards, parts)]
+
+
 class _Run:
     """One call of `write`: which shards are missing, and who writes them."""
 
@@ -109,7 +107,7 @@ class _Run:
     def _set_examples(self, examples: int) -> None:
         self.job.settings = dataclasses.replace(self.job.settings, examples=examples)
 
-    def write(self, seats: processes.Seats, part: tuple[int, int] | None) -> None:
+    def write(self, seats: processes.Seats, part: _Part) -> None:
         """Writes what is missing, or a part of it."""
         if not seats.is_here:
             processes.check_can_be_sent(self.job, _REMEDY)
@@ -122,8 +120,7 @@ class _Run:
             self._spread(missing, seats)
         else:
             with self._bar() as bar:
-                for view, first, count in consecutive(missing):
-                    self.job.write(view, first, count, bar.update)
+                self.job.write_piece(missing, bar.update)
         if part is None and (missing := self._missing()):
             raise OSError(
                 f"{len(missing)} shards are not to be seen in {self.job.path!r} after "
@@ -143,31 +140,26 @@ class _Run:
             raise ValueError("the dataset is empty; check what made it.")
         self._set_examples(known)
 
-    def _missing(self, part: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    def _missing(self, part: _Part = None) -> list[tuple[int, int]]:
         s = self.job.settings
         every = [(v, n) for v in range(s.views) for n in range(s.shards_per_view)]
         if part is not None:
-            chosen = np.array_split(np.arange(len(every)), part[1])[part[0]]
-            every = [every[i] for i in chosen]
+            every = _split(every, part[1])[part[0]]
         existing = shards.existing(self.job.path)
         return [one for one in every if one not in existing]
 
     def _spread(self, missing: list[tuple[int, int]], seats: processes.Seats) -> None:
-        pieces = [
-            [missing[i] for i in piece]
-            for piece in np.array_split(
-                range(len(missing)), min(seats.count, len(missing))
+        pieces = _split(missing, min(seats.count, len(missing)))
+        with (
+            self._bar() as bar,  # moved by the shards that appear, whoever writes them
+            progress.watching(lambda: bar.update(self._done(bar.total) - bar.n)),
+        ):
+            write, folder = self.job.write_piece, self.job.path
+            lost = processes.given_up(
+                processes.spread(
+                    write, pieces, seats=seats, folder=folder, remedy=_REMEDY
+                )
             )
-        ]
-        with self._bar() as bar, progress.watching(lambda: self._count(bar)):
-            outcomes = processes.spread(
-                self.job.write_piece,
-                pieces,
-                seats=seats,
-                folder=self.job.path,
-                remedy=_REMEDY,
-            )
-            lost = processes.given_up(outcomes)
         if lost:
             raise ChildProcessError(
                 f"{len(self._missing())} shards are missing: {lost[0].error} Write again "
@@ -177,36 +169,27 @@ class _Run:
     def _bar(self) -> Any:
         s = self.job.settings
         total = None if s.examples is None else s.examples * s.views
-        return progress.bar(
-            "writing soft targets",
-            "example",
-            total,
-            self.verbose,
-            initial=self._done(total),
-            unit_scale=True,
-        )
+        shown = ("writing soft targets", "example", total, self.verbose)
+        return progress.bar(*shown, initial=self._done(total), unit_scale=True)
 
     def _done(self, total: int | None) -> int:
         done = len(shards.existing(self.job.path)) * (self.job.settings.shard_size or 0)
         return done if total is None else min(done, total)
 
-    def _count(self, bar: Any) -> None:
-        """Moves a bar by the shards that appear, whoever writes them."""
-        bar.update(self._done(bar.total) - bar.n)
-
     def finish(self, began: float) -> None:
         """Reads all shards again, then writes the manifest."""
         files, digest = self._verified()
         self.check_first_batch()
-        now = datetime.datetime.now(datetime.UTC)
         content = {
             **self.job.settings.content(),
             "dataset": digest,
             "shards": files,
             "versions": {
-                name: version(name) for name in ("keras-distill", "tensorflow", "keras")
+                n: version(n) for n in ("keras-distill", "tensorflow", "keras")
             },
-            "created": now.isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(
+                timespec="seconds"
+            ),
             "seconds": round(time.monotonic() - began, 3),
         }
         self.folder.write_json(FINISHED, content)
@@ -215,8 +198,6 @@ class _Run:
         """Reads every record; all views must be of the same examples."""
         files, digests = [], set()
         s = self.job.settings
-        assert s.examples is not None
-        assert s.shard_size is not None
         for view in range(s.views):
             digest = hashlib.sha256()
             for shard in range(s.shards_per_view):
