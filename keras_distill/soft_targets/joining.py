@@ -222,11 +222,8 @@ def _checked(
 ) -> tuple:
     """Returns a batch with its soft targets, after comparing fingerprints."""
     inputs = sources.inputs_of(batch)
-    path, examples, one = (
-        cached.path,
-        cached.settings.examples,
-        tf.nest.flatten(inputs)[0],
-    )
+    one = tf.nest.flatten(inputs)[0]
+    path, examples = cached.path, cached.settings.examples
     size, found = (tf.shape(part, tf.int64)[0] for part in (one, rows))
     # At its end, data in batches of one size may have dropped a remainder.
     fits = (found == size) | (size == 0) & (found < (fixed_size or 1))

@@ -92,8 +92,8 @@ def _is_written(folder: RunDirectory, job: Job, overwrite: bool, part: _Part) ->
     return False
 
 
-def _split(shards: list[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
-    return [list(map(tuple, p.tolist())) for p in np.array_split(shards, parts)]
+def _split(every: list[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
+    return [list(map(tuple, p.tolist())) for p in np.array_split(every, parts)]
 
 
 class _Run:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -271,7 +271,20 @@ class SpecialistBuilder:
         job.folder.remove(*map(training.progress_name, missing))
         # The longest first, so that no process is left alone with it.
         missing.sort(key=lambda m: -job.sampler(m).special)
-        with _progress(job, missing, len(self.clusters), verbose):
+        total, epochs = len(self.clusters), sum(s.epochs for s in job.settings.stages)
+        before = (total - len(missing)) * epochs
+
+        def look() -> None:
+            done = before + job.epochs_done(missing)
+            bar.set_postfix_str(f"{done // epochs} of {total}", False)
+            bar.update(done - bar.n)
+
+        # The epochs of all specialists on one bar, whoever trains them.
+        shown = ("training specialists", "epoch", total * epochs, verbose)
+        with (
+            progress.bar(*shown, initial=before) as bar,
+            progress.watching(look, 0.5),
+        ):
             lost = processes.given_up(
                 processes.spread(
                     job.train,
@@ -284,7 +297,7 @@ class SpecialistBuilder:
             )
         if lost:
             raise ChildProcessError(
-                f"{len(lost)} of {len(self.clusters)} specialists are missing: "
+                f"{len(lost)} of {total} specialists are missing: "
                 f"{lost[0].error} With work_dir, run fit again with the same arguments: it "
                 "goes on with them."
             )
@@ -295,14 +308,14 @@ class SpecialistBuilder:
             )
 
     def _composed(self, job: Job) -> SpecialistEnsemble:
-        records = [job.record(index) for index in range(len(self.clusters))]
-        self.records = [record for record in records if record is not None]
-        specialists = []
-        for index in range(len(self.clusters)):
-            path = job.folder.file(training.model_name(index))
-            specialist = keras.saving.load_model(path, compile=False)
+        numbers = range(len(self.clusters))
+        self.records = [
+            record for m in numbers if (record := job.record(m)) is not None
+        ]
+        files = [job.folder.file(training.model_name(m)) for m in numbers]
+        specialists = [keras.saving.load_model(file, compile=False) for file in files]
+        for index, specialist in enumerate(specialists):
             specialist.name = f"specialist_{index}"
-            specialists.append(specialist)
         return SpecialistEnsemble(
             self.generalist, specialists, self.clusters, n=self.n, head=self.head
         )
@@ -318,23 +331,3 @@ def _optimizer_config(optimizer: Any) -> dict[str, Any]:
     settings = {k: v for k, v in config["config"].items() if k != "name"}
     config["config"] = {**settings, "learning_rate": 0.001}
     return as_json(config)
-
-
-@contextlib.contextmanager
-def _progress(
-    job: Job, missing: list[int], total: int, verbose: bool
-) -> Iterator[None]:
-    """Shows the epochs of all specialists on one bar, whoever trains them."""
-    epochs = sum(stage.epochs for stage in job.settings.stages)
-    before = (total - len(missing)) * epochs
-    bar = progress.bar(
-        "training specialists", "epoch", total * epochs, verbose, initial=before
-    )
-
-    def look() -> None:
-        done = before + job.epochs_done(missing)
-        bar.set_postfix_str(f"{done // epochs} of {total}", False)
-        bar.update(done - bar.n)
-
-    with bar, progress.watching(look, 0.5):
-        yield

@@ -77,30 +77,27 @@ def cluster_classes(
 def _columns(covariance: Any, correlation: bool) -> Any:
     """Returns the columns as rows, float64, for K-means."""
     is_sparse = scipy.sparse.issparse(covariance)
-    c = (
-        scipy.sparse.csr_array(covariance, dtype="float64")
-        if is_sparse
-        else np.asarray(covariance, "float64")
-    )
+    as_array = scipy.sparse.csr_array if is_sparse else np.asarray
+    c: Any = as_array(covariance, dtype="float64")
     if c.ndim != 2 or c.shape[0] != c.shape[1]:
         raise ValueError(
             f"the covariance must have shape (classes, classes), got {c.shape}."
         )
     if not np.isfinite(c.data if is_sparse else c).all():
         raise ValueError("the covariance is not finite; check the predictions.")
-    if not correlation:
-        return _short(c) if is_sparse else c
-    # A class that is never predicted has no variance, and no company.
-    deviation = np.sqrt(np.maximum(c.diagonal(), 0.0))
-    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    if is_sparse:
-        scaling = scipy.sparse.diags_array(scale)
-        return _short((scaling @ c @ scaling).tocsr())
-    return c * scale * scale[:, None]
-
-
-def _short(c: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
-    """Returns the array with the 32-bit indices that scikit-learn takes."""
+    if correlation:
+        # A class that is never predicted has no variance, and no company.
+        deviation = np.sqrt(np.maximum(c.diagonal(), 0.0))
+        zeros, some = np.zeros_like(deviation), deviation > 0
+        scale = np.divide(1.0, deviation, out=zeros, where=some)
+        if is_sparse:
+            scaling = scipy.sparse.diags_array(scale)
+            c = (scaling @ c @ scaling).tocsr()
+        else:
+            c = c * scale * scale[:, None]
+    if not is_sparse:
+        return c
+    # scikit-learn takes 32-bit indices.
     indices, starts = c.indices.astype("int32"), c.indptr.astype("int32")
     return scipy.sparse.csr_array((c.data, indices, starts), shape=c.shape)
 
@@ -131,11 +128,8 @@ def _overlap(
     counts = np.ones(len(distances), int)
     order = np.argsort(distances, axis=None, kind="stable")
     for c, m in zip(*np.unravel_index(order, distances.shape), strict=True):
-        if (
-            counts[c] < clusters_per_class
-            and len(members[m]) < room
-            and c not in members[m]
-        ):
+        has_room = len(members[m]) < room and c not in members[m]
+        if has_room and counts[c] < clusters_per_class:
             members[m].add(int(c))
             counts[c] += 1
 

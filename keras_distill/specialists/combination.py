@@ -21,7 +21,6 @@ def combine(
     dustbin: Any,
     active: Any,
     outside: Any,
-    *,
     tolerance: float = 1e-6,
     max_iterations: int = 100,
 ) -> Any:

@@ -72,7 +72,6 @@ def class_covariance(
     Reference: arXiv:1503.02531, section 5.3.
     """
     check_temperature(temperature)
-    total: int | None
     top_k = None if top_k is None else check_int("top_k", top_k, 2)
     batch_size = check_int("batch_size", batch_size, 1)
     if isinstance(generalist, SoftTargets):
@@ -81,22 +80,19 @@ def class_covariance(
                 "cached soft targets bring their own examples; leave the dataset out, or "
                 "give the generalist itself."
             )
-        blocks, total = generalist.logits(), len(generalist)
+        blocks, total = generalist.logits(), generalist.manifest["examples"]
         classes = generalist.manifest["classes"]
         if not isinstance(classes, int):
             raise ValueError(f"the generalist must have one output, got {classes}.")
     else:
         blocks, total = _answers(generalist, dataset, from_logits, batched, batch_size)
         classes = None
-    moments: Any = None
-    with progress.bar(
-        "class covariance", "example", total, verbose, unit_scale=True
-    ) as bar:
+    moments: Any = _Dense() if top_k is None else _Sparse()
+    shown = ("class covariance", "example", total, verbose)
+    with progress.bar(*shown, unit_scale=True) as bar:
         for p in _predictions(blocks, top_k, temperature, classes, bar):
-            if moments is None:
-                moments = (_Dense if top_k is None else _Sparse)(p.shape[1])
             moments.add(p)
-    if moments is None or moments.count < 2:
+    if moments.count < 2:
         raise ValueError("a covariance needs at least two examples; check the dataset.")
     return moments.covariance()
 
@@ -138,8 +134,8 @@ def _predictions(
     blocks: Any, top_k: int | None, temperature: float, classes: int | None, bar: Any
 ) -> Iterator[Any]:
     """Yields probabilities of many examples at once: float64, dense or sparse rows."""
-    waiting: list[Any] = []
-    rows = 0
+    stack = np.concatenate if top_k is None else scipy.sparse.vstack
+    waiting, rows = [], 0
     for block in blocks:
         p = _probabilities(block, top_k, temperature, classes)
         if not np.isfinite(p if top_k is None else p.data).all():
@@ -152,16 +148,10 @@ def _predictions(
         waiting.append(p)
         rows += p.shape[0]
         if rows >= (_BLOCK if top_k is None else _SPARSE_BLOCK):
-            yield _stacked(waiting)
+            yield stack(waiting)
             waiting, rows = [], 0
     if waiting:
-        yield _stacked(waiting)
-
-
-def _stacked(parts: list[Any]) -> Any:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return scipy.sparse.vstack(parts, format="csr")
+        yield stack(waiting)
 
 
 def _probabilities(
@@ -197,10 +187,10 @@ def _probabilities(
 class _Dense:
     """Mean and products of deviations, merged block by block (Chan et al., 1979)."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.mean = np.zeros(classes)
-        self.products = np.zeros((classes, classes))
+        self.mean: Any = 0.0
+        self.products: Any = 0.0
 
     def add(self, p: np.ndarray) -> None:
         n, mean = len(p), p.mean(0)
@@ -218,10 +208,10 @@ class _Dense:
 class _Sparse:
     """The same for predictions of which few are not 0."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.sum = np.zeros(classes)
-        self.products = scipy.sparse.csr_array((classes, classes))
+        self.sum: Any = 0
+        self.products: Any = 0
 
     def add(self, p: scipy.sparse.csr_array) -> None:
         self.count += p.shape[0]

@@ -99,11 +99,10 @@ class SpecialistEnsemble(keras.Model):
         self.max_iterations = max_iterations
         # Routing has shapes that depend on values, which XLA cannot compile.
         self.supports_jit = not routed
-        self._from_logits = [
-            settled_logits(model) for model in (generalist, *specialists)
-        ]
-        self._member = np.zeros((len(self.clusters), classes), "float32")
-        for row, cluster in zip(self._member, self.clusters, strict=True):
+        self._from_logits = [settled_logits(m) for m in (generalist, *specialists)]
+        #: Whether a cluster, the row, holds a class.
+        self.member = np.zeros((len(self.clusters), classes), "float32")
+        for row, cluster in zip(self.member, self.clusters, strict=True):
             row[cluster] = 1.0
         self.built = True
 
@@ -127,30 +126,27 @@ class SpecialistEnsemble(keras.Model):
         if not self.specialists:
             return log_g
         active = self.active(log_g)
-        answers = [
-            self._answer(m, inputs, active[:, m]) for m in range(len(self.specialists))
-        ]
+        numbers = range(len(self.specialists))
+        answers = [self._answer(m, inputs, active[:, m]) for m in numbers]
         if self.head == "dustbin":
             dustbin = ops.stack([p[:, -1] for p in answers], 1)
             columns = np.concatenate(self.clusters)
-            kept = ops.concatenate([p[:, :-1] for p in answers], 1)
+            kept = ops.transpose(ops.concatenate([p[:, :-1] for p in answers], 1))
             # Sums the columns of one class.
-            special = ops.transpose(
-                ops.segment_sum(ops.transpose(kept), columns, self.classes)
-            )
-            outside = 1.0 - self._member
+            special = ops.transpose(ops.segment_sum(kept, columns, self.classes))
+            outside = 1.0 - self.member
         else:
             dustbin = ops.zeros_like(active)
             special = sum(answers[1:], answers[0])
-            outside = np.zeros_like(self._member)
+            outside = np.zeros_like(self.member)
         return combine(
             log_g,
             special,
             dustbin,
             active,
             outside,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
+            self.tolerance,
+            self.max_iterations,
         )
 
     def active(self, log_g: Any) -> Any:
@@ -162,7 +158,7 @@ class SpecialistEnsemble(keras.Model):
         if self.n is None:
             return ops.ones((ops.shape(log_g)[0], len(self.specialists)), "float32")
         likely = ops.top_k(log_g, self.n, sorted=False)[1]
-        hits = ops.sum(ops.take(self._member.T.copy(), likely, axis=0), 1)
+        hits = ops.sum(ops.take(self.member.T.copy(), likely, axis=0), 1)
         return ops.cast(hits > 0, "float32")
 
     def _log_probabilities(self, index: int, inputs: Any) -> Any:
@@ -179,12 +175,9 @@ class SpecialistEnsemble(keras.Model):
         shape = tf.cast((tf.shape(active)[0], width), tf.int64)
 
         def some() -> Any:
-            chosen = keras.tree.map_structure(
-                lambda x: tf.gather(x, rows[:, 0]), inputs
-            )
-            return tf.scatter_nd(
-                rows, tf.exp(self._log_probabilities(m + 1, chosen)), shape
-            )
+            taken = keras.tree.map_structure(lambda x: tf.gather(x, rows[:, 0]), inputs)
+            p = tf.exp(self._log_probabilities(m + 1, taken))
+            return tf.scatter_nd(rows, p, shape)
 
         return tf.cond(tf.size(rows) > 0, some, lambda: tf.zeros(shape, tf.float32))
 
@@ -197,9 +190,8 @@ class SpecialistEnsemble(keras.Model):
             specialist: with outputs as those of the others.
             cluster: its class numbers.
         """
-        return self._of(
-            [*self.specialists, specialist], [*self.clusters, list(cluster)]
-        )
+        clusters = [*self.clusters, list(cluster)]
+        return self._of([*self.specialists, specialist], clusters)
 
     def without_specialist(self, index: int) -> SpecialistEnsemble:
         """Returns an ensemble of the same models but one.
@@ -215,10 +207,8 @@ class SpecialistEnsemble(keras.Model):
                 f"there is no specialist {index}; they are 0 to "
                 f"{len(self.specialists) - 1}."
             )
-        keep = [m for m in range(len(self.specialists)) if m != index]
-        return self._of(
-            [self.specialists[m] for m in keep], [self.clusters[m] for m in keep]
-        )
+        parts = (self.specialists, self.clusters)
+        return self._of(*([*all_[:index], *all_[index + 1 :]] for all_ in parts))
 
     def with_settings(self, **settings: Any) -> SpecialistEnsemble:
         """Returns an ensemble of the same models with other settings.
@@ -234,30 +224,24 @@ class SpecialistEnsemble(keras.Model):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "head": self.head,
-            "routed": self.routed,
-            "tolerance": self.tolerance,
-            "max_iterations": self.max_iterations,
-        }
+        names = ("n", "head", "routed", "tolerance", "max_iterations")
+        return {name: getattr(self, name) for name in names}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments; models as their own configurations."""
-        weights = [model.weights for model in (self.generalist, *self.specialists)]
+        models = (self.generalist, *self.specialists)
+        weights = [model.weights for model in models]
         if len({id(w) for own in weights for w in own}) < sum(map(len, weights)):
             raise ValueError(
                 "models of the ensemble share layers, which Keras would save once and "
                 "could not load; give copies, as keras.models.clone_model makes them."
             )
-
-        def as_config(model: keras.Model) -> Any:
-            return _without_compilation(keras.saving.serialize_keras_object(model))
-
+        configs = map(keras.saving.serialize_keras_object, models)
+        generalist, *specialists = map(_without_compilation, configs)
         return {
             "name": self.name,
-            "generalist": as_config(self.generalist),
-            "specialists": [as_config(model) for model in self.specialists],
+            "generalist": generalist,
+            "specialists": specialists,
             "clusters": self.clusters,
             **self._settings(),
         }
@@ -265,26 +249,14 @@ class SpecialistEnsemble(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Returns an ensemble made from `get_config`."""
-        config = dict(config)
-
-        def model(content: Any) -> Any:
-            return keras.saving.deserialize_keras_object(
-                content, custom_objects=custom_objects
-            )
-
-        config["generalist"] = model(config["generalist"])
-        config["specialists"] = [model(content) for content in config["specialists"]]
-        return cls(**config)
+        return cls(**keras.saving.deserialize_keras_object(config, custom_objects))
 
 
 def _without_compilation(config: Any) -> Any:
     """Leaves out what `compile` was given, which need not be there when it is loaded."""
     if isinstance(config, dict):
-        return {
-            key: _without_compilation(value)
-            for key, value in config.items()
-            if key != "compile_config"
-        }
+        kept = {key: config[key] for key in config if key != "compile_config"}
+        return {key: _without_compilation(value) for key, value in kept.items()}
     if isinstance(config, list):
         return [_without_compilation(value) for value in config]
     return config

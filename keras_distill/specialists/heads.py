@@ -55,8 +55,7 @@ class ClusterLogits(keras.layers.Layer):
     outputs_are_logits = True
 
     def __init__(self, cluster: Sequence[int], classes: int, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.cluster = [int(c) for c in cluster]
         self.classes = classes
         self._others = np.setdiff1d(np.arange(classes), self.cluster).astype("int32")
@@ -73,11 +72,8 @@ class ClusterLogits(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
-        return {
-            **super().get_config(),
-            "cluster": self.cluster,
-            "classes": self.classes,
-        }
+        own = {"cluster": self.cluster, "classes": self.classes}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -104,8 +100,7 @@ class PriorCorrection(keras.layers.Layer):
     outputs_are_logits = True
 
     def __init__(self, log_ratio: Sequence[float], **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.log_ratio = [float(value) for value in log_ratio]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -114,8 +109,7 @@ class PriorCorrection(keras.layers.Layer):
 
     def as_sampled(self, logits: Any) -> Any:
         """Returns logits for the mix of the training set."""
-        shift = np.asarray(self.log_ratio, "float32")
-        return logits - ops.cast(shift, logits.dtype)
+        return logits - ops.cast(np.asarray(self.log_ratio, "float32"), logits.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""

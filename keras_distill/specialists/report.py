@@ -97,9 +97,7 @@ def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistR
     if not parts:
         raise ValueError("the dataset is empty; check how it was split.")
     y, before, after = (np.concatenate(part) for part in zip(*parts, strict=True))
-    member = np.zeros((len(ensemble.clusters), ensemble.classes), bool)
-    for row, cluster in zip(member, ensemble.clusters, strict=True):
-        row[cluster] = True
+    member = ensemble.member > 0
     coverage = member.sum(0)[y]
 
     def share(of: int, chosen: np.ndarray) -> Share:

@@ -52,10 +52,9 @@ class TrainingData:
             x, *others = keras.tree.map_structure(np.asarray, tuple(self.data))
             # What tf.data takes for a structure.
             self.data = (tuple(x) if isinstance(x, list) else x, *others)
-            self.labels: np.ndarray | None = self._integers(self.data[1])
+            self.labels = self._integers(self.data[1])
             self.counts = np.bincount(self.labels, minlength=self.classes)
             return
-        self.labels = None
         dataset = as_dataset(self.data, any_order=True)
         self._check_structure(dataset.element_spec)
         if self.batched is None:
@@ -189,15 +188,8 @@ class ClusterSampler:
         return table
 
     def _of_arrays(self) -> tf.data.Dataset:
-        arrays = self.source.data
-
-        def spec(a: np.ndarray) -> tf.TensorSpec:
-            return tf.TensorSpec((None, *a.shape[1:]), a.dtype)
-
-        x, *weight = (
-            keras.tree.map_structure(spec, arrays[i])
-            for i in range(len(arrays))
-            if i != 1
+        x, _, *weight = keras.tree.map_structure(
+            lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), self.source.data
         )
         signature = (x, tf.TensorSpec((None,), tf.int64), *weight)
         return tf.data.Dataset.from_generator(self._batches, output_signature=signature)
@@ -205,7 +197,6 @@ class ClusterSampler:
     def _batches(self) -> Iterator[Any]:
         x, _, *weight = self.source.data
         labels, table = self.source.labels, self._table()
-        assert labels is not None
         is_special = np.isin(labels, list(self.cluster))
         special, rest = np.flatnonzero(is_special), np.flatnonzero(~is_special)
         rng = np.random.default_rng(self.seed)
@@ -226,9 +217,7 @@ class ClusterSampler:
         if source.batched:
             examples = examples.unbatch()
         table = tf.constant(self._table())
-        is_special = np.zeros(source.classes, bool)
-        is_special[list(self.cluster)] = True
-        special = tf.constant(is_special)
+        special = tf.constant(np.isin(np.arange(source.classes), list(self.cluster)))
         rate = self.special / self.rest
 
         def relabelled(x: Any, y: Any, *weight: Any) -> tuple:
@@ -236,18 +225,15 @@ class ClusterSampler:
 
         def one_epoch(epoch: Any) -> tf.data.Dataset:
             def copies(index: Any, example: tuple) -> Any:
-                u = tf.random.stateless_uniform(
-                    (), tf.stack([self.seed + epoch, index])
-                )
-                whole = tf.cast(tf.floor(rate), tf.int64)
-                drawn = whole + tf.cast(u < rate - np.floor(rate), tf.int64)
+                seed = tf.stack([self.seed + epoch, index])
+                u = tf.random.stateless_uniform((), seed)
+                drawn = int(rate) + tf.cast(u < rate - int(rate), tf.int64)
                 return tf.where(tf.gather(special, example[1]), np.int64(1), drawn)
 
             numbered = examples.map(relabelled).enumerate()
             if rate <= 1:
-                return numbered.filter(lambda i, e: copies(i, e) > 0).map(
-                    lambda i, e: e
-                )
+                drawn = numbered.filter(lambda i, e: copies(i, e) > 0)
+                return drawn.map(lambda i, e: e)
             return numbered.flat_map(
                 lambda i, e: tf.data.Dataset.from_tensors(e).repeat(copies(i, e))
             )

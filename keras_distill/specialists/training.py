@@ -159,28 +159,21 @@ class Job:
                     f"build_specialist must return a keras.Model, got {model!r}."
                 )
             check_outputs(model, outputs, "the model of build_specialist")
-        return as_specialist(
-            model,
-            head,
-            cluster,
-            log_ratio(head, cluster, self.data.counts),
-            classes,
-            is_generalist=self.build_specialist is None,
-        )
+        ratios = log_ratio(head, cluster, self.data.counts)
+        is_copy = self.build_specialist is None
+        return as_specialist(model, head, cluster, ratios, classes, is_copy)
 
     def teacher(self, generalist: keras.Model, index: int) -> Callable[[Any], Any]:
         """Returns the generalist's logits for a cluster, under the mix it is trained on."""
-        cluster, classes = self.settings.clusters[index], self.data.classes
-        from_logits = settled_logits(generalist)
-        to_cluster = ClusterLogits(cluster, classes)
+        cluster, from_logits = self.settings.clusters[index], settled_logits(generalist)
+        to_cluster = ClusterLogits(cluster, self.data.classes)
         mix = PriorCorrection(log_ratio(self.settings.head, cluster, self.data.counts))
 
         def teach(x: Any) -> Any:
             logits = to_logits(generalist(x, training=False), from_logits)
             logits = tf.cast(logits, tf.float32)
-            if self.settings.head == "dustbin":
-                logits = to_cluster(logits)
-            return mix.as_sampled(logits)
+            is_dustbin = self.settings.head == "dustbin"
+            return mix.as_sampled(to_cluster(logits) if is_dustbin else logits)
 
         return teach
 
@@ -195,18 +188,13 @@ class Job:
         )
 
     def _run(
-        self,
-        specialist: keras.Model,
-        generalist: keras.Model,
-        index: int,
-        number: int,
+        self, specialist: keras.Model, generalist: keras.Model, index: int, number: int
     ) -> dict[str, list[float]]:
         stage, sampler = self.settings.stages[number], self.sampler(index, number)
         steps = sampler.steps_per_epoch
-        taught = stage.alpha < 1.0
         distiller = Distiller(
             specialist,
-            self.teacher(generalist, index) if taught else None,
+            self.teacher(generalist, index) if stage.alpha < 1.0 else None,
             temperature=stage.temperature,
             alpha=stage.alpha,
             teacher_from_logits=True,
@@ -216,9 +204,8 @@ class Job:
         optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
             stage.learning_rate, steps * stage.epochs
         )
-        distiller.compile(
-            optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(optimizer, loss)
         progress = self.folder.file(progress_name(index))
 
         def epoch_ended(epoch: int, logs: Any = None) -> None:
