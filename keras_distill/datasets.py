@@ -7,6 +7,7 @@ validation split taken from the training examples, never from test.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import threading
@@ -144,12 +145,9 @@ def _digits(validation_fraction: float) -> _Parts:
     x = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1)
     y = y.astype("int64")
     # The splits are the same for every seed, as those of TFDS are.
-    x, x_test, y, y_test = train_test_split(
-        x, y, test_size=0.3, stratify=y, random_state=0
-    )
-    x, x_val, y, y_val = train_test_split(
-        x, y, test_size=validation_fraction, stratify=y, random_state=0
-    )
+    split = functools.partial(train_test_split, random_state=0)
+    x, x_test, y, y_test = split(x, y, stratify=y, test_size=0.3)
+    x, x_val, y, y_val = split(x, y, stratify=y, test_size=validation_fraction)
     arrays = {"train": (x, y), "validation": (x_val, y_val), "test": (x_test, y_test)}
     datasets = {k: tf.data.Dataset.from_tensor_slices(v) for k, v in arrays.items()}
     return datasets, [str(digit) for digit in range(10)], (8, 8, 1), None
@@ -260,10 +258,9 @@ def _prepare(builder: Any) -> None:
     if url and (reason := _why_unreachable(url)):
         raise ConnectionError(
             f"{builder.info.full_name!r} is not prepared in {builder.data_dir}, and its "
-            f"source {url} does not answer ({reason}). Prepare it where there is a "
-            f"network, with tensorflow_datasets.load({builder.name!r}, data_dir=...), copy "
-            "that folder here and pass it as data_dir or set TFDS_DATA_DIR; or use the "
-            "dataset 'digits', which needs no network."
+            f"source {url} does not answer ({reason}). Prepare it where there is a network, "
+            f"with tensorflow_datasets.load({builder.name!r}, data_dir=...), copy that folder "
+            "here and pass it as data_dir or set TFDS_DATA_DIR; or use 'digits', offline."
         )
     if not progress.is_live():
         tfds.disable_progress_bar()

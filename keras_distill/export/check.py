@@ -132,7 +132,6 @@ def check_same(expected: dict[str, Any], answer: dict[str, Any], when: str) -> N
             difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
         if not same:
             raise RuntimeError(
-                f"the model gives other {name} {when} ({difference}), so nothing was "
-                "exported. A layer that is random, or keeps state, at inference cannot "
-                "be served."
+                f"the model gives other {name} {when} ({difference}), so nothing is exported. "
+                "A layer that is random, or keeps state, at inference cannot be served."
             )

@@ -192,11 +192,10 @@ def _serving_function(
                     f"{logits.shape[-1]} classes; give one name per class."
                 )
             label = tf.argmax(logits, -1)
+            label = label if names is None else tf.gather(names, label)
             answer[f"{prefix}logits"] = logits
             answer[f"{prefix}probabilities"] = tf.nn.softmax(logits)
-            answer[f"{prefix}label"] = (
-                label if names is None else tf.gather(names, label)
-            )
+            answer[f"{prefix}label"] = label
         return answer
 
     function = tf.function(serve)

@@ -101,9 +101,8 @@ class Job:
         """Finds out whether an unknown teacher gives logits, from the first batch."""
         if self.bound.averages_probabilities and self.settings.temperature is None:
             raise ValueError(
-                "the mean of several teachers' probabilities is another at every "
-                "temperature; pass temperature=, the T that students will be trained at, "
-                'or teacher_average="logits".'
+                "the mean of several teachers' probabilities is another at every temperature; "
+                'pass temperature=, the T to train students at, or teacher_average="logits".'
             )
         members = getattr(self.bound, "members", [self.bound])
         if all(is_settled(member.from_logits) for member in members):
@@ -117,9 +116,8 @@ class Job:
         found = [member.from_logits for member in members]
         if any(one != found[0] for one in found):
             raise ValueError(
-                "some of the teachers give logits and some probabilities, and they do not "
-                "say which; wrap each with keras_distill.as_teacher(teacher, "
-                "from_logits=...)."
+                "some teachers give logits and some probabilities, and they do not say which; "
+                "wrap each with keras_distill.as_teacher(teacher, from_logits=...)."
             )
         self.from_logits = found[0]  # for other processes
 
@@ -279,11 +277,10 @@ class Job:
         key, k = self.settings.outputs[output], self.settings.top_k
         name = "" if key is None else f" of output {key!r}"
         raise ValueError(
-            f"the teacher's logits{name} for example {first + example} (view {view}) "
-            f"spread too widely for top_k={k}: at T = {1 / TRIED_BETAS[tried]:.1f} "
-            f"the probability of all other classes would be wrong by {errors.max():.3f}. "
-            "Leave top_k out, choose a larger one, or have the teacher clip its logits to "
-            "within about 30 of the largest."
+            f"the teacher's logits{name} for example {first + example} (view {view}) spread "
+            f"too widely for top_k={k}: at T = {1 / TRIED_BETAS[tried]:.1f} the probability "
+            f"of all other classes would be wrong by {errors.max():.3f}. Leave top_k out, "
+            "enlarge it, or have the teacher clip its logits to within 30 of the largest."
         )
 
 

@@ -98,9 +98,7 @@ class Rows:
             values[f"layer:{name}"] = _saturated(output, self._dtypes[f"layer:{name}"])
         parts = []
         for name, dtype, shape in self._settings.row:
-            value = values[name]
-            if dtype != "uint8":
-                value = tf.bitcast(value, tf.uint8)
+            value = tf.bitcast(values[name], tf.uint8)
             parts.append(tf.reshape(value, (batch, _bytes(dtype, shape))))
         return tf.concat(parts, 1), tf.stack(errors, 1)
 
@@ -148,19 +146,14 @@ class Rows:
         parts = tf.split(rows, [_bytes(dtype, shape) for _, dtype, shape in s.row], 1)
         for (name, _, shape), part in zip(s.row, parts, strict=True):
             dtype = self._dtypes[name]
-            if dtype == tf.uint8:
-                values[name] = tf.reshape(part, (-1, *shape))
-            else:
-                part = tf.reshape(part, (-1, *shape, dtype.size))
-                values[name] = tf.bitcast(part, dtype)
+            size = [dtype.size] * (dtype.size > 1)
+            values[name] = tf.bitcast(tf.reshape(part, (-1, *shape, *size)), dtype)
         counts = s.classes if isinstance(s.classes, list) else [s.classes]
         decoded = [
             self._decode_output(_prefix(key), values, classes)
             for key, classes in zip(s.outputs, counts, strict=True)
         ]
-        layers = {
-            name: tf.cast(values[f"layer:{name}"], tf.float32) for name in s.layers
-        }
+        layers = {n: tf.cast(values[f"layer:{n}"], tf.float32) for n in s.layers}
         if s.outputs_are_dict:
             return dict(zip(s.outputs, decoded, strict=True)), layers
         return decoded[0] if s.outputs == [None] else tuple(decoded), layers

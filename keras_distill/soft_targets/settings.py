@@ -87,9 +87,8 @@ class Settings:
                 object.__setattr__(self, name, check_int(name, value, least, most))
         if self.views > 1 and self.augment is None:
             raise ValueError(
-                f"views={self.views} without augment would cache the same answer "
-                f"{self.views} times; pass augment=fn, with fn(x, seed) from one example "
-                "and an int64 seed (2,) to one example."
+                f"views={self.views} without augment would be all the same; pass "
+                "augment=fn, with fn(x, seed) from an example and an int64 seed (2,) to one."
             )
         if self.temperature is not None:
             check_temperature(self.temperature)

@@ -55,9 +55,8 @@ def as_dataset(
             )
         if not any_order and keras_compat.reshuffles(data):
             raise ValueError(
-                "the dataset is shuffled anew each time it is read, so soft targets could "
-                "not be joined to it. Write them before shuffle(), then "
-                "targets.join(data).shuffle(...)."
+                "the dataset is shuffled anew each time, so soft targets could not be joined "
+                "to it; write them before shuffle(), then targets.join(data).shuffle(...)."
             )
         return data
     check_arrays(data)
@@ -213,9 +212,8 @@ def is_batched(specs: Any, ranks: list[int]) -> bool:
     if given == [rank - 1 for rank in ranks]:
         return False
     raise ValueError(
-        f"the dataset's inputs have {given} axes; batches would have {ranks}, single "
-        f"examples {[rank - 1 for rank in ranks]}. Give the inputs as at writing, or say "
-        "batched=True or False."
+        f"the dataset's inputs have {given} axes; batches would have {ranks}, examples one "
+        "less. Give the inputs as at writing, or say batched=True or False."
     )
 
 

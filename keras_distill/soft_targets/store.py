@@ -174,16 +174,8 @@ class SoftTargets:
             shard_size=shard_size,
             batch_size=batch_size,
         )
-        job = Job(
-            path=_path(path),
-            settings=settings,
-            teacher=teacher,
-            from_logits=teacher_from_logits,
-            average=teacher_average,
-            data=dataset,
-            batched=batched,
-            augment=augment,
-        )
+        teaches = (teacher, teacher_from_logits, teacher_average)
+        job = Job(_path(path), settings, *teaches, dataset, batched, augment)
         writing.write(job, n_jobs, part, overwrite, verbose)
         return None if part is not None else cls.open(path, augment=augment)
 
@@ -218,9 +210,8 @@ class SoftTargets:
         if content is None:
             raise FileNotFoundError(
                 f"{folder.path!r} holds no finished soft targets, "
-                f"{len(shards.existing(folder.path))} shards so far; run "
-                "SoftTargets.write(path, teacher, dataset), which goes on where it stopped "
-                "if it is given the same arguments."
+                f"{len(shards.existing(folder.path))} shards so far; run SoftTargets.write "
+                "with the same arguments as before: it goes on where it stopped."
             )
         for key in expected.keys() - content.keys():
             raise TypeError(
@@ -298,9 +289,7 @@ class SoftTargets:
             )
         rows = self._cached.rows
         return shards.stream(self._cached.files(view), rows.bytes).map(
-            lambda block: rows.decode(block)[0],
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
+            lambda block: rows.decode(block)[0], num_parallel_calls=tf.data.AUTOTUNE
         )
 
     def verify(self) -> None:

@@ -74,12 +74,9 @@ def _is_written(folder: RunDirectory, job: Job, overwrite: bool, part: _Part) ->
     for name, state in ((FINISHED, "finished "), (SETTINGS, "unfinished ")):
         found = None if overwrite else read_settings(folder, name)
         if found is not None:
-            folder.refuse_differences(
-                found,
-                job.settings.compared(found),
-                "Choose another path, or pass overwrite=True.",
-                state,
-            )
+            wanted = job.settings.compared(found)
+            remedy = "Choose another path, or pass overwrite=True."
+            folder.refuse_differences(found, wanted, remedy, state)
             if part is None and name == SETTINGS:
                 folder.remove_temporary()
             return name == FINISHED
@@ -123,9 +120,8 @@ class _Run:
                 self.job.write_piece(missing, bar.update)
         if part is None and (missing := self._missing()):
             raise OSError(
-                f"{len(missing)} shards are not to be seen in {self.job.path!r} after "
-                "they were written. It must be a path that all processes share, and the "
-                "data the same each time it is read."
+                f"{len(missing)} shards that were written are not in {self.job.path!r}. All "
+                "processes must share that path, and the data be the same at each reading."
             )
 
     def _write_first_view(self) -> None:

@@ -297,9 +297,8 @@ class SpecialistBuilder:
             )
         if lost:
             raise ChildProcessError(
-                f"{len(lost)} of {total} specialists are missing: "
-                f"{lost[0].error} With work_dir, run fit again with the same arguments: it "
-                "goes on with them."
+                f"{len(lost)} of {total} specialists are missing: {lost[0].error} With "
+                "work_dir, fit with the same arguments goes on with them."
             )
         if left := self._missing(job):
             raise OSError(

@@ -13,7 +13,7 @@ from keras_distill import progress
 from keras_distill.arguments import check_int, check_temperature
 from keras_distill.soft_targets.sources import Source
 from keras_distill.soft_targets.store import SoftTargets
-from keras_distill.teachers import as_teacher
+from keras_distill.teachers import Teacher, as_teacher
 from keras_distill.top_k import TopKLogits
 
 #: Examples whose products are summed at once; the cost of a sum goes by its result.
@@ -85,8 +85,15 @@ def class_covariance(
         if not isinstance(classes, int):
             raise ValueError(f"the generalist must have one output, got {classes}.")
     else:
-        blocks, total = _answers(generalist, dataset, from_logits, batched, batch_size)
-        classes = None
+        if dataset is None:
+            raise ValueError(
+                "the generalist needs a dataset to predict; or give a SoftTargets store of "
+                "its answers."
+            )
+        teacher = as_teacher(generalist, from_logits)
+        source = Source(dataset, batched, teacher.input_ranks, any_order=True)
+        blocks = _answers(teacher, source.batches(0, None, batch_size, batch_size))
+        total, classes = source.length, None
     moments: Any = _Dense() if top_k is None else _Sparse()
     shown = ("class covariance", "example", total, verbose)
     with progress.bar(*shown, unit_scale=True) as bar:
@@ -97,37 +104,19 @@ def class_covariance(
     return moments.covariance()
 
 
-def _answers(
-    generalist: Any,
-    dataset: Any,
-    from_logits: bool | None,
-    batched: bool | None,
-    batch_size: int,
-) -> tuple[Iterator[Any], int | None]:
-    """Returns blocks of a generalist's logits, and the number of examples if known."""
-    if dataset is None:
-        raise ValueError(
-            "the generalist needs a dataset to predict; or give a SoftTargets store of "
-            "its answers."
-        )
-    teacher = as_teacher(generalist, from_logits)
-    source = Source(dataset, batched, teacher.input_ranks, any_order=True)
+def _answers(teacher: Teacher, batches: tf.data.Dataset) -> Iterator[Any]:
+    """Yields blocks of a generalist's logits."""
     run = tf.function(lambda x: teacher(x, 1.0).logits, reduce_retracing=True)
-
-    def blocks() -> Iterator[Any]:
-        for number, x in enumerate(source.batches(0, None, batch_size, batch_size)):
-            if number == 0:
-                teacher.look_at(x)
-            logits = run(x)
-            if not tf.is_tensor(logits) or logits.shape.rank != 2:
-                shapes = tf.nest.map_structure(lambda z: tuple(z.shape), logits)
-                raise ValueError(
-                    "the generalist must have one output of shape (batch, classes), got "
-                    f"{shapes}."
-                )
-            yield logits
-
-    return blocks(), source.length
+    for number, x in enumerate(batches):
+        if number == 0:
+            teacher.look_at(x)
+        logits = run(x)
+        if not tf.is_tensor(logits) or logits.shape.rank != 2:
+            shapes = tf.nest.map_structure(lambda z: tuple(z.shape), logits)
+            raise ValueError(
+                f"the generalist must have one output of shape (batch, classes), got {shapes}."
+            )
+        yield logits
 
 
 def _predictions(
@@ -140,9 +129,8 @@ def _predictions(
         p = _probabilities(block, top_k, temperature, classes)
         if not np.isfinite(p if top_k is None else p.data).all():
             raise ValueError(
-                f"the generalist's predictions for the examples {bar.n} to "
-                f"{bar.n + p.shape[0] - 1} are not all finite (NaN or infinity); check "
-                "its weights and the inputs."
+                f"predictions for the examples {bar.n} to {bar.n + p.shape[0] - 1} are not "
+                "all finite (NaN or infinity); check the generalist's weights and the inputs."
             )
         bar.update(p.shape[0])
         waiting.append(p)

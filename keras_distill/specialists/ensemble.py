@@ -328,7 +328,6 @@ def check_outputs(model: keras.Model, wanted: int, who: str) -> None:
     shapes = [tuple(output.shape) for output in getattr(model, "outputs", None) or []]
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][-1] != wanted:
         raise ValueError(
-            f"{who} must have one output (batch, {wanted}), that is one logit for each "
-            f"class of its cluster and the dustbin, or for all classes with "
-            f'head="all"; got {shapes}.'
+            f"{who} must have one output (batch, {wanted}), for the classes of its cluster "
+            f'and the dustbin, or for all classes with head="all"; got {shapes}.'
         )

@@ -87,9 +87,8 @@ class TrainingData:
         low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
         if low < 0 or high >= self.classes:
             raise ValueError(
-                f"the labels go from {low} to {high}, but the generalist has "
-                f"{self.classes} outputs, for the classes 0 to {self.classes - 1}; the "
-                "data is of another kind."
+                f"the labels go from {low} to {high}, but the generalist has the classes 0 to "
+                f"{self.classes - 1}, {self.classes} outputs; the data is of another kind."
             )
         return y.astype("int64")
 
@@ -113,14 +112,6 @@ class TrainingData:
         if np.array_equal(*firsts):
             self.inputs_digest = f"{int(total):016x}"
         return counts
-
-    def integers_of(self, y: Any) -> tf.Tensor:
-        """Returns the label of one example as int64 `()`."""
-        if y.shape.rank == 0:
-            return tf.cast(y, tf.int64)
-        if y.shape[-1] == 1:
-            return tf.cast(tf.squeeze(y, -1), tf.int64)
-        return tf.argmax(y, -1)
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what tells this data from other data.
@@ -221,7 +212,9 @@ class ClusterSampler:
         rate = self.special / self.rest
 
         def relabelled(x: Any, y: Any, *weight: Any) -> tuple:
-            return x, source.integers_of(y), *weight
+            is_one_hot = y.shape.rank == 1 and y.shape[0] != 1
+            y = tf.argmax(y) if is_one_hot else tf.reshape(tf.cast(y, tf.int64), ())
+            return x, y, *weight
 
         def one_epoch(epoch: Any) -> tf.data.Dataset:
             def copies(index: Any, example: tuple) -> Any:

@@ -221,9 +221,8 @@ class Job:
         ).history
         if not all(np.isfinite(w).all() for w in specialist.get_weights()):
             raise ValueError(
-                f"the weights of specialist {index} became NaN or infinite in the "
-                f"{stage.name} stage; lower {stage.name}_learning_rate, which is "
-                f"{stage.learning_rate:g}, or check the data."
+                f"a weight of specialist {index} became NaN or infinite; lower "
+                f"{stage.name}_learning_rate from {stage.learning_rate:g}, or check the data."
             )
         return history
 
