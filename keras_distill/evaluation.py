@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from keras_distill import progress, run_directory
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
 from keras_distill.metrics import calibration_error
+from keras_distill.soft_targets.sources import specs_of
 from keras_distill.teachers import Teacher, as_teacher
 
 # Column name, unit and format of each figure, in the order of a printed table.
@@ -68,6 +70,10 @@ class Evaluation:
     throughput: float | None = None
 
 
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Several evaluations side by side; prints as a table.
@@ -95,12 +101,7 @@ class Comparison:
         rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
         for e in self.evaluations:
             values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}
-            cells = (
-                "-"
-                if values[field] is None
-                else _COLUMNS[field][1].format(values[field])
-                for field in shown
-            )
+            cells = (_cell(values[field], _COLUMNS[field][1]) for field in shown)
             rows.append([e.name, *cells])
         return rows
 
@@ -118,9 +119,8 @@ class Comparison:
         """Returns the table in Markdown."""
         rows = self._rows()
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-        return "\n".join(
-            "| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]
-        )
+        lines = (" | ".join(row) for row in [rows[0], rule, *rows[1:]])
+        return "\n".join(f"| {line} |" for line in lines)
 
     def to_json(self) -> str:
         """Returns the figures as a JSON list of objects, unrounded."""
@@ -284,30 +284,21 @@ def compare(
     """
     if not models:
         raise ValueError("there are no models to compare; give a dict of at least one.")
-    return Comparison(
-        tuple(
-            evaluate(model, dataset, name=name, teacher=teacher, timing=timing)
-            for name, model in progress.each(
-                models.items(), "judging", "model", len(models), verbose
-            )
-        )
-    )
+    shown = progress.each(models.items(), "judging", "model", len(models), verbose)
+    one = functools.partial(evaluate, dataset=dataset, teacher=teacher, timing=timing)
+    return Comparison(tuple(one(model, name=name) for name, model in shown))
 
 
 def _judge(model: Any, from_logits: bool | None) -> Teacher:
-    return as_teacher(
-        model.student if isinstance(model, Distiller) else model, from_logits
-    )
+    model = model.student if isinstance(model, Distiller) else model
+    return as_teacher(model, from_logits)
 
 
 def _compiled(teacher: Teacher, first: Any, spec: Any) -> Callable[[Any], Any]:
     teacher.look_at(first)
-    # One trace for every batch size.
-    spec = keras.tree.map_structure(
-        lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype), spec
-    )
 
-    @tf.function(input_signature=[spec])
+    # One trace for every batch size.
+    @tf.function(input_signature=[specs_of(spec, 1, None)])
     def logits_and_mask(x: Any) -> Any:
         answer = teacher(x, 1.0)
         if isinstance(answer.logits, (dict, list, tuple)):

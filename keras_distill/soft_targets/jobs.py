@@ -124,20 +124,14 @@ class Job:
     def _laid_out(self) -> Settings:
         seen = self.source.specs
         if self.augment is not None:
-            seen = tf.nest.map_structure(
-                lambda s: tf.TensorSpec((None, *s.shape), s.dtype),
-                views.output_specs(self.augment, seen),
-            )
+            seen = sources.specs_of(views.output_specs(self.augment, seen), 0, None)
         try:
             traced = tf.function(self._answer).get_concrete_function(seen)
         except (TypeError, ValueError) as error:
             shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(seen))
             hint = "give it the data that it was made for"
             if self.batched is None and self.bound.input_ranks is None:
-                hint = (
-                    "the dataset's elements were taken for batches, pass batched=False "
-                    "if they are single examples"
-                )
+                hint = "pass batched=False if they are single examples, not batches"
             raise ValueError(
                 f"the {self.bound.description} does not take batches of shape {shapes}; "
                 f"{hint}."

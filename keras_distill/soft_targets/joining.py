@@ -108,10 +108,7 @@ _ADVICE = (
 
 def _check_specs(cached: Cached, inputs: Any, batched: bool) -> None:
     """Refuses inputs of other shapes or dtypes: fingerprints are of the bytes alone."""
-    found = [
-        tf.TensorSpec(one.shape[1:] if batched else one.shape, one.dtype)
-        for one in tf.nest.flatten(inputs)
-    ]
+    found = sources.specs_of(tf.nest.flatten(inputs), int(batched))
     for one, written in zip(found, cached.inputs, strict=True):
         if not one.is_compatible_with(written):
             raise ValueError(

@@ -82,6 +82,21 @@ def check_arrays(data: Any) -> int:
     return lengths.pop()
 
 
+def specs_of(structure: Any, skipped: int, *first: int | None) -> Any:
+    """Returns tensor specs in which the sizes `first` replace the first axes.
+
+    Args:
+        structure: of tensors, arrays or specs.
+        skipped: how many axes are replaced.
+        *first: sizes, `None` for a free one.
+    """
+
+    def spec(part: Any) -> tf.TensorSpec:
+        return tf.TensorSpec((*first, *part.shape[skipped:]), part.dtype)
+
+    return tf.nest.map_structure(spec, structure)
+
+
 class Source:
     """Gives the inputs of any range of examples, in batches that do not depend on it.
 
@@ -116,17 +131,10 @@ class Source:
                 batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
             self.batched = batched
             first = tf.nest.flatten(self.dataset.element_spec)[0]
-            count, size = (
-                int(self.dataset.cardinality()),
-                first.shape[0] if batched else 1,
-            )
+            size = first.shape[0] if batched else 1
+            count = int(self.dataset.cardinality())
             self.length = None if count < 0 else count and size and count * size
-            self.specs = tf.nest.map_structure(
-                lambda s: tf.TensorSpec(
-                    (None, *(s.shape[1:] if batched else s.shape)), s.dtype
-                ),
-                self.dataset.element_spec,
-            )
+            self.specs = specs_of(self.dataset.element_spec, int(batched), None)
         if self.length == 0:
             raise ValueError("the dataset is empty; check what made it.")
 

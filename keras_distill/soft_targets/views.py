@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_distill.soft_targets.sources import specs_of
+
 #: The epoch of the running `fit`, which `Distiller` sets; outside, 0.
 epoch = 0
 
@@ -57,12 +59,6 @@ def output_specs(augment: Callable, inputs: Any) -> Any:
         augment: as above.
         inputs: tensors or specs, batch first.
     """
-    examples = tf.nest.map_structure(
-        lambda part: tf.TensorSpec(part.shape[1:], part.dtype), inputs
-    )
-    traced = tf.function(augment).get_concrete_function(
-        examples, tf.TensorSpec((2,), tf.int64)
-    )
-    return tf.nest.map_structure(
-        lambda part: tf.TensorSpec(part.shape, part.dtype), traced.structured_outputs
-    )
+    seed = tf.TensorSpec((2,), tf.int64)
+    traced = tf.function(augment).get_concrete_function(specs_of(inputs, 1), seed)
+    return specs_of(traced.structured_outputs, 0)

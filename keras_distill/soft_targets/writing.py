@@ -146,16 +146,15 @@ class _Run:
 
     def _spread(self, missing: list[tuple[int, int]], seats: processes.Seats) -> None:
         pieces = _split(missing, min(seats.count, len(missing)))
+        write, folder = self.job.write_piece, self.job.path
+        outcomes = processes.spread(
+            write, pieces, seats=seats, folder=folder, remedy=_REMEDY
+        )
         with (
             self._bar() as bar,  # moved by the shards that appear, whoever writes them
             progress.watching(lambda: bar.update(self._done(bar.total) - bar.n)),
         ):
-            write, folder = self.job.write_piece, self.job.path
-            lost = processes.given_up(
-                processes.spread(
-                    write, pieces, seats=seats, folder=folder, remedy=_REMEDY
-                )
-            )
+            lost = processes.given_up(outcomes)
         if lost:
             raise ChildProcessError(
                 f"{len(self._missing())} shards are missing: {lost[0].error} Write again "
@@ -176,16 +175,14 @@ class _Run:
         """Reads all shards again, then writes the manifest."""
         files, digest = self._verified()
         self.check_first_batch()
+        now = datetime.datetime.now(datetime.UTC)
+        versions = {n: version(n) for n in ("keras-distill", "tensorflow", "keras")}
         content = {
             **self.job.settings.content(),
             "dataset": digest,
             "shards": files,
-            "versions": {
-                n: version(n) for n in ("keras-distill", "tensorflow", "keras")
-            },
-            "created": datetime.datetime.now(datetime.UTC).isoformat(
-                timespec="seconds"
-            ),
+            "versions": versions,
+            "created": now.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - began, 3),
         }
         self.folder.write_json(FINISHED, content)

@@ -271,6 +271,15 @@ class SpecialistBuilder:
         job.folder.remove(*map(training.progress_name, missing))
         # The longest first, so that no process is left alone with it.
         missing.sort(key=lambda m: -job.sampler(m).special)
+        path = job.folder.path
+        outcomes = processes.spread(
+            job.train,
+            missing,
+            seats=seats,
+            folder=path,
+            threads=threads,
+            remedy=_REMEDY,
+        )
         total, epochs = len(self.clusters), sum(s.epochs for s in job.settings.stages)
         before = (total - len(missing)) * epochs
 
@@ -285,16 +294,7 @@ class SpecialistBuilder:
             progress.bar(*shown, initial=before) as bar,
             progress.watching(look, 0.5),
         ):
-            lost = processes.given_up(
-                processes.spread(
-                    job.train,
-                    missing,
-                    seats=seats,
-                    folder=job.folder.path,
-                    threads=threads,
-                    remedy=_REMEDY,
-                )
-            )
+            lost = processes.given_up(outcomes)
         if lost:
             raise ChildProcessError(
                 f"{len(lost)} of {total} specialists are missing: {lost[0].error} With "
@@ -308,9 +308,7 @@ class SpecialistBuilder:
 
     def _composed(self, job: Job) -> SpecialistEnsemble:
         numbers = range(len(self.clusters))
-        self.records = [
-            record for m in numbers if (record := job.record(m)) is not None
-        ]
+        self.records = list(filter(None, map(job.record, numbers)))
         files = [job.folder.file(training.model_name(m)) for m in numbers]
         specialists = [keras.saving.load_model(file, compile=False) for file in files]
         for index, specialist in enumerate(specialists):

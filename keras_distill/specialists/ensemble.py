@@ -139,15 +139,8 @@ class SpecialistEnsemble(keras.Model):
             dustbin = ops.zeros_like(active)
             special = sum(answers[1:], answers[0])
             outside = np.zeros_like(self.member)
-        return combine(
-            log_g,
-            special,
-            dustbin,
-            active,
-            outside,
-            self.tolerance,
-            self.max_iterations,
-        )
+        limits = (self.tolerance, self.max_iterations)
+        return combine(log_g, special, dustbin, active, outside, *limits)
 
     def active(self, log_g: Any) -> Any:
         """Returns which specialists are active, float32 `(batch, specialists)`.

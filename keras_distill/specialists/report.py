@@ -81,11 +81,9 @@ def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistR
     """
     if isinstance(dataset, tuple):
         dataset = tf.data.Dataset.from_tensor_slices(dataset).batch(256)
+    models = (ensemble.generalist, ensemble)
     run = tf.function(
-        lambda x: (
-            tf.argmax(ensemble.generalist(x, training=False), -1),
-            tf.argmax(ensemble(x, training=False), -1),
-        ),
+        lambda x: [tf.argmax(model(x, training=False), -1) for model in models],
         reduce_retracing=True,
     )
     parts = []

@@ -16,6 +16,7 @@ from keras_distill.soft_targets.sources import (
     check_arrays,
     is_arrays,
     is_batched,
+    specs_of,
 )
 
 #: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
@@ -179,9 +180,7 @@ class ClusterSampler:
         return table
 
     def _of_arrays(self) -> tf.data.Dataset:
-        x, _, *weight = keras.tree.map_structure(
-            lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), self.source.data
-        )
+        x, _, *weight = specs_of(self.source.data, 1, None)
         signature = (x, tf.TensorSpec((None,), tf.int64), *weight)
         return tf.data.Dataset.from_generator(self._batches, output_signature=signature)
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.optimizers.schedules import LearningRateSchedule
+from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 
 from keras_distill.arguments import check_int, check_scalar
 from keras_distill.distiller import Distiller
@@ -132,10 +132,9 @@ class Job:
         with seeded(seed_of(self.settings.seed, index)):
             generalist = self.load_generalist()
             specialist = self.new_specialist(index)
-            history = {
-                stage.name: self._run(specialist, generalist, index, number)
-                for number, stage in enumerate(self.settings.stages)
-            }
+            history = {}
+            for number, stage in enumerate(self.settings.stages):
+                history[stage.name] = self._run(specialist, generalist, index, number)
         self._write(index, specialist, history, began)
 
     def load_generalist(self) -> keras.Model:
@@ -179,13 +178,9 @@ class Job:
 
     def sampler(self, index: int, number: int = 0) -> ClusterSampler:
         """Returns what draws the training set of a specialist's stage."""
-        return ClusterSampler(
-            self.data,
-            self.settings.clusters[index],
-            self.settings.head == "dustbin",
-            self.settings.batch_size,
-            seed_of(self.settings.seed, index, number),
-        )
+        s, seed = self.settings, seed_of(self.settings.seed, index, number)
+        cluster, relabel = s.clusters[index], s.head == "dustbin"
+        return ClusterSampler(self.data, cluster, relabel, s.batch_size, seed)
 
     def _run(
         self, specialist: keras.Model, generalist: keras.Model, index: int, number: int
@@ -201,9 +196,7 @@ class Job:
             student_from_logits=True,
         )
         optimizer = keras.optimizers.get(self.settings.optimizer)
-        optimizer.learning_rate = keras.optimizers.schedules.CosineDecay(
-            stage.learning_rate, steps * stage.epochs
-        )
+        optimizer.learning_rate = CosineDecay(stage.learning_rate, steps * stage.epochs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         distiller.compile(optimizer, loss)
         progress = self.folder.file(progress_name(index))
