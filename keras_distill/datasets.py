@@ -304,16 +304,12 @@ def loader(
         image_size: as for `load`.
     """
     main_process = os.getpid()
+    in_order = functools.partial(
+        load, name, data_dir=data_dir, image_size=image_size, shuffle=False
+    )
 
     def load_here(batch_size: int | None = 256) -> Data:
-        return load(
-            name,
-            data_dir=data_dir,
-            batch_size=batch_size,
-            image_size=image_size,
-            shuffle=False,
-            verbose=os.getpid() == main_process,
-        )
+        return in_order(batch_size=batch_size, verbose=os.getpid() == main_process)
 
     return load_here
 

@@ -93,11 +93,8 @@ class Comparison:
         raise KeyError(f"no model {name!r}; there are {names}")
 
     def _rows(self) -> list[list[str]]:
-        shown = [
-            field
-            for field in _COLUMNS
-            if any(getattr(e, field) is not None for e in self.evaluations)
-        ]
+        every = [vars(e) for e in self.evaluations]
+        shown = [f for f in _COLUMNS if any(values[f] is not None for values in every)]
         rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
         for e in self.evaluations:
             values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}

@@ -99,13 +99,9 @@ def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]
     with tempfile.TemporaryDirectory() as folder:
         given, answer = (pathlib.Path(folder, name) for name in ("given", "answer"))
         given.write_bytes(pickle.dumps({n: v.numpy() for n, v in batch.items()}))
-        done = subprocess.run(
-            [sys.executable, "-c", _FRESH_PROCESS, path, given, answer],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-c", _FRESH_PROCESS, path, str(given), str(answer)]
+        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(
                 f"the SavedModel {path} does not run in a fresh process:\n"

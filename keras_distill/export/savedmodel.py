@@ -14,6 +14,7 @@ from keras_distill import progress
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
+from keras_distill.soft_targets.sources import specs_of
 
 
 def export_savedmodel(
@@ -132,9 +133,8 @@ def _write(archive: keras.export.ExportArchive, path: str) -> None:
 def next_version(directory: str) -> int:
     """Returns the number after the highest version in a directory, from 1."""
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    return 1 + max(
-        (int(n.rstrip("/")) for n in names if n.rstrip("/").isdigit()), default=0
-    )
+    names = [name.rstrip("/") for name in names]
+    return 1 + max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]:
@@ -145,14 +145,10 @@ def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]
                 f"the inputs of the subclassed model {model.name!r} are not known; pass "
                 "input_signature=tf.TensorSpec([None, ...], tf.float32, name=...)."
             )
-        signature = {
-            t.name: tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in model.inputs
-        }
+        signature = {t.name: specs_of(t, 1, None) for t in model.inputs}
     if not isinstance(signature, dict):
         signature = {s.name or "inputs": s for s in keras.tree.flatten(signature)}
-    return {
-        name: tf.TensorSpec(s.shape, s.dtype, name) for name, s in signature.items()
-    }
+    return {n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in signature.items()}
 
 
 def _for_model(

@@ -150,11 +150,11 @@ class Job:
         """
         inputs, fingerprint, augmented = next(iterator)
         logits, layers = self._answer(inputs)
-        finite = [
-            tf.reduce_all(tf.math.is_finite(part), range(1, part.shape.rank))
-            for part in [*(part for _, part in by_output(logits)), *layers.values()]
+        parts = [*(part for _, part in by_output(logits)), *layers.values()]
+        known = [
+            tf.reduce_all(tf.math.is_finite(p), range(1, p.shape.rank)) for p in parts
         ]
-        finite = tf.reduce_all(tf.stack(finite), 0)
+        finite = tf.reduce_all(tf.stack(known), 0)
         encoded, errors = self.rows.encode(fingerprint, augmented, logits, layers)
         good = tf.reduce_all(finite) & (tf.reduce_max(errors) <= _REST_ERROR)
         return encoded, finite, errors, good
@@ -184,9 +184,7 @@ class Job:
         )
 
     def write_piece(
-        self,
-        piece: list[tuple[int, int]],
-        told: Callable[[int], Any] = lambda examples: None,
+        self, piece: list[tuple[int, int]], told: Callable[[int], Any] = lambda _: None
     ) -> None:
         """Writes those shards of a piece that are not there, in whatever process.
 

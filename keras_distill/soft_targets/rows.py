@@ -48,9 +48,7 @@ def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings
             row.append([f"{prefix}indices", _index_dtype(count), found])
             if top_k < count:
                 row.append([f"{prefix}rest", dtype, [*leading, len(REST_BETAS) - 1]])
-    row += [
-        [f"layer:{name}", dtype, _fixed_shape(spec)] for name, spec in layers.items()
-    ]
+    row += [[f"layer:{n}", dtype, _fixed_shape(spec)] for n, spec in layers.items()]
     return dataclasses.replace(
         settings,
         outputs=outputs,
@@ -149,10 +147,8 @@ class Rows:
             size = [dtype.size] * (dtype.size > 1)
             values[name] = tf.bitcast(tf.reshape(part, (-1, *shape, *size)), dtype)
         counts = s.classes if isinstance(s.classes, list) else [s.classes]
-        decoded = [
-            self._decode_output(_prefix(key), values, classes)
-            for key, classes in zip(s.outputs, counts, strict=True)
-        ]
+        outputs = zip(s.outputs, counts, strict=True)
+        decoded = [self._decode_output(_prefix(k), values, n) for k, n in outputs]
         layers = {n: tf.cast(values[f"layer:{n}"], tf.float32) for n in s.layers}
         if s.outputs_are_dict:
             return dict(zip(s.outputs, decoded, strict=True)), layers

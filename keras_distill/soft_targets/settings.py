@@ -74,17 +74,12 @@ class Settings:
             raise ValueError(
                 f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}."
             )
-        limits = {
-            "top_k": (1, None),
-            "views": (1, 1000),
-            "seed": (0, (1 << 31) - 1),
-            "shard_size": (1, None),
-            "batch_size": (1, None),
-        }
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
+        most = {"views": 1000, "seed": (1 << 31) - 1}
+        for name in ("top_k", "views", "seed", "shard_size", "batch_size"):
+            value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None or name not in ("top_k", "shard_size"):
-                object.__setattr__(self, name, check_int(name, value, least, most))
+                value = check_int(name, value, least, most.get(name))
+                object.__setattr__(self, name, value)
         if self.views > 1 and self.augment is None:
             raise ValueError(
                 f"views={self.views} without augment would be all the same; pass "

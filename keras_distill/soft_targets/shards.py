@@ -92,7 +92,6 @@ def read(file: str, row_bytes: int) -> Iterator[np.ndarray]:
 def damaged(file: str) -> str:
     """Returns the message for a shard whose checksum does not hold."""
     return (
-        f"{file} is damaged: its checksum does not hold. Delete this file and "
-        "manifest.json, and write again with the same arguments: what is missing is "
-        "written anew."
+        f"{file} is damaged: its checksum does not hold. Delete this file and manifest.json, "
+        "and write again with the same arguments: what is missing is written anew."
     )

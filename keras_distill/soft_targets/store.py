@@ -213,9 +213,9 @@ class SoftTargets:
                 f"{len(shards.existing(folder.path))} shards so far; run SoftTargets.write "
                 "with the same arguments as before: it goes on where it stopped."
             )
-        for key in expected.keys() - content.keys():
+        if unknown := [key for key in expected if key not in content]:
             raise TypeError(
-                f"{key!r} is no key of the manifest; it has {', '.join(content)}."
+                f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
             )
         if teacher is not None:
             found = teacher_fingerprint(teacher)

@@ -12,16 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill import processes, progress
+from keras_distill import processes, progress, run_directory
 from keras_distill.arguments import check_int
-from keras_distill.run_directory import (
-    SETTINGS,
-    RunDirectory,
-    architecture_fingerprint,
-    as_json,
-    name_of,
-    teacher_fingerprint,
-)
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
@@ -191,10 +183,11 @@ class SpecialistBuilder:
             Stage("hard", hard_epochs, hard_learning_rate),
             Stage("soft", soft_epochs, soft_learning_rate, temperature, alpha),
         ]
+        build = self.build_specialist
         settings = Settings(
             clusters=self.clusters,
             head=self.head,
-            build_specialist=self.build_specialist and name_of(self.build_specialist),
+            build_specialist=build and run_directory.name_of(build),
             stages=[stage for stage in stages if stage.epochs],
             optimizer=_optimizer_config(optimizer),
             batch_size=batch_size,
@@ -216,7 +209,7 @@ class SpecialistBuilder:
                         f"{work_dir!r}."
                     )
             labels = {"generalist": "the generalist", "data": "the data"}
-            directory = RunDirectory(folder, "specialists", labels)
+            directory = run_directory.RunDirectory(folder, "specialists", labels)
             directory.make()
             stack.enter_context(directory.lock())
             job = Job(directory, settings, source, self.build_specialist)
@@ -240,15 +233,15 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
-        if not (job.folder.has(SETTINGS) and job.folder.has(GENERALIST)):
+        if not (job.folder.has(run_directory.SETTINGS) and job.folder.has(GENERALIST)):
             with job.folder.whole(GENERALIST) as path:
                 self.generalist.save(path, include_optimizer=False)
         # Before any training: a wrong model is refused at once.
         built = [job.new_specialist(index) for index in self._one_of_each_size()]
         job.settings = dataclasses.replace(
             job.settings,
-            generalist=teacher_fingerprint(self.generalist),
-            specialists=[architecture_fingerprint(model) for model in built],
+            generalist=run_directory.teacher_fingerprint(self.generalist),
+            specialists=list(map(run_directory.architecture_fingerprint, built)),
             data=job.data.fingerprint(),
         )
         remedy = "Choose another work_dir, or delete it."
@@ -327,4 +320,4 @@ def _optimizer_config(optimizer: Any) -> dict[str, Any]:
     # Names count up in a process; they would differ when a run is taken up again.
     settings = {k: v for k, v in config["config"].items() if k != "name"}
     config["config"] = {**settings, "learning_rate": 0.001}
-    return as_json(config)
+    return run_directory.as_json(config)

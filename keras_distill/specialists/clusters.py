@@ -63,14 +63,12 @@ def cluster_classes(
     n_clusters = check_int("n_clusters", n_clusters, 2, classes // 2)
     least = max(2, -(-classes // n_clusters))
     room = classes if max_size is None else check_int("max_size", max_size, least)
-    clusters_per_class = check_int(
-        "clusters_per_class", clusters_per_class, 1, n_clusters - 1
-    )
+    per_class = check_int("clusters_per_class", clusters_per_class, 1, n_clusters - 1)
     means = KMeans(n_clusters, n_init=10 if classes <= 2000 else 1, random_state=seed)
     distances = means.fit(columns).transform(columns)
     members = _assign(distances, room)
-    if clusters_per_class > 1:
-        _overlap(members, distances, room, clusters_per_class)
+    if per_class > 1:
+        _overlap(members, distances, room, per_class)
     return sorted(tuple(sorted(map(int, cluster))) for cluster in members)
 
 
@@ -87,9 +85,8 @@ def _columns(covariance: Any, correlation: bool) -> Any:
         raise ValueError("the covariance is not finite; check the predictions.")
     if correlation:
         # A class that is never predicted has no variance, and no company.
-        deviation = np.sqrt(np.maximum(c.diagonal(), 0.0))
-        zeros, some = np.zeros_like(deviation), deviation > 0
-        scale = np.divide(1.0, deviation, out=zeros, where=some)
+        std = np.sqrt(np.maximum(c.diagonal(), 0.0))
+        scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         if is_sparse:
             scaling = scipy.sparse.diags_array(scale)
             c = (scaling @ c @ scaling).tocsr()
@@ -122,14 +119,14 @@ def _assign(distances: np.ndarray, room: int) -> list[set[int]]:
 
 
 def _overlap(
-    members: list[set[int]], distances: np.ndarray, room: int, clusters_per_class: int
+    members: list[set[int]], distances: np.ndarray, room: int, per_class: int
 ) -> None:
     """Puts classes into their next nearest clusters too, the closest pairs first."""
     counts = np.ones(len(distances), int)
     order = np.argsort(distances, axis=None, kind="stable")
     for c, m in zip(*np.unravel_index(order, distances.shape), strict=True):
         has_room = len(members[m]) < room and c not in members[m]
-        if has_room and counts[c] < clusters_per_class:
+        if has_room and counts[c] < per_class:
             members[m].add(int(c))
             counts[c] += 1
 
@@ -191,7 +188,6 @@ def check_clusters(
         warnings.warn(
             f"{len(left_out)} of {classes} classes are in no cluster ({shown}): the "
             "generalist alone answers for them.",
-            UserWarning,
             stacklevel=3,
         )
     return checked

@@ -54,10 +54,8 @@ def combine(
 
     Reference: arXiv:1503.02531, section 5.4, which minimises it by gradient descent.
     """
-    log_generalist, special, dustbin = (
-        ops.stop_gradient(ops.convert_to_tensor(value))
-        for value in (log_generalist, special, dustbin)
-    )
+    given = map(ops.convert_to_tensor, (log_generalist, special, dustbin))
+    log_generalist, special, dustbin = map(ops.stop_gradient, given)
     dtype = log_generalist.dtype
     outside = ops.cast(outside, dtype)
     log_size = ops.log1p(ops.sum(ops.cast(active, dtype), -1, keepdims=True))

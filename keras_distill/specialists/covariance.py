@@ -166,9 +166,8 @@ def _probabilities(
         p /= p.sum(-1, keepdims=True)
         return p if top_k is None else scipy.sparse.csr_array(p)
     rows = np.repeat(np.arange(len(p)), p.shape[1])
-    sparse = scipy.sparse.csr_array(
-        (p.ravel(), (rows, indices.numpy().ravel())), shape=(len(p), classes)
-    )
+    where = (rows, indices.numpy().ravel())
+    sparse = scipy.sparse.csr_array((p.ravel(), where), shape=(len(p), classes))
     return sparse.toarray() if top_k is None else sparse
 
 

@@ -134,7 +134,6 @@ def settled_logits(model: keras.Model) -> bool:
         f"the layers of {model.name!r} do not say whether it gives logits or "
         f"probabilities; by its values they are {'logits' if found else 'probabilities'}. "
         "End it with a Dense or a Softmax layer to settle it.",
-        UserWarning,
         stacklevel=2,
     )
     return found

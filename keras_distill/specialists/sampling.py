@@ -11,13 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
-from keras_distill.soft_targets.sources import (
-    as_dataset,
-    check_arrays,
-    is_arrays,
-    is_batched,
-    specs_of,
-)
+from keras_distill.soft_targets import sources
 
 #: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
 _SHUFFLED = 10_000
@@ -45,10 +39,10 @@ class TrainingData:
     batched: bool | None = None
 
     def __post_init__(self) -> None:
-        self.is_arrays = is_arrays(self.data)
+        self.is_arrays = sources.is_arrays(self.data)
         self.inputs_digest: str | None = None
         if self.is_arrays:
-            check_arrays(self.data)
+            sources.check_arrays(self.data)
             self._check_structure(self.data)
             x, *others = keras.tree.map_structure(np.asarray, tuple(self.data))
             # What tf.data takes for a structure.
@@ -56,10 +50,10 @@ class TrainingData:
             self.labels = self._integers(self.data[1])
             self.counts = np.bincount(self.labels, minlength=self.classes)
             return
-        dataset = as_dataset(self.data, any_order=True)
+        dataset = sources.as_dataset(self.data, any_order=True)
         self._check_structure(dataset.element_spec)
         if self.batched is None:
-            self.batched = is_batched(dataset.element_spec[0], self.ranks)
+            self.batched = sources.is_batched(dataset.element_spec[0], self.ranks)
         self.counts = self._count(dataset)
 
     def _check_structure(self, structure: Any) -> None:
@@ -180,7 +174,7 @@ class ClusterSampler:
         return table
 
     def _of_arrays(self) -> tf.data.Dataset:
-        x, _, *weight = specs_of(self.source.data, 1, None)
+        x, _, *weight = sources.specs_of(self.source.data, 1, None)
         signature = (x, tf.TensorSpec((None,), tf.int64), *weight)
         return tf.data.Dataset.from_generator(self._batches, output_signature=signature)
 
@@ -203,7 +197,7 @@ class ClusterSampler:
 
     def _of_stream(self) -> tf.data.Dataset:
         source = self.source
-        examples = as_dataset(source.data, any_order=True)
+        examples = sources.as_dataset(source.data, any_order=True)
         if source.batched:
             examples = examples.unbatch()
         table = tf.constant(self._table())

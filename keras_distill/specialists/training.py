@@ -19,16 +19,9 @@ from keras_distill.distiller import Distiller
 from keras_distill.outputs import to_logits
 from keras_distill.processes import seeded
 from keras_distill.run_directory import RunDirectory
+from keras_distill.specialists import heads
 from keras_distill.specialists.clusters import Cluster
 from keras_distill.specialists.ensemble import check_outputs
-from keras_distill.specialists.heads import (
-    ClusterLogits,
-    PriorCorrection,
-    as_specialist,
-    log_ratio,
-    outputs_of,
-    settled_logits,
-)
 from keras_distill.specialists.sampling import ClusterSampler, TrainingData, seed_of
 
 GENERALIST = "generalist.keras"
@@ -151,28 +144,28 @@ class Job:
         cluster, classes = self.settings.clusters[index], self.data.classes
         head, model = self.settings.head, self.load_generalist()
         if self.build_specialist is not None:
-            outputs = outputs_of(head, cluster, classes)
+            outputs = heads.outputs_of(head, cluster, classes)
             model = self.build_specialist(model, outputs)
             if not isinstance(model, keras.Model):
                 raise TypeError(
                     f"build_specialist must return a keras.Model, got {model!r}."
                 )
             check_outputs(model, outputs, "the model of build_specialist")
-        ratios = log_ratio(head, cluster, self.data.counts)
+        ratios = heads.log_ratio(head, cluster, self.data.counts)
         is_copy = self.build_specialist is None
-        return as_specialist(model, head, cluster, ratios, classes, is_copy)
+        return heads.as_specialist(model, head, cluster, ratios, classes, is_copy)
 
     def teacher(self, generalist: keras.Model, index: int) -> Callable[[Any], Any]:
         """Returns the generalist's logits for a cluster, under the mix it is trained on."""
-        cluster, from_logits = self.settings.clusters[index], settled_logits(generalist)
-        to_cluster = ClusterLogits(cluster, self.data.classes)
-        mix = PriorCorrection(log_ratio(self.settings.head, cluster, self.data.counts))
+        cluster, head = self.settings.clusters[index], self.settings.head
+        from_logits = heads.settled_logits(generalist)
+        to_cluster = heads.ClusterLogits(cluster, self.data.classes)
+        mix = heads.PriorCorrection(heads.log_ratio(head, cluster, self.data.counts))
 
         def teach(x: Any) -> Any:
             logits = to_logits(generalist(x, training=False), from_logits)
             logits = tf.cast(logits, tf.float32)
-            is_dustbin = self.settings.head == "dustbin"
-            return mix.as_sampled(to_cluster(logits) if is_dustbin else logits)
+            return mix.as_sampled(to_cluster(logits) if head == "dustbin" else logits)
 
         return teach
 
