@@ -201,7 +201,8 @@ class SpecialistEnsemble(keras.Model):
                 f"{len(self.specialists) - 1}."
             )
         parts = (self.specialists, self.clusters)
-        return self._of(*([*all_[:index], *all_[index + 1 :]] for all_ in parts))
+        specialists, clusters = ([*p[:index], *p[index + 1 :]] for p in parts)
+        return self._of(specialists, clusters)
 
     def with_settings(self, **settings: Any) -> SpecialistEnsemble:
         """Returns an ensemble of the same models with other settings.
