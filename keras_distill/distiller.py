@@ -480,8 +480,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: before training, if the data is empty, labels are of the wrong
                 kind or out of range, nothing teaches, or the teacher's first answer is
                 not finite or has other classes; during it, if a later answer of the
-                teacher is not finite, naming the batch, or if an example is not the one
-                that cached soft targets were written for, naming the example.
+                teacher is not finite, naming the batch, at the latest 100 batches after
+                it and at the epoch's end (the student has learned nothing from it); or
+                if an example is not the one that cached soft targets were written for,
+                naming the example.
         """
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self.compiled:
