@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,7 +111,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     arXiv:1503.02531.
     """
 
-    train_function: Any  # Keras's own, of no declared type
+    # Keras's own, of no declared type.
+    train_function: Any
+    test_function: Any
 
     def __init__(
         self,
@@ -243,6 +246,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
         x, y, sample_weight = unpacked(data)
+        self._state.labelled = y is not None
         teacher = self._teacher_outputs(x)
         x = without_soft_targets(x)
 
@@ -408,6 +412,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             and getattr(metric, "built", True)
         ]
 
+    def reset_metrics(self) -> None:
+        """Resets all metrics, also those that the last data had no labels for."""
+        for metric in [*super().metrics, *self._state.teacher_metrics]:
+            metric.reset_state()
+
     @contextlib.contextmanager
     def _only_judging(self) -> Iterator[None]:
         before, self._judging = self._judging, True
@@ -498,13 +507,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             # Keras warns that its own default, True, has no effect on these.
             given.setdefault("shuffle", False)
         # In the step, where the shapes of labels and outputs are known.
-        class_weight = given.pop("class_weight", None)
+        state, class_weight = self._state, given.pop("class_weight", None)
         if class_weight and given.get("sample_weight") is not None:
             raise ValueError("give class_weight or sample_weight, not both.")
-        if class_weight != self._state.class_weight:
-            self._state.class_weight = class_weight
+        if class_weight:
+            state.class_weight = dict(class_weight)
             self._retrace()
-        state = self._state
         watch = state.watch = TrainingWatch(
             state.counter,
             (state.temperature, state.alpha),
@@ -523,6 +531,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 return super().fit(**given)
         finally:
             state.watch, views.epoch = None, 0
+            if class_weight:  # of this fit alone
+                state.class_weight = None
+                self._retrace()
             if is_list:
                 callbacks.callbacks.remove(watch)
 
@@ -541,15 +552,66 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         def watched(batches: Any) -> Any:
             watch = self._state.watch
             if watch is None:  # train_on_batch
-                return function(batches)
+                logs = function(self._prepared(batches))
+                # A trace that was made before says nothing of this batch.
+                self._state.labelled = not set(logs) <= self._names_without_labels
+                return logs
             batches = watch.begin(batches, self.steps_per_execution)
             if self.train_function is not watched:  # what came first asks for another
                 return self.train_function(batches)
-            logs = function(batches)
+            logs = function(self._prepared(batches))
             watch.step_done(self.steps_per_execution)
             return logs
 
         return watched
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes Keras's function for `evaluate`, which notes if there were labels.
+
+        Args:
+            force: whether to make it anew.
+        """
+        made_before = self.test_function
+        super().make_test_function(force)
+        function = self.test_function
+        if function is made_before:
+            return
+
+        def judged(batches: Any) -> Any:
+            with self._only_judging():
+                logs = function(self._prepared(batches))
+            names = {metric.name for metric in self._state.teacher_metrics}
+            self._state.judges_labels = not set(logs) <= names
+            return logs
+
+        self.test_function = judged
+
+    def _prepared(self, batches: Any) -> Any:
+        """Makes the variables of a step beforehand; returns its batches.
+
+        TensorFlow traces a step that makes variables twice, or refuses it.
+        """
+        if isinstance(batches, tf.distribute.DistributedIterator):
+            return batches  # Keras has made them
+        if isinstance(batches, tf.data.Iterator):
+            example = batches.element_spec
+        else:
+            example = next(batches)
+            batches = itertools.chain([example], batches)
+        if not self.student.built:
+            return batches
+        if not (self._judging or self.optimizer.built):
+            self.optimizer.build(self.trainable_variables)
+        outputs = first_batch.known_outputs(self.student, self._state)
+        if outputs is not None:
+            keras_compat.build_loss_and_metrics(self, unpacked(example)[1], outputs)
+        return batches
+
+    @property
+    def _names_without_labels(self) -> set[str]:
+        """Names of what a step shows of a batch without labels."""
+        teacher_metrics = [metric.name for metric in self._state.teacher_metrics]
+        return {"loss", "hard_loss", "soft_loss", *teacher_metrics}
 
     def first_batch_seen(self, batch: Any) -> None:
         """Looks at the batch that Keras builds on, under a `tf.distribute` strategy."""
@@ -588,10 +650,6 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 x,
                 y if all_labels is None else all_labels,
             )
-            # A step that makes variables is traced twice by TensorFlow.
-            self.optimizer.build(self.trainable_variables)
-            if y is not None:
-                keras_compat.build_loss_and_metrics(self, y, state.student_outputs)
         state.labelled = y is not None
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -96,13 +96,20 @@ def check_first_batch(
         class_weight_table(state.class_weight, next(iter(shapes.values()))[-1])
 
 
+def known_outputs(student: keras.Model, state: StepState) -> Any:
+    """Returns symbolic outputs, or `None` where only a batch will say them."""
+    if state.student_outputs is None and getattr(student, "outputs", None):
+        state.student_outputs = symbolic_outputs(student)
+    return state.student_outputs
+
+
 def _student_outputs(
     student: keras.Model, state: StepState, loss: Any, inputs: Any
 ) -> Any:
     """Returns symbolic outputs, seen on a batch only where nothing else says them."""
-    if state.student_outputs is None and getattr(student, "outputs", None):
-        state.student_outputs = symbolic_outputs(student)
-    if state.student_outputs is None or not is_settled(state.student_from_logits):
+    if known_outputs(student, state) is None or not is_settled(
+        state.student_from_logits
+    ):
         outputs = student(
             keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
         )

@@ -33,6 +33,15 @@ def build_loss_and_metrics(model: keras.Model, y: Any, y_pred: Any) -> None:
 
     Keras makes them in the first trace of a step, which TensorFlow then traces once more.
     """
+    labels = keras.tree.flatten(y)
+    if not all(hasattr(one, "dtype") and hasattr(one, "shape") for one in labels):
+        return  # there are none
+    y = keras.tree.map_structure(
+        lambda one: keras.KerasTensor(
+            one.shape, keras.backend.standardize_dtype(one.dtype)
+        ),
+        y,
+    )
     for part in (model._compile_loss, model._compile_metrics):
         if part is not None and not part.built:
             part.build(y, y_pred)

@@ -194,10 +194,12 @@ def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:
     ):
         return itertools.chain([first], rest)
     if steps == 1:  # a few milliseconds; the general way costs thirty
-        size = tf.nest.flatten(first)[0].shape[0]
-        one = tf.data.Dataset.from_tensor_slices(first).batch(size)
-        if one.element_spec == rest.element_spec:
-            return iter(one)
+        sizes = {tuple(part.shape[:1]) for part in tf.nest.flatten(first)}
+        size, *_ = next(iter(sizes)) or [None]
+        if len(sizes) == 1 and size:
+            one = tf.data.Dataset.from_tensor_slices(first).batch(size)
+            if one.element_spec == rest.element_spec:
+                return iter(one)
     # No more than are trained on: the others are for the executions that follow.
     batches = itertools.islice(itertools.chain([first], rest), steps)
     return iter(

@@ -225,7 +225,7 @@ def test_a_second_fit_does_not_trace(data):
     distiller = Traced(mlp(6), mlp(32))
     distiller.compile("adam", SPARSE)
     for _ in range(2):
-        distiller.fit(in_batches(*data), epochs=2, class_weight={0: 2.0}, verbose=0)
+        distiller.fit(in_batches(*data), epochs=2, verbose=0)
     assert Traced.steps == 1
 
 
@@ -1202,3 +1202,71 @@ def test_recompiled_without_a_loss_forgets_the_first_one(data):
     distiller.fit(x, y, verbose=0)
     distiller.compile("sgd")
     assert distiller.fit(x, y, verbose=0).history["hard_loss"] == [0.0]
+
+
+# What one call leaves for the next ---------------------------------------------------
+
+
+def test_class_weights_are_of_one_fit_alone(data):
+    x, y = data
+    distiller = compiled(alpha=1.0, optimizer=keras.optimizers.SGD(0.0))
+    plain = distiller.train_on_batch(x, y, return_dict=True)["loss"]
+    weight = dict.fromkeys(range(CLASSES), 10.0)
+    for factor in (10.0, 20.0):
+        weight.update(dict.fromkeys(range(CLASSES), factor))
+        history = distiller.fit(x, y, class_weight=weight, verbose=0).history
+        assert history["hard_loss"][0] == pytest.approx(factor * plain, rel=1e-5)
+    for sample_weight, loss in ((None, plain), (np.zeros(64), 0.0)):
+        logs = distiller.train_on_batch(x, y, sample_weight, return_dict=True)
+        assert logs["loss"] == pytest.approx(loss, rel=1e-5)
+    distiller.check_first_batch((x, y, np.ones(64)))
+
+
+def judged(distiller, *data):
+    return distiller.evaluate(*data, verbose=0, return_dict=True)
+
+
+@pytest.mark.filterwarnings("ignore:the batches have no labels")
+def test_data_without_labels_leaves_nothing_in_the_figures_of_labelled_data(data):
+    x, y = data
+    first, second = (x[:20], y[:20]), (x[20:], y[20:])
+    metrics = ["accuracy", TeacherAgreement()]
+    distiller = compiled(metrics=metrics, optimizer=keras.optimizers.SGD(0.0))
+    truth = [judged(distiller, *part) for part in (first, second)]
+    history = distiller.fit(*first, verbose=0).history
+    for _ in range(2):
+        assert set(judged(distiller, x)) == {"teacher_agreement"}
+        for part, expected in zip((first, second), truth, strict=True):
+            assert judged(distiller, *part) == pytest.approx(expected, rel=1e-5)
+        distiller.fit(x, validation_data=(x,), verbose=0)
+        again = distiller.fit(*first, validation_data=second, verbose=0).history
+        assert again["accuracy"] == pytest.approx(history["accuracy"])
+        assert again["val_loss"][0] == pytest.approx(truth[1]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
+def test_labels_may_come_after_data_without_them(data, call):
+    x, y = data
+    distiller = compiled(alpha=0.0, metrics=["accuracy", TeacherAgreement()])
+    quiet = {"verbose": 0} if call in ("fit", "evaluate") else {}
+    for _ in range(2):
+        getattr(distiller, call)(x, **quiet)
+        getattr(distiller, call)(x, y, **quiet)
+
+
+def test_batches_whose_parts_differ_in_length(data):
+    """As of graphs, whose nodes and edges are counted apart."""
+    x, y = data
+    nodes, table = keras.Input((FEATURES,), name="nodes"), keras.Input((2,), name="t")
+    mean = keras.layers.Lambda(
+        lambda both: both[0] + tf.reduce_mean(both[1]), output_shape=(FEATURES,)
+    )
+    student = keras.Model(
+        {"nodes": nodes, "t": table}, keras.layers.Dense(CLASSES)(mean([nodes, table]))
+    )
+    constant = np.ones((5, 2), "float32")
+    batches = in_batches(x, y).map(lambda a, b: ({"nodes": a, "t": constant}, b))
+    distiller = Distiller(student, alpha=1.0)
+    distiller.compile("sgd", SPARSE)
+    distiller.fit(batches, verbose=0)
+    assert int(distiller.optimizer.iterations) == 4
