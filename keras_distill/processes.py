@@ -33,9 +33,8 @@ import joblib
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
-from keras_distill import keras_compat
+from keras_distill import keras_compat, progress
 
 #: How often a task may end with the death of its process.
 DEATHS = 3
@@ -572,8 +571,7 @@ def _sendable(error: Exception) -> Exception:
 
 def _end_with(parent: int) -> None:
     """Has this process end when its parent has; called in a new process."""
-    # A lock of all processes, as its own is, would be left behind by one that is killed.
-    tqdm.set_lock(threading.RLock())
+    progress.for_one_process()
 
     def watch() -> None:
         while os.getppid() == parent:

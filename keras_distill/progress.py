@@ -68,6 +68,14 @@ def write(text: str) -> None:
     tqdm.write(text, file=sys.stdout)
 
 
+def for_one_process() -> None:
+    """Has this process share no lock for its bars with others.
+
+    That of tqdm would be left behind by a process that is killed, and Python says so.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
 def is_live() -> bool:
     """Tells whether a bar can move: on a terminal, or in a notebook."""
     return tqdm is not terminal_tqdm or sys.stderr.isatty()

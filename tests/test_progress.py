@@ -1,8 +1,10 @@
 import io
 import pathlib
+import threading
 import types
 
 import pytest
+from tqdm.auto import tqdm
 
 from keras_distill import progress
 
@@ -78,3 +80,13 @@ def test_nothing_else_in_the_package_draws_bars():
     package = pathlib.Path(progress.__file__).parent
     users = {path.name for path in package.rglob("*.py") if "tqdm" in path.read_text()}
     assert users == {"progress.py"}
+
+
+def test_a_process_of_a_pool_shares_no_lock_with_others():
+    """tqdm's own is a semaphore of the system, which a killed process leaves behind."""
+    before = tqdm.get_lock()
+    try:
+        progress.for_one_process()
+        assert isinstance(tqdm.get_lock(), type(threading.RLock()))
+    finally:
+        tqdm.set_lock(before)
