@@ -193,17 +193,20 @@ def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:
         isinstance(spec, tf.OptionalSpec) for spec in tf.nest.flatten(rest.element_spec)
     ):
         return itertools.chain([first], rest)
-    if steps == 1:  # a few milliseconds; the general way costs thirty
+    # Tuning one batch takes as long as reading it, and its thread may be waited for.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    if steps == 1:  # two milliseconds; the general way costs thirty
         sizes = {tuple(part.shape[:1]) for part in tf.nest.flatten(first)}
         size, *_ = next(iter(sizes)) or [None]
         if len(sizes) == 1 and size:
             one = tf.data.Dataset.from_tensor_slices(first).batch(size)
             if one.element_spec == rest.element_spec:
-                return iter(one)
+                return iter(one.with_options(options))
     # No more than are trained on: the others are for the executions that follow.
     batches = itertools.islice(itertools.chain([first], rest), steps)
-    return iter(
-        tf.data.Dataset.from_generator(
-            lambda: batches, output_signature=rest.element_spec
-        )
+    dataset = tf.data.Dataset.from_generator(
+        lambda: batches, output_signature=rest.element_spec
     )
+    return iter(dataset.with_options(options))
