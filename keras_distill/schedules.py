@@ -19,7 +19,7 @@ class ScheduledScalar:
         self.name = name
         self.schedule: LearningRateSchedule | None = None
         self.further_check: Callable[[float], None] = lambda number: None
-        check_scalar(name, value)
+        value = check_scalar(name, value)
         start = 1.0 if isinstance(value, LearningRateSchedule) else value
         self.variable = keras.Variable(
             start, trainable=False, dtype="float32", name=name
@@ -33,7 +33,7 @@ class ScheduledScalar:
 
     def set(self, value: Any) -> bool:
         """Sets it; returns whether traces made before are no longer right."""
-        check_scalar(self.name, value)
+        value = check_scalar(self.name, value)
         if not isinstance(value, LearningRateSchedule):
             self.further_check(value)
         had_schedule = self.schedule is not None
@@ -41,7 +41,7 @@ class ScheduledScalar:
             self.schedule = value
             return True
         self.schedule = None
-        self.number = float(value)
+        self.number = value
         self.variable.assign(self.number)
         return had_schedule
 

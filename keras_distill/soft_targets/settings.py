@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_distill.arguments import check_int, check_temperature
+from keras_distill.arguments import MOST, check_int, check_temperature
 from keras_distill.run_directory import SETTINGS, RunDirectory
 
 FORMAT = "keras_distill soft targets"
@@ -74,11 +74,11 @@ class Settings:
             raise ValueError(
                 f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}."
             )
-        most = {"views": 1000, "seed": (1 << 31) - 1}
+        most = {"views": 1000}
         for name in ("top_k", "views", "seed", "shard_size", "batch_size"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None or name not in ("top_k", "shard_size"):
-                value = check_int(name, value, least, most.get(name))
+                value = check_int(name, value, least, most.get(name, MOST))
                 object.__setattr__(self, name, value)
         if self.views > 1 and self.augment is None:
             raise ValueError(

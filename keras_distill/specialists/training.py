@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 
-from keras_distill.arguments import check_int, check_scalar
+from keras_distill.arguments import check_float, check_int, check_scalar
 from keras_distill.distiller import Distiller
 from keras_distill.outputs import to_logits
 from keras_distill.processes import seeded
@@ -43,9 +43,12 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_int(f"{self.name}_epochs", self.epochs, 0)
-        rate = self.learning_rate
-        if not (isinstance(rate, (int, float, np.floating)) and 0 < rate < np.inf):
-            raise ValueError(f"{self.name}_learning_rate must be > 0, got {rate!r}.")
+        check_float(
+            f"{self.name}_learning_rate",
+            self.learning_rate,
+            "> 0",
+            lambda rate: rate > 0,
+        )
         for name in ("temperature", "alpha"):
             value = getattr(self, name)
             if isinstance(value, LearningRateSchedule):

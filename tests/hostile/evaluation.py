@@ -1,0 +1,5 @@
+"""Wrong uses of evaluation."""
+
+from tests.hostile import Row
+
+ROWS: list[Row] = []

@@ -1,0 +1,5 @@
+"""Wrong uses of export."""
+
+from tests.hostile import Row
+
+ROWS: list[Row] = []

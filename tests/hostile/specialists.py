@@ -1,0 +1,5 @@
+"""Wrong uses of specialists."""
+
+from tests.hostile import Row
+
+ROWS: list[Row] = []

@@ -1,0 +1,5 @@
+"""Wrong uses of tuning."""
+
+from tests.hostile import Row
+
+ROWS: list[Row] = []
