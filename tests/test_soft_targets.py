@@ -1025,7 +1025,7 @@ def test_file_urls_are_local(path, many):
             "dtype must be one of float16, bfloat16, float32",
         ),
         ({"views": 0}, ValueError, "views must be a whole number from 1 to 1000"),
-        ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
+        ({"seed": -1}, ValueError, "seed must be a whole number >= 0"),
         ({"shard_size": 0}, ValueError, "shard_size must be a whole number >= 1"),
         ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number >= 1"),
         ({"part": (3, 3)}, ValueError, r"part must be \(i, n\) with i from 0 to n - 1"),
