@@ -28,12 +28,14 @@ from keras_distill.outputs import (
     ModelOutputs,
     at,
     by_output,
+    each_output,
     gives_logits,
     is_settled,
     shapes_of,
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
+from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets import distillation_inputs, views
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
@@ -209,7 +211,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 self.teacher_average,
                 matching.outputs_with_classes,
             ).matching(matching.layer_names("teacher"))
-            check_mean_at_one_temperature(bound, matching.terms)
+            if bound.averages_probabilities:
+                check_mean_at_one_temperature(matching.terms)
         first_batch.check_same_shapes(
             shapes_of(self.student),
             {} if bound is None else bound.shapes,
@@ -279,6 +282,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Returns what the teacher says of a batch; `None` if alpha = 1 needs nothing."""
         cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         names = self.teacher_layer_names
+        if cached is not None:
+            at_work = self._state.temperature.at(self.optimizer)
+            cached = each_output(lambda one: one_mean(one, at_work), cached)
         if cached is not None and self.teacher_from_logits is False:
             cached = to_logits(cached, False)
         if cached is not None and all(name in x.layers for name in names):
@@ -598,6 +604,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         else:
             example = next(batches)
             batches = itertools.chain([example], batches)
+        if not self._judging or self._state.teacher_metrics:
+            first_batch.check_cached_temperature(unpacked(example)[0], self._state)
         if not self.student.built:
             return batches
         if not (self._judging or self.optimizer.built):

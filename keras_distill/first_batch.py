@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -11,15 +12,18 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
 from keras_distill.outputs import (
     by_output,
+    each_output,
     gives_logits,
     is_settled,
     look_like_probabilities,
     settle,
     symbolic_outputs,
 )
+from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
     without_soft_targets,
@@ -141,10 +145,14 @@ def _check_teaching(
         return
     state.temperature.check_also(lambda number: None)
     if cached is not None:
+        now = state.temperature.value_at(0)
+        several, cached = cached, each_output(lambda one: one_mean(one, now), cached)
         check_cached_are_logits(cached, from_logits)
         check_finite(x.layers, "batch 0")
         matching.check_cached_layers(x.layers, student)
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
+        check_cached_temperature(x, state)
+        hold_to_temperature(several, state)
         shapes = {key: shape_of_logits(part) for key, part in by_output(cached)}
     elif teacher is None or teacher.has_answered:  # an earlier run has looked
         return
@@ -349,6 +357,56 @@ def check_cached_are_logits(cached: Any, from_logits: Any) -> None:
             "the cached soft targets of the first batch are >= 0 and sum to 1: they are "
             "probabilities, where logits are expected. Keep logits, or pass "
             "teacher_from_logits=False."
+        )
+
+
+def check_cached_temperature(x: Any, state: StepState) -> None:
+    """Refuses cached answers of several teachers at a temperature they are not for.
+
+    Args:
+        x: of a batch, or its specs.
+        state: of the distiller.
+    """
+    if not isinstance(x, DistillationInputs):
+        return
+    for _, part in by_output(x.soft_targets):
+        if isinstance(part, MemberLogits):
+            check_mean_at_one_temperature(state.matching.terms)
+        if isinstance(part, MeanLogits):
+            for own in _temperatures(state):
+                _check_mean(part, state.temperature.value if own is None else own)
+
+
+def _temperatures(state: StepState) -> list[float | None]:
+    """Returns the temperatures of all soft losses; `None` for the distiller's."""
+    terms = [t for t in state.matching.terms if not isinstance(t, FeatureLoss)]
+    return [getattr(term, "temperature", None) for term in terms]
+
+
+def hold_to_temperature(cached: Any, state: StepState) -> None:
+    """Holds the temperature, when it is set later, to that of a cached mean."""
+    temperature = state.temperature
+    for _, part in by_output(cached):
+        if isinstance(part, MeanLogits) and None in _temperatures(state):
+            before = temperature.further_check
+
+            def check(number: float, part: Any = part, before: Any = before) -> None:
+                before(number)
+                _check_mean(part, number)
+
+            temperature.check_also(check)
+            return
+
+
+def _check_mean(mean: Any, temperature: Any) -> None:
+    of = mean.temperature
+    is_number = isinstance(temperature, (int, float))
+    if not is_number or not math.isclose(temperature, of, rel_tol=1e-6):
+        raise ValueError(
+            f"these soft targets are the mean of several teachers' probabilities at T = {of:g}, "
+            f"which is no mean at another; the temperature is {temperature!r}. Train at "
+            f"temperature={of:g}; or write them without temperature=, which keeps each "
+            "teacher's logits for any temperature."
         )
 
 

@@ -7,7 +7,7 @@ every model of `keras.applications` ends in one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.keras_compat import logits_of, made_by
-from keras_distill.top_k import TopKLogits
+from keras_distill.several_logits import ONE_OUTPUT
 
 
 class ModelOutputs(NamedTuple):
@@ -36,7 +36,7 @@ class ModelOutputs(NamedTuple):
 def has_several(structure: Any) -> bool:
     """Tells whether this is a dict or list of outputs, as opposed to a single one."""
     is_nest = isinstance(structure, (dict, list, tuple))
-    return is_nest and not isinstance(structure, TopKLogits)
+    return is_nest and not isinstance(structure, ONE_OUTPUT)
 
 
 def by_output(structure: Any) -> Iterator[tuple[Any, Any]]:
@@ -47,6 +47,15 @@ def by_output(structure: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(structure)
     else:
         yield None, structure
+
+
+def each_output(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Returns the structure with a function of each output in its place."""
+    if isinstance(structure, dict):
+        return {key: function(output) for key, output in structure.items()}
+    if has_several(structure):
+        return type(structure)(map(function, structure))
+    return function(structure)
 
 
 def at(structure: Any, key: Any) -> Any:

@@ -24,6 +24,7 @@ from keras_distill.outputs import (
     shapes_of,
     to_logits,
 )
+from keras_distill.several_logits import mean_of_probabilities
 
 
 class Teacher:
@@ -147,19 +148,20 @@ class _Ensemble(Teacher):
         return bound
 
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
-        answers = [member(x, temperature).logits for member in self.members]
         logits = keras.tree.map_structure(
-            lambda *parts: self._mean(ops.stack(parts), temperature), *answers
+            lambda logits: (
+                ops.mean(ops.cast(logits, "float32"), -2)
+                if self.average == "logits"
+                else mean_of_probabilities(logits, temperature)
+            ),
+            self.by_member(x, temperature),
         )
         return ModelOutputs(logits, logits, {})
 
-    def _mean(self, logits: Any, temperature: Any) -> Any:
-        logits = ops.cast(logits, "float32")
-        if self.average == "logits":
-            return ops.mean(logits, 0)
-        # T * log of the mean tempered probability: softmax(that / T) is the mean.
-        log_p = ops.log_softmax(logits / temperature, axis=-1)
-        return temperature * (ops.logsumexp(log_p, 0) - ops.log(len(self.members)))
+    def by_member(self, x: Any, temperature: Any) -> Any:
+        """Returns the members' logits `(batch, ..., members, classes)`, by output."""
+        answers = [member(x, temperature).logits for member in self.members]
+        return keras.tree.map_structure(lambda *parts: ops.stack(parts, -2), *answers)
 
     @property
     def averages_probabilities(self) -> bool:  # type: ignore[override]

@@ -195,14 +195,193 @@ def test_ways_to_teach(path, many, tmp_path):
             f"{path}{index}", teacher, dataset_of(many), dtype="float32", **kwargs
         )
         assert largest_difference([cached_logits(targets.join(many))], [logits]) < 1e-5
-    with pytest.raises(
-        ValueError, match="another at every temperature; pass temperature="
+
+
+# Several teachers ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def members():
+    keras.utils.set_random_seed(3)
+    return [mlp(32), mlp(16)]
+
+
+def trained_weights(data, teacher=None, temperature=4.0, **kwargs):
+    student = mlp(4)
+    student.set_weights([np.full(w.shape, 0.1, "float32") for w in student.weights])
+    distiller = distiller_for(
+        student, teacher, temperature=temperature, alpha=0.5, **kwargs
+    )
+    distiller.fit(data, verbose=0)
+    return student.get_weights()
+
+
+@pytest.mark.parametrize("temperature", [1.5, 4.0, 12.0])
+def test_several_teachers_cached_teach_like_live_ones_at_any_temperature(
+    path, many, members, temperature
+):
+    """The mean of their probabilities is another at every temperature."""
+    data = dataset_of(many)
+    targets = written(path, members, data, dtype="float32")
+    assert targets.manifest["members"] == 2
+    p = [keras.ops.softmax(m.predict(many[0], verbose=0) / 3.0) for m in members]
+    joined = next(iter(targets.join(data).batch(COUNT)))[0].soft_targets
+    mean = keras.ops.softmax(joined.mean_at(3.0) / 3.0)
+    assert largest_difference([mean], [(p[0] + p[1]) / 2]) < 1e-6
+    live = trained_weights(data.batch(20), members, temperature)
+    cached = trained_weights(targets.join(data).batch(20), None, temperature)
+    assert largest_difference(live, cached) < 1e-6
+    distiller = distiller_for(mlp(4), temperature=temperature)
+    distiller.compile(metrics=[kd.TeacherAgreement()])
+    agreement = distiller.evaluate(targets.join(data).batch(20), verbose=0)
+    distiller.teacher = members
+    assert distiller.evaluate(data.batch(20), verbose=0) == pytest.approx(agreement)
+
+
+def test_several_teachers_of_several_outputs(path, many):
+    def two():
+        x = keras.Input((FEATURES,))
+        return keras.Model(x, {n: keras.layers.Dense(3, name=n)(x) for n in "ab"})
+
+    members = [two(), two()]
+    targets = written(path, members, many[0], dtype="float32")
+    cached = next(iter(targets.join(many[0]).batch(COUNT)))[0].soft_targets
+    live = kd.as_teacher(members)(many[0], 5.0).logits
+    for name in "ab":
+        assert largest_difference([cached[name].mean_at(5.0)], [live[name]]) < 1e-5
+
+
+def test_mean_at_one_temperature_is_refused_at_others(path, many, members):
+    data = dataset_of(many)
+    targets = written(path, members, data, temperature=3.0, dtype="float32")
+    joined = targets.join(data).shuffle(COUNT).map(same).batch(20)
+    trained_weights(joined, None, np.float32(3.0))
+    refused = pytest.raises(
+        ValueError, match="probabilities at T = 3, which is no mean"
+    )
+    schedule = keras.optimizers.schedules.ExponentialDecay(3.0, 10, 0.9)
+    own = kd.SoftTargetLoss(temperature=4.0)
+    for kwargs in (
+        {"temperature": 4.0},
+        {"temperature": schedule},
+        {"temperature": 3.0, "distillation_loss": own},
+        {"temperature": 3.0, "distillation_loss": kd.SoftTargetLoss() + own},
     ):
-        written(path, [bare, other], x)
-    mean = written(path, [bare, other], x, temperature=3.0, dtype="float32")
-    p = [keras.ops.softmax(m.predict(x, verbose=0) / 3.0) for m in (bare, other)]
-    cached = keras.ops.softmax(cached_logits(mean.join(x)) / 3.0)
-    assert largest_difference([cached], [(p[0] + p[1]) / 2]) < 1e-6
+        distiller = distiller_for(mlp(4), **kwargs)
+        with refused:
+            distiller.fit(joined, verbose=0)
+        with refused:
+            distiller.train_on_batch(*next(iter(joined)))
+        distiller.compile(metrics=[kd.TeacherAgreement()], run_eagerly=True)
+        with refused:
+            distiller.evaluate(joined, verbose=0)
+
+    def set_to(value):
+        return lambda batch, logs: setattr(distiller, "temperature", value)
+
+    for value in (5.0, schedule):
+        distiller = distiller_for(mlp(4), temperature=3.0)
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=set_to(value))
+        with refused:
+            distiller.fit(joined, verbose=0, callbacks=[callback])
+    # Of other data afterwards, and with a temperature of its own that is the same.
+    distiller = distiller_for(mlp(4), members, temperature=3.0)
+    distiller.fit(joined, verbose=0)
+    distiller.fit(data.batch(20), verbose=0)
+    distiller.temperature = 7.0
+    loss = kd.SoftTargetLoss(temperature=3.0)
+    distiller_for(mlp(4), distillation_loss=loss).fit(joined, verbose=0)
+
+
+def test_keras_loss_with_a_temperature_of_its_own_takes_no_list(path, many, members):
+    """It would get the mean at the distiller's temperature and soften it at its own."""
+    loss = keras.distillation.LogitsDistillation(temperature=3.0)
+    with pytest.raises(ValueError, match="a distillation loss has one of its own"):
+        kd.Distiller(mlp(4), members, distillation_loss=loss)
+    joined = written(path, members, many).join(many).batch(20)
+    for own in (loss, kd.SoftTargetLoss(temperature=3.0)):
+        distiller = distiller_for(mlp(4), distillation_loss=own)
+        with pytest.raises(ValueError, match="a distillation loss has one of its own"):
+            distiller.fit(joined, verbose=0)
+
+
+def test_top_k_of_several_teachers(path, many, members):
+    with pytest.raises(ValueError, match="top_k cannot be cached for several teachers"):
+        written(path, members, many, top_k=2)
+    with pytest.raises(ValueError, match="a list of teachers within a list"):
+        written(path, [members, members], many)
+    mean = written(path, members, many, top_k=2, temperature=3.0)
+    joined = mean.join(many).batch(20)
+    trained_weights(joined, None, 3.0)
+    with pytest.raises(ValueError, match="which is no mean at another"):
+        trained_weights(joined, None, 2.0)
+    plain = written(path + "2", members, many, top_k=2, teacher_average="logits")
+    trained_weights(plain.join(many).batch(20), None, 2.0)
+
+
+def test_temperature_means_nothing_for_one_teacher(path, many):
+    targets = written(path, mlp(32), many, temperature=3.0)
+    assert targets.manifest["temperature"] is None
+    trained_weights(targets.join(many).batch(20), None, 7.0)
+
+
+def test_stores_of_before_open(path, many, members):
+    """They have neither members nor digests, and a mean at one temperature."""
+    targets = written(path, members, many, temperature=3.0)
+    folder = settings.directory(path)
+    for name in ("manifest.json", "settings.json"):
+        content = folder.read_json(name)
+        del content["members"]
+        for entry in content.get("shards", []):
+            entry.pop("digest", None)
+        folder.write_json(name, content)
+    targets = kd.SoftTargets.open(path, teacher=members)
+    targets.verify()
+    joined = targets.join(many).batch(20)
+    trained_weights(joined, None, 3.0)
+    with pytest.raises(ValueError, match="which is no mean at another"):
+        trained_weights(joined, None, 2.0)
+    assert written(path, members, many, temperature=3.0).manifest == targets.manifest
+
+
+def test_covariance_of_several_teachers_is_at_its_temperature(path, many, members):
+    p = [keras.ops.softmax(m.predict(many[0], verbose=0) / 3.0) for m in members]
+    expected = np.cov((p[0] + p[1]) / 2, rowvar=False)
+    found = kd.class_covariance(members, many[0], temperature=3.0, verbose=False)
+    assert largest_difference([found], [expected]) < 1e-6
+    targets = written(path, members, many, dtype="float32")
+    found = kd.class_covariance(targets, temperature=3.0, verbose=False)
+    assert largest_difference([found], [expected]) < 1e-6
+    mean = written(path + "2", members, many, dtype="float32", temperature=3.0)
+    found = kd.class_covariance(mean, temperature=3.0, verbose=False)
+    assert largest_difference([found], [expected]) < 1e-6
+    with pytest.raises(ValueError, match="which is no mean at temperature=1; pass"):
+        kd.class_covariance(mean, verbose=False)
+
+
+def test_search_over_temperature_with_several_teachers(path, many, members, tmp_path):
+    def search(**given):
+        return kd.search(
+            lambda hp: mlp(4),
+            many,
+            many,
+            max_trials=2,
+            epochs=1,
+            directory=tmp_path / "search",
+            verbose=False,
+            **given,
+        )
+
+    result = search(teacher=members, temperature=(1.0, 9.0))
+    assert len(result.trials) == 2
+    mean = written(path, members, many, temperature=1.0)
+    for wrong in ((1.0, 9.0), [1.0, 2.0], 2.0):
+        with pytest.raises(ValueError, match="at T = 1, which is no mean at another"):
+            search(soft_targets=mean, temperature=wrong, overwrite=True)
+    search(soft_targets=mean, temperature=1.0, overwrite=True)
+
+
+# Kinds of teachers and data -----------------------------------------------------------
 
 
 def test_unknown_teacher_is_judged_by_its_first_batch(path, many):
@@ -1029,6 +1208,9 @@ def test_file_urls_are_local(path, many):
         ({"shard_size": 0}, ValueError, "shard_size must be a whole number >= 1"),
         ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number >= 1"),
         ({"part": (3, 3)}, ValueError, r"part must be \(i, n\) with i from 0 to n - 1"),
+        ({"temperature": 0}, ValueError, "temperature must be a finite number > 0"),
+        ({"temperature": "4"}, ValueError, "temperature must be a finite number > 0"),
+        ({"temperature": 1e-30}, ValueError, "temperature must be from 1e-18"),
         ({"layers": ["nowhere"]}, ValueError, "the teacher has no layer 'nowhere'"),
     ],
 )

@@ -257,14 +257,10 @@ def divides_by_replicas(term: Any) -> bool:
     return kinds == {True}
 
 
-def check_mean_at_one_temperature(teacher: Any, terms: list) -> None:
+def check_mean_at_one_temperature(terms: list) -> None:
     """Refuses a mean of tempered probabilities for a distillation loss with its own T."""
-    own = [
-        getattr(t, "temperature", None)
-        for t in terms
-        if isinstance(t, DistillationLoss)
-    ]
-    if teacher.averages_probabilities and any(t is not None for t in own):
+    own = [getattr(t, "temperature", None) for t in terms]
+    if any(t is not None for t in own):
         raise ValueError(
             "a list of teachers is averaged at the distiller's temperature, but a distillation "
             "loss has one of its own; give the temperature to the distiller, or "

@@ -15,7 +15,12 @@ from keras_distill.outputs import by_output, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out
-from keras_distill.soft_targets.settings import Settings, directory, read_settings
+from keras_distill.soft_targets.settings import (
+    VERSION,
+    Settings,
+    directory,
+    read_settings,
+)
 from keras_distill.teachers import Teacher, as_teacher
 
 #: The largest error in the probability of all classes that `top_k` leaves out.
@@ -99,11 +104,10 @@ class Job:
 
     def _settle_logits(self) -> None:
         """Finds out whether an unknown teacher gives logits, from the first batch."""
-        if self.bound.averages_probabilities and self.settings.temperature is None:
-            raise ValueError(
-                "the mean of several teachers' probabilities is another at every temperature; "
-                'pass temperature=, the T to train students at, or teacher_average="logits".'
-            )
+        if not self.bound.averages_probabilities:  # it would mean nothing
+            self.settings = dataclasses.replace(self.settings, temperature=None)
+        if self.keeps_members:
+            self._check_members()
         members = getattr(self.bound, "members", [self.bound])
         if all(is_settled(member.from_logits) for member in members):
             return
@@ -120,6 +124,29 @@ class Job:
                 "wrap each with keras_distill.as_teacher(teacher, from_logits=...)."
             )
         self.from_logits = found[0]  # for other processes
+
+    @property
+    def keeps_members(self) -> bool:
+        """Whether each teacher's logits are cached, to be averaged at any temperature."""
+        averages = self.bound.averages_probabilities
+        return averages and self.settings.temperature is None
+
+    def _check_members(self) -> None:
+        members = self.bound.members  # type: ignore[attr-defined]
+        either = 'pass teacher_average="logits"; or temperature=, the one T to train students at.'
+        if self.settings.top_k is not None:
+            raise ValueError(
+                "top_k cannot be cached for several teachers whose probabilities are "
+                f"averaged at any temperature; leave it out, or {either}"
+            )
+        if any(member.averages_probabilities for member in members):
+            raise ValueError(
+                "a list of teachers within a list cannot be cached for any temperature; give "
+                f"one list of them all, or {either}"
+            )
+        self.settings = dataclasses.replace(
+            self.settings, members=len(members), format_version=VERSION
+        )
 
     def _laid_out(self) -> Settings:
         seen = self.source.specs
@@ -139,9 +166,13 @@ class Job:
         return laid_out(self.settings, *traced.structured_outputs)
 
     def _answer(self, inputs: Any) -> Any:
-        answer = self.bound(inputs, tf.constant(self.settings.temperature or 1.0))
-        logits = answer.logits
-        return list(logits) if isinstance(logits, tuple) else logits, answer.layers
+        layers: dict[str, Any] = {}
+        temperature = tf.constant(self.settings.temperature or 1.0)
+        if self.keeps_members:
+            logits = self.bound.by_member(inputs, temperature)  # type: ignore[attr-defined]
+        else:
+            _, logits, layers = self.bound(inputs, temperature)
+        return list(logits) if isinstance(logits, tuple) else logits, layers
 
     def _next_rows(self, iterator: Any) -> tuple:
         """Returns the rows of the next batch, which are finite, errors, if all are good.

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES
+from keras_distill.several_logits import MemberLogits, mean_logits_at
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.top_k import REST_BETAS, TopKLogits
 
@@ -137,8 +138,8 @@ class Rows:
             rows: uint8 `(batch, bytes)`.
 
         Returns:
-            Logits or `TopKLogits`, in the structure of the outputs; and hidden layers by
-            name.
+            Logits, `TopKLogits`, `MemberLogits` or `MeanLogits`, in the structure of the
+            outputs; and hidden layers by name.
         """
         s, values = self._settings, {}
         parts = tf.split(rows, [_bytes(dtype, shape) for _, dtype, shape in s.row], 1)
@@ -149,6 +150,10 @@ class Rows:
         counts = s.classes if isinstance(s.classes, list) else [s.classes]
         outputs = zip(s.outputs, counts, strict=True)
         decoded = [self._decode_output(_prefix(k), values, n) for k, n in outputs]
+        if s.members is not None:
+            decoded = list(map(MemberLogits, decoded))
+        elif s.mean_temperature is not None:
+            decoded = list(map(mean_logits_at(s.mean_temperature), decoded))
         layers = {n: tf.cast(values[f"layer:{n}"], tf.float32) for n in s.layers}
         if s.outputs_are_dict:
             return dict(zip(s.outputs, decoded, strict=True)), layers

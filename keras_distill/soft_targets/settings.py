@@ -10,7 +10,7 @@ from keras_distill.arguments import MOST, check_int, check_temperature
 from keras_distill.run_directory import SETTINGS, RunDirectory
 
 FORMAT = "keras_distill soft targets"
-VERSION = 1
+VERSION = 2
 FINISHED = "manifest.json"
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -24,7 +24,7 @@ class Settings:
 
     Attributes:
         format: of the files.
-        format_version: of the files; a newer one is refused.
+        format_version: of the files; a newer one is refused. 2 where there are `members`.
         teacher: fingerprints of the teacher, and how a list is averaged.
         from_logits: whether its outputs are logits; a list or dict for several.
         outputs: keys of its outputs; `[None]` for a single one.
@@ -36,7 +36,9 @@ class Settings:
         views: how many.
         augment: name of the function that makes the views; `None` for none.
         seed: of the views.
-        temperature: of the mean of several teachers' probabilities.
+        temperature: of the mean of several teachers' probabilities, where it is that
+            which is cached.
+        members: of how many teachers each one's logits are cached; `None` for one answer.
         inputs: shape and dtype of each of one example's inputs, flat.
         examples: how many; `None` until all data was read, where it does not say.
         shard_size: examples in a shard; `None` until the size of a row is known.
@@ -49,7 +51,7 @@ class Settings:
     """
 
     format: str = dataclasses.field(default=FORMAT, compare=False)
-    format_version: int = dataclasses.field(default=VERSION, compare=False)
+    format_version: int = dataclasses.field(default=1, compare=False)
     teacher: Mapping[str, Any] | None = None
     from_logits: Any = None
     outputs: list = dataclasses.field(default_factory=list)
@@ -68,6 +70,7 @@ class Settings:
     batch_size: int
     row: list = dataclasses.field(default_factory=list, compare=False)
     row_bytes: int = dataclasses.field(default=0, compare=False)
+    members: int | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -86,12 +89,18 @@ class Settings:
                 "augment=fn, with fn(x, seed) from an example and an int64 seed (2,) to one."
             )
         if self.temperature is not None:
-            check_temperature(self.temperature)
+            temperature = check_temperature(self.temperature)
+            object.__setattr__(self, "temperature", temperature)
 
     @classmethod
     def of_manifest(cls, content: Mapping[str, Any]) -> Settings:
         """Returns the settings in a manifest."""
-        return cls(**{f.name: content[f.name] for f in dataclasses.fields(cls)})
+        known = {
+            f.name: content[f.name]
+            for f in dataclasses.fields(cls)
+            if f.name in content
+        }
+        return cls(**known)
 
     def content(self) -> dict[str, Any]:
         """Returns what is written."""
@@ -104,6 +113,15 @@ class Settings:
         if None in (self.examples, found["examples"]):
             del wanted["examples"]  # not known until all was read
         return wanted
+
+    @property
+    def mean_temperature(self) -> float | None:
+        """The one temperature that what is cached is for; `None` for all of them."""
+        teacher = self.teacher or {}
+        is_mean = (
+            teacher.get("average") == "probabilities" and len(teacher["members"]) > 1
+        )
+        return self.temperature if is_mean else None
 
     @property
     def shards_per_view(self) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_distill.outputs import each_output
 from keras_distill.run_directory import name_of, teacher_fingerprint
+from keras_distill.several_logits import MeanLogits
 from keras_distill.soft_targets import joining, shards, writing
 from keras_distill.soft_targets import sources as data_sources
 from keras_distill.soft_targets.jobs import Job
@@ -53,6 +55,10 @@ class SoftTargets:
       (with float32 without `- max`).
 
     - `layer:NAME`: a hidden layer's output, within the range of its dtype.
+
+    For a list of teachers whose probabilities are averaged, `max` and `logits` have an axis
+    more before the classes: `members` teachers. With a `temperature` they are of the one
+    mean at it.
 
     For a teacher with several outputs, fields are named `output/max` and so on. View v of
     example i is `augment(x, seed)` with the seed `[65536 * s + v, i]`, int64, where s is
@@ -136,8 +142,11 @@ class SoftTargets:
                 teacher's inputs; batches, where these are not known.
             teacher_from_logits: as in `Distiller`.
             teacher_average: as in `Distiller`.
-            temperature: only for a list of teachers whose probabilities are averaged:
-                the temperature of that mean, and the one to train at.
+            temperature: only for a list of teachers whose probabilities are averaged, and
+                ignored elsewhere. `None` (default) keeps each teacher's logits, so that
+                the store is as many times larger and serves every temperature; a number
+                T > 0 keeps the mean at T alone, which serves no other: a `Distiller` or
+                `search` at another is refused.
             n_jobs: number of processes, as in joblib. `None` (default) is 1, or what
                 `joblib.parallel_config` says, which also chooses the backend: loky,
                 Dask, Ray. The shards are those of a single process. Data must be arrays
@@ -154,7 +163,8 @@ class SoftTargets:
         Raises:
             ValueError: if an argument is out of range, the data is empty, endless or
                 shuffled anew each time, the teacher's answer is not finite, its logits
-                spread too widely for `top_k`, or the path holds soft targets of another
+                spread too widely for `top_k`, several teachers are to be averaged at any
+                temperature and `top_k` is said, or the path holds soft targets of another
                 kind, saying what differs.
             TypeError: if the data is of no kind that can be read, or is a dataset object
                 and `n_jobs` more than 1.
@@ -280,8 +290,8 @@ class SoftTargets:
 
         Returns:
             `tf.data.Dataset` of blocks of up to 1024 rows: float32 `(rows, ...,
-            classes)`, or `TopKLogits`; a dict or tuple of them for several outputs.
-            Hidden layers are left out.
+            classes)`, `TopKLogits` or `MemberLogits`; a dict or tuple of them for several
+            outputs. Hidden layers are left out.
         """
         if not 0 <= view < self._content["views"]:
             raise ValueError(
@@ -289,7 +299,11 @@ class SoftTargets:
             )
         rows = self._cached.rows
         return shards.stream(self._cached.files(view), rows.bytes).map(
-            lambda block: rows.decode(block)[0], num_parallel_calls=tf.data.AUTOTUNE
+            lambda block: each_output(
+                lambda one: one.logits if isinstance(one, MeanLogits) else one,
+                rows.decode(block)[0],
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
 
     def verify(self) -> None:

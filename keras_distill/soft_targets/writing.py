@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras_distill import processes, progress
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES, SETTINGS, RunDirectory
+from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets import shards
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
@@ -228,7 +229,7 @@ class _Run:
         logits, layers = self.job.rows.decode(rows)
         parts = [
             [one.values, one.rest] if isinstance(one, TopKLogits) else one
-            for _, one in by_output(logits)
+            for one in (one_mean(output, 1.0) for _, output in by_output(logits))
         ]
         return keras.tree.flatten([parts, list(layers.values())])
 

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from keras_distill import progress
 from keras_distill.arguments import check_int, check_temperature
+from keras_distill.several_logits import one_mean
+from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.sources import Source
 from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.teachers import Teacher, as_teacher
@@ -71,7 +73,7 @@ def class_covariance(
 
     Reference: arXiv:1503.02531, section 5.3.
     """
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     top_k = None if top_k is None else check_int("top_k", top_k, 2)
     batch_size = check_int("batch_size", batch_size, 1)
     if isinstance(generalist, SoftTargets):
@@ -79,6 +81,13 @@ def class_covariance(
             raise ValueError(
                 "cached soft targets bring their own examples; leave the dataset out, or "
                 "give the generalist itself."
+            )
+        of = Settings.of_manifest(generalist.manifest).mean_temperature
+        if of not in (None, temperature):
+            raise ValueError(
+                f"these soft targets are the mean of several teachers' probabilities at "
+                f"T = {of:g}, which is no mean at temperature={temperature:g}; pass "
+                f"temperature={of:g}."
             )
         blocks, total = generalist.logits(), generalist.manifest["examples"]
         classes = generalist.manifest["classes"]
@@ -92,7 +101,8 @@ def class_covariance(
             )
         teacher = as_teacher(generalist, from_logits)
         source = Source(dataset, batched, teacher.input_ranks, any_order=True)
-        blocks = _answers(teacher, source.batches(0, None, batch_size, batch_size))
+        batches = source.batches(0, None, batch_size, batch_size)
+        blocks = _answers(teacher, batches, temperature)
         total, classes = source.length, None
     moments: Any = _Dense() if top_k is None else _Sparse()
     shown = ("class covariance", "example", total, verbose)
@@ -104,9 +114,11 @@ def class_covariance(
     return moments.covariance()
 
 
-def _answers(teacher: Teacher, batches: tf.data.Dataset) -> Iterator[Any]:
+def _answers(
+    teacher: Teacher, batches: tf.data.Dataset, temperature: float
+) -> Iterator[Any]:
     """Yields blocks of a generalist's logits."""
-    run = tf.function(lambda x: teacher(x, 1.0).logits, reduce_retracing=True)
+    run = tf.function(lambda x: teacher(x, temperature).logits, reduce_retracing=True)
     for number, x in enumerate(batches):
         if number == 0:
             teacher.look_at(x)
@@ -146,7 +158,7 @@ def _probabilities(
     logits: Any, top_k: int | None, temperature: float, classes: int | None
 ) -> Any:
     """Returns softmax(logits / T), with what is beyond `top_k` left out."""
-    indices = None
+    indices, logits = None, one_mean(logits, temperature)
     if isinstance(logits, TopKLogits):
         scaled, indices = logits.values / temperature, logits.indices
         mass = tf.reduce_logsumexp(scaled, -1)

@@ -22,6 +22,7 @@ from keras_distill.distiller import Distiller
 from keras_distill.first_batch import check_labels
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint
+from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning.data import (
@@ -223,7 +224,7 @@ def search(
             path = given.data.soft_targets
             SoftTargets.write(path, teacher, train, layers=layers, verbose=verbose)
         hypermodel.loss = loss or _loss_of(given.data)
-        tuner = given.tuner(max_trials, _FIXED_POINTS)
+        tuner = given.tuner(max_trials, _fixed_points(given))
         remedy = "Give the same to resume it, or choose another directory."
         run.claim(_settings(given, tuner.space), _SETTINGS, remedy)
         if resume and tuner.oracle.is_on_disk:
@@ -331,7 +332,8 @@ def _loss_of(data: SearchData) -> Any:
     shape = tuple(spec.shape) if isinstance(spec, tf.TensorSpec) else ()
     # Without its batch axis; sequences have one more.
     logits = [shape for name, _, shape in cached["row"] if name == "logits"]
-    if not logits or len(shape) != len(logits[0]) + 1:
+    members = cached.get("members") is not None  # has one axis more
+    if not logits or len(shape) != len(logits[0]) + 1 - members:
         return None
     is_one_hot = shape[-1] == cached["classes"]
     return keras.losses.CategoricalCrossentropy if is_one_hot else None
@@ -390,6 +392,27 @@ def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, An
         "dtype_policy": keras.config.dtype_policy().name,
         **given.settings,
     }
+
+
+def _fixed_points(given: Search) -> list[dict[str, float]]:
+    """Returns what is tried first; at its temperature for a cached mean of teachers.
+
+    Raises:
+        ValueError: if others are to be searched.
+    """
+    of = Settings.of_manifest(given.data.store.manifest).mean_temperature
+    if of is None:
+        return _FIXED_POINTS
+    asked = given.hypermodel.temperature
+    values = asked[:2] if isinstance(asked, tuple) else asked
+    if any(one != of for one in keras.tree.flatten(values)):
+        raise ValueError(
+            f"these soft targets are the mean of several teachers' probabilities at T = {of:g}, "
+            f"which is no mean at another; got temperature={asked!r}. Pass "
+            f"temperature={of:g}; or write them without temperature=, which keeps each "
+            "teacher's logits for any temperature."
+        )
+    return [{**point, "temperature": of} for point in _FIXED_POINTS]
 
 
 def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) -> None:
