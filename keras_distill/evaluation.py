@@ -9,16 +9,18 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_distill import progress, run_directory
+from keras_distill.arguments import check_bool, check_names, check_path
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
-from keras_distill.metrics import calibration_error
+from keras_distill.labels import as_labelled, classes_of, weights_of
+from keras_distill.metrics import binned
 from keras_distill.soft_targets.sources import specs_of
 from keras_distill.teachers import Teacher, as_teacher
 
@@ -129,7 +131,7 @@ class Comparison:
         Raises:
             ValueError: if the path ends in neither.
         """
-        path = os.fspath(path)
+        path = check_path("path", path)
         writers = {".json": self.to_json, ".md": self.to_markdown}
         ending = os.path.splitext(path)[1]
         if ending not in writers:
@@ -152,7 +154,8 @@ def evaluate(
         model: a `keras.Model`, a `Distiller` (its student is judged), or anything else
             that may teach: a path, a list, a callable.
         dataset: finite `tf.data.Dataset` of `(x, y)` or `(x, y, sample_weight)`
-            batches, or a tuple of such arrays; y integers `(batch, ...)` or one-hot.
+            batches, or a tuple of such arrays; y integers `(batch, ...)`, one-hot, or the
+            share of each class (judged by the largest; their NLL is the cross-entropy).
             Positions that Keras masks, or of weight 0, are not judged; the others
             count by their weight.
         name: str; by default the model's.
@@ -165,8 +168,9 @@ def evaluate(
 
     Raises:
         TypeError: if the dataset is neither.
-        ValueError: if the dataset is empty or brings no labels, or labels are out of
-            range.
+        ValueError: if the dataset is empty, endless or brings no labels, labels are no
+            classes of the model, weights are negative or not finite, or the model answers
+            NaN or infinity.
 
     Example:
     >>> from keras_distill import datasets, models
@@ -175,69 +179,78 @@ def evaluate(
     >>> evaluate(model, data.test, timing=False).examples
     540
     """
-    dataset = _as_dataset(dataset)
+    dataset = as_labelled(dataset, "evaluation dataset", 64)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {name!r}.")
+    timing = check_bool("timing", timing)
     judged = _judge(model, from_logits)
     judges = [judged] if teacher is None else [judged, _judge(teacher, None)]
-    parts: list[tuple] = []
+    parts: list[_Judged] = []
     # One pass: an iterator left unfinished can cut short a dataset's cache.
     for batch in dataset:
-        if not isinstance(batch, tuple) or len(batch) < 2:
-            raise ValueError(
-                "the evaluation dataset brings no labels; it must yield (x, y)."
-            )
+        if not len(keras.tree.flatten(batch[0])[0]):
+            continue
         if not parts:
             first = batch[0]
             answers = [_compiled(one, first, dataset.element_spec[0]) for one in judges]
-        parts.append(_judge_batch(batch, *answers))
+        figures, classes = _judge_batch(batch, *answers)
+        parts.append(figures)
     if not parts:
         raise ValueError("the evaluation dataset is empty; check how it was split.")
-    z, y, weight, agreed = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if not weight.sum() > 0:
+    found = _Judged(*map(np.concatenate, zip(*parts, strict=True)))
+    if not found.weight.sum() > 0:
         raise ValueError("all sample weights are 0, so there is nothing to judge.")
-    weight = weight / weight.sum()
-    log_p = z - np.logaddexp.reduce(z.astype("float64"), axis=-1, keepdims=True)
-    best = np.argpartition(z, -min(5, z.shape[-1]), axis=-1)[:, -5:]
-    in_top5 = (best == y[:, None]).any(-1)
+    if bad := int(np.isnan(found.confidence).sum()):
+        raise ValueError(
+            f"the model answers NaN or infinity for {bad} of {len(found.weight)} labels; "
+            "look at its weights, and for NaN in the inputs."
+        )
+    weight = found.weight / found.weight.sum()
+    _, accuracy, confidence, share = binned(found.confidence, found.correct, 15, weight)
     keras_model = judged.model
     return Evaluation(
         name=name or (keras_model.name if keras_model is not None else "model"),
-        examples=len(y),
+        examples=len(weight),
         parameters=None if keras_model is None else keras_model.count_params(),
         file_bytes=None if keras_model is None else _file_bytes(keras_model),
-        accuracy=float(weight @ (z.argmax(-1) == y)),
-        top5_accuracy=float(weight @ in_top5) if z.shape[-1] > 10 else None,
-        nll=float(-weight @ log_p[np.arange(len(y)), y]),
-        calibration_error=calibration_error(np.exp(log_p), y, weights=weight),
-        teacher_agreement=None if teacher is None else float(weight @ agreed),
+        accuracy=float(weight @ found.correct),
+        top5_accuracy=float(weight @ found.in_top5) if classes > 10 else None,
+        nll=float(weight @ found.nll),
+        calibration_error=float(share @ np.abs(accuracy - confidence)),
+        teacher_agreement=None if teacher is None else float(weight @ found.agreed),
         **(_timings(answers[0], first) if timing else {}),
     )
 
 
-def _as_dataset(dataset: Any) -> tf.data.Dataset:
-    if isinstance(dataset, tf.data.Dataset):
-        return dataset
-    if isinstance(dataset, tuple) and len(dataset) in (2, 3):
-        return tf.data.Dataset.from_tensor_slices(dataset).batch(64)
-    raise TypeError(
-        "the evaluation dataset must be a tf.data.Dataset of (x, y) batches or a tuple "
-        f"of arrays (x, y), got {type(dataset).__name__}."
-    )
+class _Judged(NamedTuple):
+    """Figures of each label that counts; its confidence is NaN where the model's answer is."""
+
+    weight: np.ndarray
+    correct: np.ndarray
+    in_top5: np.ndarray
+    nll: np.ndarray
+    confidence: np.ndarray
+    agreed: np.ndarray
 
 
 def _judge_batch(
     batch: tuple, answer: Any, teach: Callable | None = None
-) -> tuple[np.ndarray, ...]:
-    """Returns logits, labels, weights and agreement of every position that counts."""
+) -> tuple[_Judged, int]:
+    """Returns the figures of a batch, and how many classes there are."""
     x, y, *rest = batch
     logits, mask = answer(x)
-    z, y = logits.numpy(), y.numpy()
-    if y.ndim == z.ndim and y.shape[-1] == z.shape[-1]:
-        y = y.argmax(-1)
-    y = y.reshape(z.shape[:-1]).astype("int64")
-    weight = np.asarray(rest[0], "float64") if rest else np.ones(len(z))
-    weight = weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
-    weight = np.broadcast_to(weight, y.shape) * (1 if mask is None else mask.numpy())
-    agreed = np.zeros(y.shape, bool)
+    z = logits.numpy()
+    classes = z.shape[-1]
+    if classes < 2:
+        raise ValueError(
+            f"evaluate judges models of at least 2 classes, got outputs of shape {z.shape}."
+        )
+    weight = weights_of(rest[0] if rest else None, z.shape[:-1])
+    if mask is not None:
+        weight = weight * mask.numpy()
+    counts = weight > 0
+    right, shares = classes_of(y, z.shape, counts)
+    agreed = np.zeros(counts.shape, bool)
     if teach is not None:
         teacher_logits = teach(x)[0].numpy()
         if teacher_logits.shape != z.shape:
@@ -245,15 +258,27 @@ def _judge_batch(
                 f"the model's outputs have shape {z.shape} and the teacher's "
                 f"{teacher_logits.shape}; only models of the same classes can agree."
             )
+        if np.isnan(teacher_logits[counts]).any():
+            raise ValueError(
+                "the teacher answers NaN, so there is nothing to agree with."
+            )
         agreed = teacher_logits.argmax(-1) == z.argmax(-1)
-    counts = weight > 0
-    outside = counts & ((y < 0) | (y >= z.shape[-1]))
-    if outside.any():
-        raise ValueError(
-            f"labels must be from 0 to {z.shape[-1] - 1}, since the model has "
-            f"{z.shape[-1]} classes; got {y[outside][0]}."
-        )
-    return z[counts], y[counts], weight[counts], agreed[counts]
+    z = z[counts].astype("float64")
+    with np.errstate(invalid="ignore"):  # infinity - infinity: NaN, counted later
+        log_p = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    at_right = np.take_along_axis(log_p, right[:, None], -1)[:, 0]
+    if shares is not None:  # a class of no share counts nothing, also at -infinity
+        at_right = np.where(shares > 0, shares * log_p, 0.0).sum(-1)
+    best = np.argpartition(z, -min(5, classes), axis=-1)[:, -5:]
+    found = _Judged(
+        weight=weight[counts],
+        correct=z.argmax(-1) == right,
+        in_top5=(best == right[:, None]).any(-1),
+        nll=-at_right,
+        confidence=np.exp(log_p.max(-1)),
+        agreed=agreed[counts],
+    )
+    return found, classes
 
 
 def compare(
@@ -277,10 +302,18 @@ def compare(
         `Comparison`, which prints as a table and saves as JSON or Markdown.
 
     Raises:
-        ValueError: if there are no models.
+        TypeError: if the models are no dict.
+        ValueError: if there are none, or as `evaluate` says.
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(
+            f"models must be a dict of models by name, got {type(models).__name__}."
+        )
     if not models:
         raise ValueError("there are no models to compare; give a dict of at least one.")
+    check_names("the names of the models", list(models))
+    dataset = as_labelled(dataset, "evaluation dataset", 64)
+    verbose = check_bool("verbose", verbose)
     shown = progress.each(models.items(), "judging", "model", len(models), verbose)
     one = functools.partial(evaluate, dataset=dataset, teacher=teacher, timing=timing)
     return Comparison(tuple(one(model, name=name) for name, model in shown))

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill.arguments import check_int
+from keras_distill.labels import classes_of, weights_of
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import to_logits
 from keras_distill.top_k import TopKLogits
@@ -167,11 +169,24 @@ def reliability(
         For each bin: its upper edge, the accuracy, the mean confidence and the share of
         the examples; zeros for an empty bin.
     """
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == labels
+    bins = check_int("bins", bins, 1)
+    p, y = np.asarray(probabilities), np.asarray(labels)
+    if p.ndim != 2 or not np.isfinite(p).all() or (p < 0).any() or (p > 1 + 1e-5).any():
+        raise ValueError(
+            "probabilities must be (examples, classes), from 0 to 1, got "
+            f"{np.array2string(p, threshold=8)}."
+        )
+    y, _ = classes_of(y, p.shape, np.ones(len(p), bool))
+    weight = weights_of(weights, (len(p),))
+    return binned(p.max(-1), p.argmax(-1) == y, bins, weight)
+
+
+def binned(
+    confidence: np.ndarray, correct: np.ndarray, bins: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what `reliability` does, of confidences `(examples,)`."""
     edges = np.linspace(0.0, 1.0, bins + 1)
     index = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, bins - 1)
-    weights = np.ones(len(labels)) if weights is None else weights
     weights = weights / max(weights.sum(), 1e-300)
     share = np.bincount(index, weights=weights, minlength=bins)
     size = np.where(share > 0, share, 1.0)

@@ -141,6 +141,17 @@ def test_comparison_prints_and_saves(data, tmp_path):
         result["nobody"]
 
 
+def labelled(change):
+    return lambda x, y: (x, change(y))
+
+
+def weighted(weight):
+    return lambda x, y: (x, y, np.asarray(weight))
+
+
+ONES = np.ones(64)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -149,13 +160,108 @@ def test_comparison_prints_and_saves(data, tmp_path):
             lambda x, y: tf.data.Dataset.from_tensor_slices(x).batch(8),
             "brings no labels",
         ),
+        (lambda x, y: (x, None), "brings no labels"),
+        (lambda x, y: dataset(x, y).repeat(), "evaluation dataset is endless"),
+        (lambda x, y: (x, y[:7]), r"different lengths: \[7, 64\]"),
+        (labelled(lambda y: y + 0.5), r"whole numbers from 0 to 4, got \d\.5"),
+        (labelled(lambda y: np.where(y == 1, np.nan, y)), "whole numbers.*got nan"),
+        (labelled(lambda y: y - 1), "labels must be from 0 to 4.*got -1"),
+        (labelled(lambda y: y.astype(str)), "labels must be numbers"),
+        (labelled(lambda y: np.stack([y, y], 1)), r"got shape \(16, 2\)|shape \(64, 2"),
+        (
+            labelled(lambda y: np.eye(5)[y] * 2),
+            "one-hot labels must be >= 0 and sum to 1",
+        ),
+        (
+            labelled(lambda y: np.eye(5)[y] - np.eye(5)[0]),
+            "one-hot labels must be >= 0",
+        ),
+        (labelled(lambda y: np.eye(5)[y] * np.nan), "one-hot labels must be >= 0"),
+        (weighted(ONES * np.nan), "sample weights must be finite and >= 0, got nan"),
+        (weighted(np.r_[ONES[1:], np.inf]), "sample weights must be finite.*got inf"),
+        (weighted(np.r_[ONES[1:], -1]), "sample weights must be finite.*got -1"),
+        (weighted(ONES.astype(str)), "sample weights must be numbers"),
+        (weighted(np.ones((64, 2))), r"sample weights must have shape \(64,\)"),
+        (weighted(0 * ONES), "all sample weights are 0"),
     ],
 )
 def test_wrong_data(data, make, message):
     with pytest.raises(ValueError, match=message):
         evaluate(mlp(), make(*data), timing=False)
+    with pytest.raises(ValueError, match=message):
+        compare({"a": mlp()}, make(*data), timing=False, verbose=False)
 
 
-def test_no_models(data):
-    with pytest.raises(ValueError, match="no models to compare"):
-        compare({}, dataset(*data))
+def test_labels_and_weights_of_every_form_that_keras_takes(data):
+    x, y = data
+    model, one_hot = mlp(6), np.eye(5)[y]
+    plain = evaluate(model, (x, y), timing=False)
+    forms = [
+        (x, y.astype("float32")),
+        (x, y[:, None]),
+        (x, one_hot.astype("float16")),
+        (x, one_hot.astype(bool)),
+        (x, y, 3 * ONES),
+        (x, y, ONES[:, None].astype("float16")),
+        (x, y, ONES.astype(bool)),
+        (x, y, None),
+    ]
+    for form in forms:
+        assert evaluate(model, form, timing=False) == plain
+    # What has no weight may be anything.
+    hidden = np.where(np.arange(64) < 32, y, -1), np.repeat([1.0, 0.0], 32)
+    half = evaluate(model, (x[:32], y[:32]), timing=False)
+    assert evaluate(model, (x, *hidden), timing=False) == half
+
+
+def test_the_likelihood_of_soft_labels_is_the_cross_entropy(data):
+    x, y = data
+    model = mlp(6)
+    soft = 0.9 * np.eye(5)[y] + 0.02
+    found = evaluate(model, (x, soft), timing=False)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    assert found.nll == pytest.approx(float(loss(soft, model(x))), rel=1e-5)
+    assert found.accuracy == evaluate(model, (x, y), timing=False).accuracy
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_answers_nan_is_not_judged(data, value):
+    x, y = data
+    good = mlp(6)
+    nowhere = keras.models.clone_model(good)
+    nowhere.set_weights([w * value for w in good.get_weights()])
+    with pytest.raises(ValueError, match="NaN or infinity for 64 of 64 labels"):
+        evaluate(nowhere, (x, y), timing=False)
+    with pytest.raises(ValueError, match="the teacher answers NaN"):
+        evaluate(good, (x, y), teacher=nowhere, timing=False)
+    linear = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(5)])
+    one = np.where(np.arange(64)[:, None] == 3, np.nan, x)
+    with pytest.raises(ValueError, match="NaN or infinity for 1 of 64 labels"):
+        evaluate(linear, (one, y), timing=False)
+    # A class that is ruled out by -infinity is an answer.
+
+    def ruled_out(x):
+        return good(x) + tf.constant([0.0, 0, 0, 0, -np.inf])
+
+    rest = y < 4
+    found = evaluate(ruled_out, (x[rest], y[rest]), from_logits=True, timing=False)
+    assert np.isfinite(found.nll)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({}, "no models to compare"),
+        ([1], "models must be a dict of models by name, got list"),
+        ({1: None}, "the names of the models must be a list of str"),
+    ],
+)
+def test_wrong_models(data, models, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare(models, dataset(*data))
+
+
+def test_a_home_directory_is_found(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compare({"a": mlp()}, data, timing=False, verbose=False).save("~/c.json")
+    assert (tmp_path / "c.json").exists()

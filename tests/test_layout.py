@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(keras_distill.__file__).parent
 LAYERS = (
     (
         "arguments", "progress", "keras_compat", "run_directory", "processes", "top_k",
-        "several_logits", "outputs",
+        "several_logits", "outputs", "labels",
     ),
     ("losses", "features", "teachers", "soft_targets", "schedules", "datasets", "models"),
     ("metrics", "training_watch", "step_state", "first_batch", "distiller"),

@@ -1,0 +1,138 @@
+"""Labels and weights of batches that are judged: as class numbers, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+#: How far the sum of a one-hot row may be from 1: what float16 makes of 1000 classes.
+_ONE = 1e-2
+
+
+def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
+    """Returns a finite dataset of `(x, y)` or `(x, y, sample_weight)` batches.
+
+    Args:
+        data: such a dataset, or a tuple of arrays.
+        what: it is, for messages.
+        batch_size: of arrays.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is endless, brings no labels, or arrays differ in length.
+    """
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        x, y, *rest = data
+        given = (x, y) if not rest or rest[0] is None else data
+        shapes = [tuple(getattr(one, "shape", ())) for one in tf.nest.flatten(given)]
+        lengths = {int(shape[0]) for shape in shapes if shape}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the arrays of the {what} have different lengths: {sorted(lengths)}."
+            )
+        if y is None:
+            raise ValueError(f"the {what} brings no labels; it must yield (x, y).")
+        if all(shapes):
+            data = tf.data.Dataset.from_tensor_slices(given).batch(batch_size)
+    if not isinstance(data, tf.data.Dataset):
+        raise TypeError(
+            f"the {what} must be a tf.data.Dataset of (x, y) batches or a tuple of arrays "
+            f"(x, y), got {type(data).__name__}."
+        )
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"the {what} is endless; give it before repeat(), or take(n) batches of it."
+        )
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) < 2 or spec[1] is None:
+        raise ValueError(f"the {what} brings no labels; it must yield (x, y).")
+    return data
+
+
+def classes_of(
+    y: Any, shape: tuple, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the class of each label that counts.
+
+    Args:
+        y: labels of a batch: whole numbers `shape[:-1]` (a last axis of 1 is taken off),
+            or one-hot or soft rows of `shape`, which sum to 1.
+        shape: of the model's outputs, `(batch, ..., classes)`.
+        counts: bool `shape[:-1]`, which positions are judged; labels of others may be
+            anything.
+
+    Returns:
+        int64 `(judged,)`, and the rows, float64 `(judged, classes)`, where they were given.
+
+    Raises:
+        ValueError: if they are not numbers, of another shape, or out of range.
+    """
+    y = np.asarray(y)
+    classes = shape[-1]
+    if y.dtype.kind not in "iufb":
+        raise ValueError(
+            f"labels must be numbers, got dtype {y.dtype}; map class names to integers "
+            f"from 0 to {classes - 1}."
+        )
+    if y.shape == shape and classes > 1:
+        rows = y[counts].astype("float64")
+        wrong = ~((rows >= 0).all(-1) & (np.abs(rows.sum(-1) - 1) <= _ONE))
+        if wrong.any():
+            raise ValueError(
+                "one-hot labels must be >= 0 and sum to 1 over the classes, got "
+                f"{rows[wrong][0].tolist()}. Labels with several classes at once are no "
+                "softmax's."
+            )
+        return rows.argmax(-1), rows
+    if y.shape == (*shape[:-1], 1):
+        y = y[..., 0]
+    if y.shape != shape[:-1]:
+        raise ValueError(
+            f"labels must be whole numbers of shape {shape[:-1]} or one-hot of shape "
+            f"{shape}, as the model's outputs have, got shape {y.shape}."
+        )
+    y = y[counts]
+    if not np.isfinite(y).all() or (y != np.round(y)).any():
+        wrong = y[~np.isfinite(y) | (y != np.round(y))][0]
+        raise ValueError(
+            f"labels must be whole numbers from 0 to {classes - 1}, got {wrong!s}."
+        )
+    outside = (y < 0) | (y >= classes)
+    if outside.any():
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, since the model has {classes} "
+            f"classes; got {y[outside][0]!s}."
+        )
+    return y.astype("int64"), None
+
+
+def weights_of(weight: Any, shape: tuple) -> np.ndarray:
+    """Returns a weight for each position of a batch.
+
+    Args:
+        weight: float `(batch,)`, `(batch, 1)`, or any leading axes of `shape`; or `None`.
+        shape: of the labels, `(batch, ...)`.
+
+    Raises:
+        ValueError: if they are of another shape, negative, or not finite.
+    """
+    if weight is None:
+        return np.ones(shape)
+    weight = np.asarray(weight)
+    if weight.dtype.kind not in "iufb":
+        raise ValueError(f"sample weights must be numbers, got dtype {weight.dtype}.")
+    given, weight = weight.shape, weight.astype("float64")
+    if weight.ndim > 1 and weight.shape[-1] == 1:
+        weight = weight[..., 0]
+    if weight.shape != shape[: weight.ndim] or not weight.ndim:
+        raise ValueError(
+            f"sample weights must have shape {shape[:1]} or {shape}, one per label, got "
+            f"{given}."
+        )
+    if not np.isfinite(weight).all() or (weight < 0).any():
+        wrong = weight[~np.isfinite(weight) | (weight < 0)][0]
+        raise ValueError(f"sample weights must be finite and >= 0, got {wrong!s}.")
+    weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim))
+    return np.broadcast_to(weight, shape)
