@@ -313,7 +313,6 @@ def compare(
         raise ValueError("there are no models to compare; give a dict of at least one.")
     check_names("the names of the models", list(models))
     dataset = as_labelled(dataset, "evaluation dataset", 64)
-    verbose = check_bool("verbose", verbose)
     shown = progress.each(models.items(), "judging", "model", len(models), verbose)
     one = functools.partial(evaluate, dataset=dataset, teacher=teacher, timing=timing)
     return Comparison(tuple(one(model, name=name) for name, model in shown))

@@ -1,4 +1,5 @@
 import os
+import signal
 import threading
 
 import keras
@@ -11,7 +12,7 @@ from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.export.savedmodel import export_savedmodel
 from tests.conftest import CLASSES, FEATURES, mlp
-from tests.forking import answer_here, run
+from tests.forking import Process, answer_here, run, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -267,4 +268,179 @@ def test_wrong_input(tmp_path):
         export_savedmodel(named(), tmp_path / "m", class_names=["a", "b"])
     with pytest.raises(TypeError, match="model must be a keras.Model"):
         export_savedmodel("model.keras", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+# Killed, and beside others ---------------------------------------------------------------
+
+EXPORT = """
+import sys
+import keras
+import numpy as np
+from keras_distill.export import check, savedmodel
+
+if sys.argv[2] == "writing":  # it stays in the middle of writing, as a slow disk would
+    import time
+    savedmodel._write = lambda archive, path: (print(path, flush=True), time.sleep(600))
+elif sys.argv[2] == "checking":
+    check._FRESH_PROCESS = check._FRESH_PROCESS.replace(
+        "import tensorflow as tf",
+        "import time; print('asked', os.getpid(), file=sys.stderr, flush=True);"
+        f"open({sys.argv[1]!r} + '.pid', 'w').write(str(os.getpid())); time.sleep(600)",
+    )
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+savedmodel.export_savedmodel(model, sys.argv[1], verbose=False)
+"""
+
+
+def hidden_in(folder):
+    names = os.listdir(folder) if folder.exists() else []
+    return [name for name in names if name.startswith(".writing-")]
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["writing", "checking"])
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path, stage, number):
+    folder, child = tmp_path / "m", tmp_path / "m.pid"
+    with Process(["-c", EXPORT, folder, stage]) as process:
+        wait_for(lambda: hidden_in(folder) and (stage == "writing" or child.exists()))
+        left = hidden_in(folder)
+        # While it lives, another export leaves its copy alone.
+        assert (
+            os.path.basename(export_savedmodel(named(), folder, verbose=False)) == "1"
+        )
+        assert hidden_in(folder) == left
+        process.send_signal(number)
+        process.wait(30)
+    if stage == "checking":
+        wait_for(child.read_text)
+        wait_for(lambda: not is_alive(int(child.read_text())))
+    assert hidden_in(folder) == left
+    export_savedmodel(named(), folder, verbose=False)
+    assert sorted(os.listdir(folder)) == ["1", "2"]
+
+
+def test_control_c_leaves_nothing(tmp_path):
+    folder, child = tmp_path / "m", tmp_path / "m.pid"
+    with Process(["-c", EXPORT, folder, "checking"]) as process:
+        wait_for(lambda: child.exists() and child.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    wait_for(lambda: not is_alive(int(child.read_text())))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("²", "1"),
+        ("\uff11", "1"),  # a digit to Python, none to a server
+        ("-1", "1"),
+        ("1.5", "1"),
+        (" 3", "1"),
+        ("99999999999999999999", "1"),
+        ("7", "8"),
+        ("03", "4"),
+    ],
+)
+def test_strange_names_are_no_versions(tmp_path, name, version):
+    (tmp_path / name).mkdir()
+    path = export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.path.basename(path) == version
+
+
+def test_a_file_may_have_the_name_of_a_version(tmp_path):
+    (tmp_path / "1").write_text("mine")
+    path = export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.path.basename(path) == "2"
+    assert (tmp_path / "1").read_text() == "mine"
+
+
+FULL = """
+import os, resource, signal, sys
+import keras
+from keras_distill.export.savedmodel import export_savedmodel
+
+model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
+if sys.argv[2] == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+else:
+    os.setuid(65534)
+try:
+    export_savedmodel(model, sys.argv[1], verbose=False)
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("why", ["full", "read-only"])
+def test_a_folder_that_cannot_be_written(tmp_path, why):
+    folder = tmp_path / "m"
+    if why == "read-only":
+        if os.getuid():
+            pytest.skip("only the superuser can become somebody else")
+        for path in (tmp_path, *tmp_path.parents[:2]):
+            path.chmod(0o755)
+    done = run(["-c", FULL, folder, why])
+    assert "the export could not be written to" in done.stdout, done.stderr
+    assert not folder.exists()
+
+
+def test_an_export_of_a_fixed_batch(tmp_path):
+    spec = tf.TensorSpec([1, FEATURES], tf.float32, name="x")
+    path = export_savedmodel(named(), tmp_path, input_signature=spec, verbose=False)
+    assert serve(path, x=tf.ones((1, FEATURES)))["logits"].shape == (1, CLASSES)
+
+
+def test_a_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_savedmodel(named(), "~/m", verbose=False) == str(tmp_path / "m" / "1")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"class_names": "abcde"}, "class_names must be a list of str, got 'abcde'"),
+        ({"class_names": dict.fromkeys("abcde")}, "class_names must be a list of str"),
+        ({"class_names": set("abcde")}, "class_names must be a list of str"),
+        ({"class_names": range(5)}, "class_names must be a list of str"),
+        ({"class_names": list("abcd")}, "class_names has 4 names, but .* 5 classes"),
+        ({"preprocess": 3}, "preprocess must be a function or layer"),
+        (
+            {"example": np.ones((2, 3))},
+            r"example for input 'features' must be .*\(2, 3\)",
+        ),
+        ({"example": np.ones((0, FEATURES))}, "with one example at least"),
+        (
+            {"example": "text"},
+            "example for input 'features' must be a batch of float32",
+        ),
+        (
+            {"example": {"x": np.ones((2, FEATURES))}},
+            "the example has 'x', but the model",
+        ),
+        ({"input_signature": "x"}, "input_signature must be a tf.TensorSpec"),
+        (
+            {"input_signature": [tf.TensorSpec([None, 8]), tf.TensorSpec([None, 8])]},
+            "must have names of their own",
+        ),
+        ({"directory": "m[a-z]"}, "directory must be without"),
+        ({"directory": ""}, "directory must be a path, got ''"),
+        ({"directory": 3}, "directory must be a path, got 3"),
+        ({"preprocess": lambda x: x[:, :3]}, "expected axis -1 of input shape to have"),
+    ],
+)
+def test_wrong_arguments(tmp_path, given, message):
+    with pytest.raises((ValueError, TypeError), match=message) as found:
+        export_savedmodel(named(), **{"directory": tmp_path / "m", **given})
+    assert "in user code" not in str(found.value)
     assert not (tmp_path / "m").exists()

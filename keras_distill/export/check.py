@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -14,16 +14,24 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Runs with TensorFlow alone: what a server would see.
+# Runs with TensorFlow alone: what a server would see. It ends when its standard input does,
+# that is with the process that asks, however that ends.
 _FRESH_PROCESS = """
-import pathlib, pickle, sys
+import os, pickle, sys, threading
+inputs = pickle.load(sys.stdin.buffer)
+def end_with_the_asker():
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+threading.Thread(target=end_with_the_asker, daemon=True).start()
+answer = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what is printed is no answer
 import tensorflow as tf
-path, given, answer = sys.argv[1:]
-serve = tf.saved_model.load(path).signatures["serving_default"]
-inputs = pickle.loads(pathlib.Path(given).read_bytes())
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 outputs = serve(**{name: tf.constant(value) for name, value in inputs.items()})
-outputs = {name: value.numpy() for name, value in outputs.items()}
-pathlib.Path(answer).write_bytes(pickle.dumps(outputs))
+pickle.dump({name: value.numpy() for name, value in outputs.items()}, answer)
+answer.close()
+os._exit(0)
 """
 
 TOLERANCE = 1e-5
@@ -58,7 +66,7 @@ def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, An
     """Returns a batch by the name of the input: the example, or random numbers.
 
     Raises:
-        ValueError: if the example is for no input in particular, or none can be made.
+        ValueError: if the example does not fit the inputs, or none can be made.
     """
     if example is not None:
         if not isinstance(example, dict) and len(specs) > 1:
@@ -67,7 +75,12 @@ def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, An
                 "a dict by these names."
             )
         given = example if isinstance(example, dict) else dict.fromkeys(specs, example)
-        return {n: tf.convert_to_tensor(given[n], s.dtype) for n, s in specs.items()}
+        if set(given) != set(specs):
+            raise ValueError(
+                f"the example has {', '.join(map(repr, given))}, but the model takes "
+                f"{', '.join(map(repr, specs))}; give a batch of each."
+            )
+        return {n: _as_tensor(n, given[n], s) for n, s in specs.items()}
     rng = np.random.default_rng(0)
     batch = {}
     for name, spec in specs.items():
@@ -76,11 +89,30 @@ def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, An
                 f"no random example can be made for input {name!r}, {spec}; pass "
                 "example=, a batch of raw inputs, for the check."
             )
-        shape = [4 if i == 0 else size or 8 for i, size in enumerate(spec.shape)]
+        shape = [size or (8 if i else 4) for i, size in enumerate(spec.shape)]
         values = rng.uniform(0.0, 1.0, shape)
         values = values if spec.dtype.is_floating else np.round(values)
         batch[name] = tf.cast(values, spec.dtype)
     return batch
+
+
+def _as_tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
+    try:
+        tensor = tf.convert_to_tensor(value, spec.dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the example for input {name!r} must be a batch of {spec.dtype.name}, got "
+            f"{type(value).__name__}: {error}."
+        ) from error
+    if (
+        not spec.shape.is_compatible_with(tensor.shape)
+        or not tensor.shape[:1].num_elements()
+    ):
+        raise ValueError(
+            f"the example for input {name!r} must be a batch of shape {spec.shape}, with "
+            f"one example at least, got {tensor.shape}."
+        )
+    return tensor
 
 
 def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -96,18 +128,32 @@ def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]
     Raises:
         RuntimeError: if the process fails, with the end of what it wrote.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        given, answer = (pathlib.Path(folder, name) for name in ("given", "answer"))
-        given.write_bytes(pickle.dumps({n: v.numpy() for n, v in batch.items()}))
-        command = [sys.executable, "-c", _FRESH_PROCESS, path, str(given), str(answer)]
-        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode != 0:
+    command = [sys.executable, "-c", _FRESH_PROCESS, path]
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=said, env=env
+        ) as asked,
+    ):
+        assert asked.stdin is not None
+        assert asked.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                pickle.dump({n: v.numpy() for n, v in batch.items()}, asked.stdin)
+                asked.stdin.flush()
+            answer = asked.stdout.read()
+            asked.wait()
+        finally:
+            asked.kill()
+        if asked.returncode != 0:
+            said.seek(0)
             raise RuntimeError(
                 f"the SavedModel {path} does not run in a fresh process:\n"
-                f"{done.stderr[-2000:]}"
+                f"{said.read().decode(errors='replace')[-2000:]}"
             )
-        return pickle.loads(answer.read_bytes())
+        return pickle.loads(answer)
 
 
 def check_same(expected: dict[str, Any], answer: dict[str, Any], when: str) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_distill import progress
+from keras_distill.arguments import check_names, check_path
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
+from keras_distill.run_directory import RunDirectory
 from keras_distill.soft_targets.sources import specs_of
 
 
@@ -33,7 +38,8 @@ def export_savedmodel(
     The version is the next free number. It is written under another name, loaded and
     run by a fresh Python process that imports only TensorFlow, compared with the Keras
     model (relative and absolute tolerance 1e-5), and only then renamed: a version that
-    can be seen is whole and right. If anything fails, nothing is left.
+    can be seen is whole and right. If anything fails, nothing is left. What a killed export
+    left in a local directory is removed by the next.
 
     The signature `serving_default` takes the model's inputs by name and gives, at T = 1,
 
@@ -62,8 +68,10 @@ def export_savedmodel(
 
     Raises:
         NotADirectoryError: if `directory` is a file.
-        TypeError: if `model` is not a `keras.Model`.
-        ValueError: if the class names do not fit, or no input signature is known.
+        OSError: if it cannot be written.
+        TypeError: if `model` is not a `keras.Model`, or another argument of another kind.
+        ValueError: if the class names, the example or the input signature do not fit, or
+            no input signature is known.
         RuntimeError: if the fresh process fails or gives other outputs.
 
     Example:
@@ -78,7 +86,16 @@ def export_savedmodel(
         model = model.student
     if not isinstance(model, keras.Model):
         raise TypeError(f"model must be a keras.Model, got {model!r}.")
-    directory = os.fspath(directory)
+    directory = check_path("directory", directory)
+    if set(directory) & set("[]*?\\"):
+        raise ValueError(
+            f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
+            f"pattern when it loads the variables, got {directory!r}."
+        )
+    if class_names is not None:
+        class_names = check_names("class_names", class_names)
+    if preprocess is not None and not callable(preprocess):
+        raise TypeError(f"preprocess must be a function or layer, got {preprocess!r}.")
     if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
         raise NotADirectoryError(
             f"the export directory {directory!r} is a file; give a directory, in which "
@@ -91,15 +108,17 @@ def export_savedmodel(
     if not is_settled(from_logits):
         outputs = model(_for_model(batch, specs, preprocess), training=False)
         from_logits = settle(outputs, from_logits, "model", "from_logits")
-    serve = _serving_function(model, preprocess, class_names, from_logits, specs)
+    serve = _serving_function(model, preprocess, class_names, from_logits, specs, batch)
     expected = check.expected_answer(serve, batch)
 
-    # TensorFlow Serving ignores names that are not numbers.
-    hidden = os.path.join(directory, f".writing-{uuid.uuid4().hex}")
     is_new, path = not tf.io.gfile.exists(directory), None
-    tf.io.gfile.makedirs(directory)
+    folder = RunDirectory(directory, "the export")
     try:
-        with progress.bar("export", "stage", 3, verbose) as shown:
+        with (
+            folder.errors(),
+            _hidden(directory) as hidden,
+            progress.bar("export", "stage", 3, verbose) as shown,
+        ):
             archive = keras.export.ExportArchive()
             archive.track(model)
             if isinstance(preprocess, keras.layers.Layer):
@@ -113,11 +132,67 @@ def export_savedmodel(
             path = _publish(hidden, directory)
             shown.update()
     finally:
-        if tf.io.gfile.exists(hidden):
-            tf.io.gfile.rmtree(hidden)
-        if path is None and is_new and not tf.io.gfile.listdir(directory):
-            tf.io.gfile.rmtree(directory)
+        if path is None and is_new and tf.io.gfile.isdir(directory):
+            with contextlib.suppress(tf.errors.OpError, OSError):
+                if not tf.io.gfile.listdir(directory):
+                    tf.io.gfile.rmtree(directory)
     return path
+
+
+# TensorFlow Serving ignores names that are not numbers.
+_HIDDEN = ".writing-"
+
+
+@contextlib.contextmanager
+def _hidden(directory: str) -> Iterator[str]:
+    """Yields a folder that no server sees, and removes it, and those that nobody holds.
+
+    A local one is held by a lock on itself, which ends with the process.
+    """
+    is_local = "://" not in directory
+    if is_local and os.path.isdir(directory):
+        for name in os.listdir(directory):
+            if name.startswith(_HIDDEN):
+                path = os.path.join(directory, name)
+                with _held(path) as is_ours:
+                    if is_ours:
+                        shutil.rmtree(path, ignore_errors=True)
+    while True:
+        hidden = os.path.join(directory, f"{_HIDDEN}{uuid.uuid4().hex}")
+        tf.io.gfile.makedirs(hidden)
+        with contextlib.ExitStack() as stack:
+            # Between its making and its lock another export may have taken it away.
+            if is_local and not stack.enter_context(_held(hidden)):
+                continue
+            try:
+                yield hidden
+            finally:
+                if tf.io.gfile.exists(hidden):
+                    tf.io.gfile.rmtree(hidden)
+            return
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[bool]:
+    """Yields whether this process alone holds a local folder."""
+    import fcntl  # not on every system
+
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = os.path.isdir(path) and os.path.samestat(
+            os.fstat(file), os.stat(path)
+        )
+    except OSError:
+        is_there = False
+    try:
+        yield is_there
+    finally:
+        os.close(file)
 
 
 def _write(archive: keras.export.ExportArchive, path: str) -> None:
@@ -128,13 +203,19 @@ def _write(archive: keras.export.ExportArchive, path: str) -> None:
             "preprocess uses a layer or a lookup table that the export cannot see; pass "
             "the Keras layer itself, or a keras.Sequential of layers."
         ) from error
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"the export could not be written to {path!r}: {error.message}"
+        ) from error
 
 
 def next_version(directory: str) -> int:
     """Returns the number after the highest version in a directory, from 1."""
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-    names = [name.rstrip("/") for name in names]
-    return 1 + max((int(name) for name in names if name.isdigit()), default=0)
+    found = [re.fullmatch("([0-9]+)/?", name) for name in names]
+    numbers = [int(match[1]) for match in found if match]
+    # Those past int64 are none to a server.
+    return 1 + max((n for n in numbers if n < 2**63 - 1), default=0)
 
 
 def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]:
@@ -147,7 +228,19 @@ def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]
             )
         signature = {t.name: specs_of(t, 1, None) for t in model.inputs}
     if not isinstance(signature, dict):
-        signature = {s.name or "inputs": s for s in keras.tree.flatten(signature)}
+        parts = keras.tree.flatten(signature)
+        signature = {getattr(s, "name", None) or "inputs": s for s in parts}
+        if len(signature) < len(parts):
+            raise ValueError(
+                "the specs in input_signature must have names of their own, as in "
+                "tf.TensorSpec([None, 8], tf.float32, name='image')."
+            )
+    for name, spec in signature.items():
+        if not isinstance(spec, tf.TensorSpec):
+            raise TypeError(
+                f"input_signature must be a tf.TensorSpec or a dict of them, got {spec!r} "
+                f"for {name!r}."
+            )
     return {n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in signature.items()}
 
 
@@ -165,6 +258,7 @@ def _serving_function(
     class_names: Sequence[str] | None,
     from_logits: bool,
     specs: dict[str, tf.TensorSpec],
+    batch: dict[str, Any],
 ) -> Callable:
     names = None if class_names is None else tf.constant(list(class_names))
 
@@ -195,7 +289,11 @@ def _serving_function(
         return answer
 
     function = tf.function(serve)
-    function.get_concrete_function(**specs)
+    try:
+        function.get_concrete_function(**specs)
+    except Exception:
+        serve(**batch)  # says the same without the traceback of a graph, if it says it
+        raise
     return function
 
 
