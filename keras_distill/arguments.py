@@ -1,7 +1,8 @@
 """Checks of arguments, at the door: one for each kind, whoever takes it.
 
 Each returns the value in its plain form (an int, a float, a path without `~`), so that what
-comes after meets one kind. NumPy's numbers are numbers; `True` is none.
+comes after meets one kind. NumPy's numbers are numbers; `True` is none. Nothing here imports
+TensorFlow or Keras before it must: pictures are drawn without.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from keras.optimizers.schedules import LearningRateSchedule
+from numpy.typing import ArrayLike
+
+_T = TypeVar("_T")
 
 # What float32 can square and divide logits by, with room for logits of 1e20.
 TEMPERATURES = (1e-18, 1e18)
@@ -32,7 +35,7 @@ def check_int(name: str, value: Any, least: int, most: int = MOST) -> int:
         limits = f">= {least}" if most == MOST else f"from {least} to {most}"
         too_big = f" (at most {MOST})" if is_whole and value > most == MOST else ""
         raise ValueError(
-            f"{name} must be a whole number {limits}{too_big}, got {value!r}."
+            f"{name} must be a whole number {limits}{too_big}, got {shown(value)}."
         )
     return int(value)
 
@@ -57,9 +60,15 @@ def check_float(
         ValueError: if it is no number, not finite, or out of range.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not holds(float(value)):
-        raise ValueError(f"{name} must be {limits}, got {value!r}. {advice}".rstrip())
-    return float(value)
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:  # an int that no float holds
+        number = math.inf
+    if not math.isfinite(number) or not holds(number):
+        raise ValueError(
+            f"{name} must be {limits}, got {shown(value)}. {advice}".rstrip()
+        )
+    return number
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -69,7 +78,7 @@ def check_bool(name: str, value: Any) -> bool:
         ValueError: if it is neither.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}.")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}.")
     return bool(value)
 
 
@@ -81,7 +90,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         words = " or ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"{name} must be {words}, got {value!r}.")
+        raise ValueError(f"{name} must be {words}, got {shown(value)}.")
     return value
 
 
@@ -94,10 +103,57 @@ def check_path(name: str, value: Any) -> str:
         ValueError: if it is no path, empty, or has a NUL.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(path, str) or not path.strip() or "\0" in path:
-        raise ValueError(f"{name} must be a path, got {value!r}.")
-    path = path.removeprefix("file://")
+    path = path.removeprefix("file://") if isinstance(path, str) else ""
+    if not path.strip() or "\0" in path:
+        raise ValueError(f"{name} must be a path, got {shown(value)}.")
     return path if "://" in path else os.path.expanduser(path)
+
+
+def check_each(
+    name: str,
+    value: Any,
+    check: Callable[[str, Any], _T],
+    kind: str,
+    least: int = 0,
+    most: int = MOST,
+) -> list[_T]:
+    """Returns a list, each of whose entries was checked.
+
+    Args:
+        name: of the argument; `name[0]` is that of its first entry.
+        value: list, tuple, array or other sequence.
+        check: function of a name and an entry, which returns the entry.
+        kind: what the entries are, as in "whole numbers".
+        least: how many there must be.
+        most: how many there may be.
+
+    Raises:
+        ValueError: if it is a str, a dict, a set or no sequence, of another length, or has
+            a wrong entry.
+    """
+    unordered = (str, bytes, Mapping, set, frozenset)
+    try:
+        entries = None if isinstance(value, unordered) else list(value)
+    except TypeError:  # a number, or an array without axes
+        entries = None
+    if entries is None or not least <= len(entries) <= most:
+        counts = f"{most} " if least == most else ""
+        few = f", {least} at least" if least and least != most else ""
+        raise ValueError(
+            f"{name} must be a list of {counts}{kind}{few}, got {shown(value)}."
+        )
+    return [check(f"{name}[{i}]", entry) for i, entry in enumerate(entries)]
+
+
+def check_str(name: str, value: Any) -> str:
+    """Returns a str of any kind as a str.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a str, got {shown(value)}.")
+    return str(value)
 
 
 def check_names(name: str, value: Any, count: int | None = None) -> list[str]:
@@ -112,15 +168,62 @@ def check_names(name: str, value: Any, count: int | None = None) -> list[str]:
         ValueError: if it is a str, a dict, a set, or has something else in it, or is of
             another length.
     """
-    is_sequence = isinstance(value, Iterable) and not isinstance(
-        value, (str, bytes, dict, set, frozenset)
-    )
-    names = list(value) if is_sequence else []
-    if not is_sequence or not all(isinstance(one, str) for one in names):
-        raise ValueError(f"{name} must be a list of str, got {value!r}.")
+    names = check_each(name, value, lambda _, one: one, "str")
+    if not all(isinstance(one, str) for one in names):
+        raise ValueError(f"{name} must be a list of str, got {shown(value)}.")
     if count is not None and len(names) != count:
-        raise ValueError(f"{name} must be {count} str, got {len(names)}: {names!r}.")
+        raise ValueError(
+            f"{name} must be {count} str, got {len(names)}: {shown(names)}."
+        )
     return [str(one) for one in names]
+
+
+def check_array(
+    name: str,
+    value: ArrayLike,
+    axes: int,
+    kind: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    is_finite: bool = True,
+) -> np.ndarray:
+    """Returns numbers of any kind as a float64 array.
+
+    Args:
+        name: of the argument.
+        value: array, or nested lists.
+        axes: how many it must have, none of them of size 0.
+        kind: what it is, as in "logits of one example, `(classes,)`".
+        shape: that it must have, where it is known.
+        is_finite: whether NaN and infinity are refused.
+
+    Raises:
+        ValueError: if it is no such array, or ragged.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "bcSUOMm":  # not bfloat16, which is "V"
+            raise TypeError("no numbers")
+        array = array.astype("float64")
+    except (TypeError, ValueError) as error:  # also ragged
+        raise ValueError(f"{name} must be {kind}, got {shown(value)}.") from error
+    if array.ndim != axes or not array.size or (shape or array.shape) != array.shape:
+        wanted = "" if shape is None else f" of shape {shape}"
+        raise ValueError(
+            f"{name} must be {kind}{wanted}, got an array of shape {array.shape}."
+        )
+    if is_finite and not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {shown(value)}.")
+    return array
+
+
+def shown(value: Any) -> str:
+    """Returns a value for a sentence, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # of a broken class, or an int of thousands of digits
+        text = f"one {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_temperature(temperature: Any, name: str = "temperature") -> float:
@@ -139,7 +242,7 @@ def check_temperature(temperature: Any, name: str = "temperature") -> float:
     least, most = TEMPERATURES
     if not least <= value <= most:
         raise ValueError(
-            f"{name} must be from {least:g} to {most:g}, got {temperature!r}: float32 can "
+            f"{name} must be from {least:g} to {most:g}, got {shown(temperature)}: float32 can "
             "neither square nor divide by others."
         )
     return value
@@ -151,6 +254,8 @@ def check_scalar(name: str, value: Any) -> Any:
     Raises:
         ValueError: if it is out of range, or neither.
     """
+    from keras.optimizers.schedules import LearningRateSchedule
+
     if isinstance(value, LearningRateSchedule):
         return value
     if name == "temperature":

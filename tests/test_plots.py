@@ -2,6 +2,7 @@ import subprocess
 import sys
 import types
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,8 +32,6 @@ def test_temperature_curves_flatten(tmp_path):
     spreads = [np.ptp(curve) for curve in curves]
     assert spreads == sorted(spreads, reverse=True)
     saved(plots.temperature_curves(temperatures, log_scale=True), tmp_path)
-    with pytest.raises(ValueError, match="temperatures must be > 0, got 0"):
-        plots.temperature_curves((0, 1))
 
 
 def test_soft_targets_are_the_tempered_softmax(tmp_path):
@@ -43,6 +42,54 @@ def test_soft_targets_are_the_tempered_softmax(tmp_path):
     widths = [bar.get_width() for bar in five.patches]
     np.testing.assert_allclose(widths, [0.11532, 0.31348, 0.57120], atol=5e-6)
     assert one.get_title() == "T = 1"
+
+
+def test_classes_of_one_name_have_a_bar_each():
+    names = np.array(["cat", "crane", "crane"])
+    _, axes = plots.soft_targets([2.0, 7.0, 10.0], class_names=names, label=2).axes[:2]
+    assert [bar.get_y() for bar in axes.patches] == [-0.4, 0.6, 1.6]
+    assert axes.patches[1].get_facecolor() != axes.patches[2].get_facecolor()
+
+
+def test_numbers_of_any_kind_are_drawn(tmp_path):
+    z = np.arange(3, dtype="float16")
+    image = np.ones((8, 8), bool)
+    figure = plots.soft_targets(
+        z, np.array([1, 4], "int64"), image=image, label=np.int64(1)
+    )
+    saved(figure, tmp_path)
+    plots.soft_targets(keras.ops.cast(z, "bfloat16"), [np.float32(2.0)])
+    plots.temperature_curves(
+        np.float32([1, 2]), classes=np.int64(5), low=np.float16(-1)
+    )
+
+
+def test_names_are_drawn_as_they_stand(tmp_path):
+    names = ["$x_1$", "a_b", "$\\frac"]
+    figure = plots.soft_targets([2.0, 7.0, 10.0], [1.0], class_names=names, label=2)
+    saved(figure, tmp_path)
+    labels = figure.axes[0].get_yticklabels()
+    assert not any(is_math for _, is_math in map(drawn, labels))
+    assert [text for text, _ in map(drawn, labels)] == names
+    curves = plots.training_curves({"_student": {"loss": [1.0]}}, "loss")
+    (axes,) = saved(curves, tmp_path).axes
+    assert len(axes.get_legend().texts) == 1
+
+
+def drawn(label):
+    """Returns what is drawn of a text, and whether as a formula."""
+    return label._preprocess_math(label.get_text())
+
+
+def test_a_diverged_loss_is_drawn():
+    (axes,) = plots.training_curves({"a": {"loss": [1.0, np.nan, np.inf]}}, "loss").axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [1.0, np.nan, np.inf])
+
+
+def test_bins_have_their_own_widths():
+    figure = plots.reliability_diagram([0.8, 1.0], [0.4, 0.7], [0.4, 0.9], [0.5, 0.5])
+    spans = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(spans, [(0.04, 0.72), (0.81, 0.18)])
 
 
 def test_training_curves(tmp_path):

@@ -11,7 +11,20 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from keras_distill.plots.style import COLORS, new_figure, note, shades
+from keras_distill.arguments import (
+    check_array,
+    check_bool,
+    check_each,
+    check_float,
+    check_int,
+    check_names,
+    check_str,
+    check_temperature,
+    shown,
+)
+from keras_distill.plots.style import COLORS, new_figure, note, plain, shades
+
+_MOST_LOGITS = 100_000
 
 
 def temperature_curves(
@@ -27,7 +40,7 @@ def temperature_curves(
 
     Args:
         temperatures: each > 0.
-        classes: number of random logits.
+        classes: number of random logits, 2 at least.
         low: smallest logit.
         high: largest logit.
         seed: of the random logits, uniform in [low, high].
@@ -38,10 +51,15 @@ def temperature_curves(
         The figure.
 
     Raises:
-        ValueError: if a temperature is not > 0.
+        ValueError: if a temperature is not > 0, or another argument out of range.
     """
-    if min(temperatures) <= 0:
-        raise ValueError(f"temperatures must be > 0, got {min(temperatures)}.")
+    temperatures = _temperatures(temperatures)
+    classes = check_int("classes", classes, 2, _MOST_LOGITS)
+    low = check_float("low", low, "a finite number", np.isfinite)
+    limits = f"a finite number > low, {low:g}"
+    high = check_float("high", high, limits, lambda number: low < number)
+    seed = check_int("seed", seed, 0)
+    log_scale = check_bool("log_scale", log_scale)
     logits = np.sort(np.random.default_rng(seed).uniform(low, high, classes))
     figure, axes = new_figure()
     for t, color in zip(temperatures, shades(len(temperatures)), strict=True):
@@ -80,9 +98,19 @@ def soft_targets(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if an argument is of another shape or kind, or out of range.
     """
-    z = np.asarray(logits, dtype="float64")
-    names = list(class_names or map(str, range(len(z))))
+    z = check_array("logits", logits, 1, "finite logits `(classes,)` of one example")
+    temperatures = _temperatures(temperatures)
+    names = [str(c) for c in range(len(z))]
+    if class_names is not None:
+        names = [plain(n) for n in check_names("class_names", class_names, len(z))]
+    if label is not None:
+        label = check_int("label", label, 0, len(z) - 1)
+    if image is not None:
+        image = _image(image)
     panels = len(temperatures) + (image is not None)
     figure = Figure(
         figsize=(2.7 * panels, max(2.8, 0.24 * len(z))), dpi=120, layout="constrained"
@@ -90,7 +118,7 @@ def soft_targets(
     axes_row = list(np.atleast_1d(figure.subplots(1, panels)))
     if image is not None:
         axes = axes_row.pop(0)
-        axes.imshow(np.squeeze(image), cmap="gray_r")
+        axes.imshow(image, cmap="gray_r")
         axes.set_axis_off()
         axes.set_title("the example" if label is None else f'labelled "{names[label]}"')
     for index, (axes, temperature) in enumerate(
@@ -98,15 +126,42 @@ def soft_targets(
     ):
         p = softmax(z / temperature)
         is_label = [COLORS[1] if c == label else COLORS[0] for c in range(len(z))]
-        bars = axes.barh(names, p, color=is_label)
+        # By their places: classes of one name would be drawn over each other.
+        bars = axes.barh(range(len(z)), p, color=is_label)
         axes.bar_label(bars, [f"{v:.3f}" for v in p], padding=2, fontsize=8)
         axes.set(title=f"T = {temperature:g}", xlim=(0, 1.25), xlabel="soft target")
         axes.set_xticks([0.0, 0.5, 1.0])
+        axes.set_yticks(range(len(z)), [] if index else names)
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
-        if index:
-            axes.set_yticklabels([])
     return figure
+
+
+def _temperatures(given: Any) -> list[float]:
+    return check_each(
+        "temperatures",
+        given,
+        lambda name, one: check_temperature(one, name),
+        "temperatures",
+        1,
+    )
+
+
+def _image(given: Any) -> np.ndarray:
+    """Returns an image as matplotlib takes one: grey, or of three or four channels."""
+    kind = "an image `(height, width)` or `(height, width, channels)` of finite numbers"
+    image = np.asarray(given) if hasattr(given, "__array__") else given
+    if isinstance(image, np.ndarray) and image.dtype.kind == "b":
+        image = image.astype("uint8")
+    check_array("image", image, 2 if np.ndim(image) == 2 else 3, kind)
+    image = np.asarray(image)
+    if image.shape[2:] == (1,):
+        return image[..., 0]
+    if image.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(
+            f"image must have 1, 3 or 4 channels, on its last axis, got {image.shape}."
+        )
+    return image
 
 
 def training_curves(
@@ -123,21 +178,44 @@ def training_curves(
         The figure.
 
     Raises:
+        TypeError: if the histories are no dict of dicts.
+        ValueError: if there are none, or one has something else than numbers.
         KeyError: if no history has the metric.
     """
+    metric = check_str("metric", metric)
+    _check_histories(histories)
     figure, axes = new_figure()
     drawn = {name: h[metric] for name, h in histories.items() if metric in h}
-    for name, values in drawn.items():
-        epochs = np.arange(1, len(values) + 1)
-        axes.plot(epochs, values, label=f"{name} (last {values[-1]:.4g})")
     if not drawn:
-        known = sorted({key for history in histories.values() for key in history})
-        raise KeyError(f"no history has {metric!r}; there are {', '.join(known)}")
+        known = sorted({str(key) for history in histories.values() for key in history})
+        raise KeyError(f"no history has {metric!r}; there are {', '.join(known)}.")
+    for name, given in drawn.items():
+        what, kind = f"{metric} of {name!r}", "a list of numbers, one per epoch"
+        values = check_array(what, given, 1, kind, is_finite=False)
+        epochs = np.arange(1, len(values) + 1)
+        axes.plot(epochs, values, label=f"{plain(name)} (last {values[-1]:.4g})")
     readable = metric.replace("val_", "validation ").replace("_", " ")
     axes.set(title=f"{readable} during training", xlabel="epoch", ylabel=readable)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
+
+
+def _check_histories(histories: Any) -> None:
+    advice = 'give {"student": history.history}, of what fit returned'
+    if not isinstance(histories, Mapping):
+        raise TypeError(
+            f"histories must be a dict by the name of the model, got {shown(histories)}; "
+            f"{advice}."
+        )
+    if not histories:
+        raise ValueError(f"there are no histories to draw; {advice}.")
+    for name, history in histories.items():
+        if not isinstance(history, Mapping):
+            raise TypeError(
+                f"histories[{name!r}] must be a dict of lists, got {shown(history)}; "
+                f"{advice}."
+            )
 
 
 def reliability_diagram(
@@ -159,11 +237,25 @@ def reliability_diagram(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if they are no lists of one length, or out of range.
     """
-    share = np.asarray(weight)
+    name = plain(check_str("name", name))
+    share = _shares("weight", weight)
+    bins = share.shape
+    given = (("edges", edges), ("accuracy", accuracy), ("confidence", confidence))
+    each = [_shares(what, values, bins) for what, values in given]
+    widths = np.diff(each[0], prepend=0.0)
+    if not (widths > 0).all():
+        raise ValueError(f"edges must rise, from above 0, got {shown(edges)}.")
+    if abs(share.sum() - 1.0) > 1e-3:
+        raise ValueError(
+            f"weight must sum to 1, got {share.sum():g}: it is the share of the examples in "
+            "each bin, so divide their numbers by the sum."
+        )
     full = share > 0
-    e, a, c = (np.asarray(values)[full] for values in (edges, accuracy, confidence))
-    width = 1.0 / len(share)
+    (e, a, c), width = (values[full] for values in each), widths[full]
     error = float(np.sum(share[full] * np.abs(a - c)))
     figure = Figure(figsize=(5.2, 5.6), dpi=120, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -185,22 +277,39 @@ def reliability_diagram(
     return figure
 
 
+def _shares(name: str, given: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    kind = "a list of numbers from 0 to 1, one per bin"
+    values = check_array(name, given, 1, kind, shape=shape)
+    if values.min() < 0.0 or values.max() > 1.0 + 1e-6:
+        raise ValueError(f"{name} must be from 0 to 1, got {shown(given)}.")
+    return values
+
+
 def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
     """Draws accuracy against the number of parameters, one point per model.
 
     Args:
-        evaluations: with `name`, `parameters` and `accuracy`, as `evaluation.Evaluation`.
+        evaluations: with `name`, `parameters` and `accuracy`, as `evaluation.Evaluation`;
+            those without parameters are left out.
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if they are something else, or none has parameters.
     """
+    points = check_each("evaluations", evaluations, _size_and_score, "kd.Evaluation", 1)
+    points = [point for point in points if point[1]]
+    if not points:
+        raise ValueError(
+            "none of the evaluations has parameters, so there are no sizes to draw; give "
+            "those of Keras models."
+        )
     figure, axes = new_figure()
-    shown = [e for e in evaluations if e.parameters]
-    sizes = [e.parameters for e in shown]
-    scores = [100 * e.accuracy for e in shown]
-    for i, (e, x, y) in enumerate(zip(shown, sizes, scores, strict=True)):
+    _, sizes, scores = zip(*points, strict=True)
+    for i, (name, x, y) in enumerate(points):
         axes.scatter(x, y, s=70, color=COLORS[i % 7], marker="osD^vPX"[i % 7], zorder=3)
-        note(axes, f"{e.name}\n{y:.2f} %", (x, y), (8, 4 if i % 2 else -18))
+        note(axes, f"{name}\n{y:.2f} %", (x, y), (8, 4 if i % 2 else -18))
     room = max(0.3, 0.25 * (max(scores) - min(scores)))
     axes.set(
         title="What accuracy costs in size",
@@ -211,3 +320,21 @@ def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
         ylim=(min(scores) - room, max(scores) + room),
     )
     return figure
+
+
+def _size_and_score(name: str, given: Any) -> tuple[str, float, float]:
+    """Returns a model's name, its parameters (0 for unknown) and its accuracy, in %."""
+    if not all(hasattr(given, part) for part in ("name", "parameters", "accuracy")):
+        raise ValueError(
+            f"{name} must be a kd.Evaluation, got {shown(given)}; give "
+            "kd.compare(...).evaluations."
+        )
+    parameters = 0 if given.parameters is None else given.parameters
+    check_int(f"{name}.parameters", parameters, 0, 10**15)
+    accuracy = check_float(
+        f"{name}.accuracy",
+        given.accuracy,
+        "a number from 0 to 1",
+        lambda number: 0.0 <= number <= 1.0,
+    )
+    return plain(given.name), parameters, 100.0 * accuracy

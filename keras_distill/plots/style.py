@@ -31,6 +31,15 @@ def note(axes: Axes, text: str, at: tuple, offset: tuple, **looks: Any) -> None:
     axes.annotate(text, at, textcoords="offset points", xytext=offset, **looks)
 
 
+def plain(name: Any) -> str:
+    """Returns a name that is drawn as it stands: its $ begins no formula.
+
+    A label that begins with _ is left out of legends, hence the space.
+    """
+    text = str(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def shades(count: int) -> np.ndarray:
     """Returns colours from dark to light, in order, for an ordered quantity."""
     cmap: Colormap = matplotlib.colormaps["viridis"]
