@@ -280,7 +280,7 @@ def reliability_diagram(
 def _shares(name: str, given: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     kind = "a list of numbers from 0 to 1, one per bin"
     values = check_array(name, given, 1, kind, shape=shape)
-    if values.min() < 0.0 or values.max() > 1.0 + 1e-6:
+    if values.min() < 0.0 or values.max() > 1.0 + 1e-4:
         raise ValueError(f"{name} must be from 0 to 1, got {shown(given)}.")
     return values
 
