@@ -132,9 +132,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         **kwargs: Any,
     ) -> None:
         first_batch.check_student_and_teacher(student, teacher)
-        # The student's policy decides loss scaling and how inputs are cast.
-        kwargs.setdefault("dtype", student.dtype_policy)
-        super().__init__(name=name, **kwargs)
+        # The student's policy decides loss scaling; how inputs are cast, the student does.
+        super().__init__(
+            name=name, **{"dtype": student.dtype_policy, "autocast": False, **kwargs}
+        )
         self.student = student
         self.teacher_from_logits = teacher_from_logits
         self.teacher_average = teacher_average
