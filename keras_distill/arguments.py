@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -280,3 +281,70 @@ def check_keras_file(role: str, path: str) -> None:
             f"the {role} {path!r} is not there or not a .keras file; save it with "
             f"model.save('{role}.keras')."
         )
+
+
+def check_backend() -> None:
+    """Refuses any backend of Keras but TensorFlow.
+
+    Raises:
+        RuntimeError: naming the one that is set.
+    """
+    if keras.config.backend() != "tensorflow":
+        raise RuntimeError(
+            f"keras_distill trains and runs models with TensorFlow, but Keras's backend is "
+            f"{keras.config.backend()!r}; set the environment variable "
+            "KERAS_BACKEND=tensorflow before keras is imported, or "
+            '"backend": "tensorflow" in ~/.keras/keras.json.'
+        )
+
+
+def check_model(name: str, value: Any, advice: str = "") -> keras.Model:
+    """Returns a model that says by its call alone what it says of data.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        advice: a further sentence, for a KerasHub task.
+
+    Raises:
+        TypeError: if it is no `keras.Model`.
+        ValueError: if it is a KerasHub task that carries a preprocessor, which its own
+            `fit`, `predict` and `evaluate` apply and nothing else does.
+        RuntimeError: if Keras's backend is not TensorFlow.
+    """
+    check_backend()
+    if not isinstance(value, keras.Model):
+        advice = " Give an instance of it." if isinstance(value, type) else ""
+        raise TypeError(f"{name} must be a keras.Model, got {value!r}.{advice}")
+    # KerasHub is not imported for this; a user's own `preprocessor` is none of its.
+    is_task = any(
+        base.__module__.split(".")[0] in ("keras_hub", "keras_nlp")
+        for base in type(value).__mro__
+    )
+    preprocessor = getattr(value, "preprocessor", None) if is_task else None
+    if preprocessor is not None:
+        raise ValueError(
+            f"{name} {type(value).__name__} {value.name!r} carries a preprocessor "
+            f"({type(preprocessor).__name__}), which only its own fit, predict and evaluate "
+            "apply. Build it with preprocessor=None, or set its preprocessor to None, and "
+            f"give preprocessed data. {advice}".rstrip()
+        )
+    return value
+
+
+def check_from_logits(name: str, value: Any) -> Any:
+    """Returns whether outputs are logits: a bool, `None`, or a dict of them by output.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(value, dict):
+        return {key: check_from_logits(f"{name}[{key!r}]", value[key]) for key in value}
+    if value is None:
+        return None
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"{name} must be True, False, None to find out, or a dict of these by output; "
+            f"got {value!r}."
+        )
+    return bool(value)

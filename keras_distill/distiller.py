@@ -14,6 +14,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import first_batch, keras_compat
+from keras_distill.arguments import check_from_logits
 from keras_distill.features import layer_extractor
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.kl import SoftTargetLoss
@@ -143,6 +144,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._judging = False
         matching = Matching(distillation_loss or SoftTargetLoss())
+        student_from_logits = check_from_logits(
+            "student_from_logits", student_from_logits
+        )
         if student_from_logits is None:
             student_from_logits = gives_logits(student, matching.outputs_with_classes)
         self._state = StepState(

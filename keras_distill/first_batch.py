@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.arguments import check_model
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
@@ -168,8 +169,7 @@ def _check_teaching(
 
 def check_student_and_teacher(student: Any, teacher: Any) -> None:
     """Refuses a student that is no model, and a teacher that is the student."""
-    if not isinstance(student, keras.Model):
-        raise TypeError(f"student must be a keras.Model, got {student!r}.")
+    check_model("student", student)
     members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
     if any(member is student for member in members):
         raise ValueError(

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.arguments import (
+    check_backend,
+    check_choice,
+    check_from_logits,
+    check_model,
+    check_names,
+    check_path,
+)
 from keras_distill.features import layer_extractor
 from keras_distill.outputs import (
     ModelOutputs,
+    by_output,
     gives_logits,
     is_settled,
     settle,
@@ -93,12 +104,17 @@ class Teacher:
 
         Returns:
             Its `ModelOutputs`: outputs, logits, matched layers.
+
+        Raises:
+            TypeError: if the answer is no tensor of numbers, or a dict or list of them.
+            ValueError: if it is for another number of examples, or not known to be logits
+                or probabilities.
         """
         if self._extractor is not None:
             found = self._extractor(x, training=False)
             outputs, layers = found["outputs"], found["layers"]
         else:
-            outputs, layers = self.function(x), {}
+            outputs, layers = self._answer(x), {}
         if not is_settled(self.from_logits):
             raise ValueError(
                 f"the {self.description} does not say whether it gives logits or "
@@ -106,13 +122,56 @@ class Teacher:
             )
         return ModelOutputs(outputs, to_logits(outputs, self.from_logits), layers)
 
+    def _answer(self, x: Any) -> Any:
+        try:
+            outputs = self.function(x)
+        except (NotImplementedError, AttributeError) as error:
+            # How NumPy, and what calls it, say that a tensor has no values yet.
+            if not re.search("symbolic tf.Tensor|SymbolicTensor.*numpy", str(error)):
+                raise
+            raise ValueError(
+                f"the {self.description} needs the values of its inputs, which a compiled "
+                "step does not have; compile the distiller with run_eagerly=True, or use "
+                "TensorFlow alone in it."
+            ) from error
+        if not getattr(self.model, "outputs", None):
+            self._check_answer(x, outputs)
+        return outputs
+
+    def _check_answer(self, x: Any, outputs: Any) -> None:
+        """Refuses what cannot be logits or probabilities of a batch."""
+        parts = [part for _, part in by_output(outputs)]
+        wanted = f"the {self.description} must return floats (batch, ..., classes)"
+        for part in parts:
+            is_sparse = isinstance(part, (tf.RaggedTensor, tf.SparseTensor))
+            if is_sparse or not (tf.is_tensor(part) or isinstance(part, np.ndarray)):
+                raise TypeError(
+                    f"{wanted}, or a dict or list of such, got {type(part).__name__}."
+                )
+        dtypes = [keras.backend.standardize_dtype(part.dtype) for part in parts]
+        floats = [p for p, dtype in zip(parts, dtypes, strict=True) if "float" in dtype]
+        if not floats:
+            got = f"dtype {', '.join(dtypes)}" if parts else repr(outputs)
+            raise TypeError(f"{wanted}, got {got}; a class number is no soft target.")
+        first = next(iter(keras.tree.flatten(x)), None)
+        examples = tf.TensorShape(getattr(first, "shape", None))[:1]
+        for part in floats:
+            shape = tf.TensorShape(part.shape)
+            if shape.rank is not None and shape.rank < 2:
+                raise ValueError(f"{wanted}, got shape {tuple(shape)}.")
+            if not shape[:1].is_compatible_with(examples):
+                raise ValueError(
+                    f"the {self.description} answers for {shape[0]} examples, but was asked "
+                    f"for {examples[0]}."
+                )
+
     #: Whether the answer depends on the temperature.
     averages_probabilities = False
 
     def look_at(self, x: Any, outputs: Collection | None = None) -> None:
         """Settles logits or probabilities on a first batch, where nothing else did."""
         if not is_settled(self.from_logits):
-            answer = self.function(x)
+            answer = self._answer(x)
             if self.from_logits is None and self.model is not None:
                 # Its layers may say it now that it is built.
                 self.from_logits = gives_logits(self.model, outputs)
@@ -201,18 +260,21 @@ def as_teacher(
     Raises:
         TypeError: if it is none of these.
         FileNotFoundError: if the path does not exist.
-        ValueError: if the list is empty, its members differ in their number of classes,
-            or `average` is unknown.
+        ValueError: if the list is empty, nested, or its members differ in their number of
+            classes; if the file cannot be read, or only by running code of its own; if
+            the model is a KerasHub task with a preprocessor; or `average` is unknown.
+        RuntimeError: if Keras's backend is not TensorFlow.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> as_teacher(model).from_logits
     True
     """
-    if average not in ("probabilities", "logits"):
-        raise ValueError(
-            f'teacher_average must be "probabilities" or "logits", got {average!r}.'
-        )
+    check_backend()
+    check_choice("teacher_average", average, ("probabilities", "logits"))
+    from_logits = check_from_logits("teacher_from_logits", from_logits)
+    if isinstance(outputs, str):
+        check_names("outputs", outputs)
     if isinstance(teacher, Teacher):
         return teacher.matching((), from_logits)
     if isinstance(teacher, keras.Model):
@@ -220,18 +282,25 @@ def as_teacher(
     if isinstance(teacher, (list, tuple)):
         return _ensemble(teacher, from_logits, average, outputs)
     if isinstance(teacher, (str, os.PathLike)):
-        return _teacher_from_path(os.fspath(teacher), from_logits, outputs)
-    if callable(teacher):
+        return _teacher_from_path(check_path("teacher", teacher), from_logits, outputs)
+    if callable(teacher) and not isinstance(teacher, type):
         return Teacher(teacher, from_logits, None, f"callable {teacher!r}")
     raise TypeError(
         "teacher must be a keras.Model, a list of teachers, a path to a .keras file or "
         f"a SavedModel, or a callable from a batch to logits; got {teacher!r}."
+        f"{' Give an instance of it.' if isinstance(teacher, type) else ''}"
     )
 
 
 def _model_teacher(
     model: keras.Model, from_logits: Any, outputs: Collection | None
 ) -> Teacher:
+    check_model(
+        "the teacher",
+        model,
+        "To teach from raw data, pass the callable lambda x: "
+        "task(task.preprocessor(x), training=False).",
+    )
     if from_logits is None:
         from_logits = gives_logits(model, outputs)
     return Teacher(
@@ -248,6 +317,11 @@ def _ensemble(
     if not teachers:
         raise ValueError("teacher is an empty list; give at least one model.")
     members = [as_teacher(member, from_logits, average, outputs) for member in teachers]
+    if any(isinstance(member, _Ensemble) for member in members):
+        raise ValueError(
+            "the list of teachers has a list in it, whose mean would count as one teacher; "
+            "give one flat list."
+        )
     known = [
         [shape[-1] for shape in member.shapes.values()]
         for member in members
@@ -273,16 +347,58 @@ def _teacher_from_path(
     if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
         return _saved_model_teacher(path, from_logits)
     if path.endswith(".keras"):
-        return _model_teacher(keras.saving.load_model(path), from_logits, outputs)
+        return _model_teacher(load_model_file("teacher", path), from_logits, outputs)
     raise ValueError(
         f"teacher path {path!r} is neither a .keras file nor a directory with a "
-        "saved_model.pb. An export directory holds numbered versions: give one of "
-        "those, as in 'savedmodels/mnist/1'."
+        "saved_model.pb. "
+        + (
+            "An export directory holds numbered versions: give one of those, as in "
+            "'savedmodels/mnist/1'."
+            if tf.io.gfile.isdir(path)
+            else "Of another format, give the model itself, as keras.models.load_model "
+            "reads it."
+        )
     )
 
 
+def load_model_file(role: str, path: str) -> keras.Model:
+    """Returns the model of a `.keras` file, read in Keras's safe mode.
+
+    Raises:
+        ValueError: if it is damaged, has code in it, or needs classes that are not there.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # of h5py, zipfile, json and Keras, whatever they raise
+        reason = f"{type(error).__name__}: {error}"
+        remedy = (
+            "it is damaged, or of another version of Keras; save it anew with "
+            "model.save('model.keras')"
+        )
+        if "unsafe" in reason or "safe_mode" in reason:
+            remedy = (
+                "it holds code of its own (a Lambda layer), which a file may not run; if "
+                "you trust it, pass keras.saving.load_model(path, safe_mode=False)"
+            )
+        elif "Could not locate" in reason:
+            remedy = (
+                "it needs classes or functions of your own; import or register them, or "
+                "pass keras.saving.load_model(path, custom_objects=...)"
+            )
+        raise ValueError(
+            f"the {role} {path!r} cannot be read: {remedy}. Keras said: "
+            f"{' '.join(reason.split())[:200].rstrip('. ')}."
+        ) from error
+
+
 def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
-    loaded = tf.saved_model.load(path)
+    try:
+        loaded = tf.saved_model.load(path)
+    except Exception as error:  # of protobuf, and many of TensorFlow's
+        raise ValueError(
+            f"the SavedModel {path!r} cannot be read; it is damaged or not whole: "
+            f"{' '.join(str(error).split())[:200].rstrip('. ')}."
+        ) from error
     signature = loaded.signatures.get("serving_default")
     if signature is None:
         raise ValueError(
@@ -308,6 +424,7 @@ def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
         )
         if has_logits:
             return answer["logits"]
+        answer = {key: out for key, out in answer.items() if out.dtype.is_floating}
         return next(iter(answer.values())) if len(answer) == 1 else answer
 
     function.keep_alive = loaded  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 import ast
 import importlib.metadata
+import os
 import pathlib
 import re
 import subprocess
@@ -82,6 +83,60 @@ def test_import_brings_and_training_needs_nothing_heavy_besides_keras():
     }
     assert "keras_distill.losses.logits" in registering
     assert registering <= set(ours.split())
+
+
+ON_JAX = """
+import numpy as np, keras
+import keras_distill as kd
+
+def model(width):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(width)])
+
+x, y = np.ones((4, 4), "float32"), np.zeros(4, int)
+for name, call in {
+    "Distiller": lambda: kd.Distiller(model(3), model(3)),
+    "Distiller without a teacher": lambda: kd.Distiller(model(3)),
+    "as_teacher": lambda: kd.as_teacher(model(3)),
+    "a callable": lambda: kd.as_teacher(lambda x: x),
+    "SpecialistEnsemble": lambda: kd.SpecialistEnsemble(model(3)),
+    "SpecialistBuilder": lambda: kd.SpecialistBuilder(model(5), [[0, 1]]),
+    "SoftTargets.write": lambda: kd.SoftTargets.write("soft", model(3), x),
+    "class_covariance": lambda: kd.class_covariance(model(3), x),
+    "evaluate": lambda: kd.evaluate(model(3), (x, y)),
+    "compare": lambda: kd.compare({"one": model(3)}, (x, y), verbose=False),
+    "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
+    "search": lambda: kd.search(lambda hp: model(3), (x, y), (x, y), teacher=model(3)),
+    "DistillationHyperModel": lambda: kd.DistillationHyperModel(lambda hp: model(3)),
+}.items():
+    try:
+        call()
+    except RuntimeError as error:
+        print(name, "|", error)
+same = np.zeros((2, 3)), np.ones((2, 3))
+loss = kd.SoftTargetLoss(2.0).compute_loss(*same)
+print(type(loss).__module__.split(".")[0], float(loss))
+"""
+
+
+def test_on_another_backend_losses_run_and_all_else_is_refused_in_a_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ON_JAX],
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *said, loss = done.stdout.splitlines()
+    assert len(said) == 13
+    for line in said:
+        assert re.search(
+            r"models with TensorFlow, but Keras's backend is 'jax'; set the environment "
+            r"variable KERAS_BACKEND=tensorflow before keras is imported, or .*keras.json",
+            line,
+        ), line
+    assert loss == "jaxlib 0.0"
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_import_is_declared():

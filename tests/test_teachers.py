@@ -217,6 +217,35 @@ def test_wrong_teachers_are_refused(teacher, error, message):
         Distiller(mlp(), teacher)
 
 
+def test_a_callable_may_leave_tensorflow_where_the_step_is_not_compiled(data):
+    x, _ = data
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES))
+
+    def in_numpy(x):
+        return (np.asarray(x) @ weights).astype("float32")
+
+    distiller = Distiller(mlp(6), in_numpy, teacher_from_logits=True, alpha=0.0)
+    distiller.compile("sgd", run_eagerly=True)
+    assert np.isfinite(distiller.fit(x, verbose=0).history["loss"][0])
+    distiller.compile("sgd")
+    with pytest.raises(ValueError, match="values of its inputs.*run_eagerly=True"):
+        distiller.fit(x, verbose=0)
+
+
+def test_a_saved_model_teaches_by_its_float_outputs(data, teacher, tmp_path):
+    """What else it serves, a label or a name, is no soft target."""
+    serve = tf.function(
+        lambda x: {"out": teacher(x), "label": tf.argmax(teacher(x), -1)},
+        input_signature=[tf.TensorSpec((None, FEATURES))],
+    )
+    module = tf.Module()
+    module.kept = teacher.variables
+    tf.saved_model.save(module, tmp_path / "1", signatures=serve)
+    x = data[0]
+    answer = as_teacher(tmp_path / "1", from_logits=True)(x, 1.0).logits
+    np.testing.assert_allclose(answer, teacher(x), rtol=1e-6)
+
+
 def test_wrong_paths_are_refused(tmp_path, teacher):
     (tmp_path / "weights.h5").write_text("")
     with pytest.raises(ValueError, match="neither a .keras file nor a directory with"):

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill import progress
-from keras_distill.arguments import check_names, check_path
+from keras_distill.arguments import check_model, check_names, check_path
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
@@ -84,8 +84,9 @@ def export_savedmodel(
     """
     if isinstance(model, Distiller):
         model = model.student
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"model must be a keras.Model, got {model!r}.")
+    check_model(
+        "model", model, "An image preprocessor can be exported with it: preprocess=..."
+    )
     directory = check_path("directory", directory)
     if set(directory) & set("[]*?\\"):
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.arguments import check_int
+from keras_distill.arguments import check_int, check_model
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import symbolic_outputs, to_logits
 from keras_distill.specialists.clusters import check_clusters
@@ -263,8 +263,7 @@ def classes_of(generalist: Any) -> int:
         TypeError: if it is not a `keras.Model`.
         ValueError: if it does not have one output `(batch, classes)` that can be seen.
     """
-    if not isinstance(generalist, keras.Model):
-        raise TypeError(f"generalist must be a keras.Model, got {generalist!r}.")
+    check_model("generalist", generalist)
     outputs = getattr(generalist, "outputs", None)
     if not outputs:
         raise ValueError(
@@ -308,8 +307,7 @@ def _check_specialists(
             "give one cluster for each."
         )
     for index, (model, cluster) in enumerate(zip(specialists, clusters, strict=True)):
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"specialist {index} must be a keras.Model, got {model!r}.")
+        check_model(f"specialist {index}", model)
         check_outputs(model, outputs_of(head, cluster, classes), f"specialist {index}")
 
 

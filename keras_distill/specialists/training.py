@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 
-from keras_distill.arguments import check_float, check_int, check_scalar
+from keras_distill.arguments import check_float, check_int, check_model, check_scalar
 from keras_distill.distiller import Distiller
 from keras_distill.outputs import to_logits
 from keras_distill.processes import seeded
@@ -153,6 +153,7 @@ class Job:
                 raise TypeError(
                     f"build_specialist must return a keras.Model, got {model!r}."
                 )
+            check_model("the model of build_specialist", model)
             check_outputs(model, outputs, "the model of build_specialist")
         ratios = heads.log_ratio(head, cluster, self.data.counts)
         is_copy = self.build_specialist is None

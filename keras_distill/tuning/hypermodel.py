@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import keras_tuner
 
+from keras_distill.arguments import check_backend
 from keras_distill.distiller import Distiller
 from keras_distill.losses.base import SumOfLosses
 from keras_distill.losses.matching import check_distillation_loss
@@ -86,6 +87,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         name: str | None = None,
         tunable: bool = True,
     ) -> None:
+        check_backend()
         super().__init__(name=name, tunable=tunable)
         if not callable(build_student) or isinstance(build_student, keras.Model):
             raise TypeError(

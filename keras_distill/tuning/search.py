@@ -17,7 +17,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError
 
 from keras_distill import processes, progress
-from keras_distill.arguments import check_int
+from keras_distill.arguments import check_backend, check_int
 from keras_distill.distiller import Distiller
 from keras_distill.first_batch import check_labels
 from keras_distill.outputs import by_output
@@ -174,6 +174,7 @@ def search(
     >>> list(result.best_values), len(result.trials)
     (['temperature', 'alpha'], 3)
     """
+    check_backend()
     _check_arguments(algorithm, teacher, soft_targets, resume, overwrite)
     seats = processes.Seats.of(n_jobs)
     max_trials = check_int("max_trials", max_trials, len(_FIXED_POINTS))
