@@ -538,10 +538,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         else:
             given["callbacks"] = [watch, *keras.tree.flatten(callbacks or [])]
         try:
-            with plain_errors():
+            read = [given["x"], given.get("validation_data")]
+            first = given.get("initial_epoch", 0)
+            with views.running(read, first) as watch.run, plain_errors():
                 return super().fit(**given)
         finally:
-            state.watch, views.epoch = None, 0
+            state.watch = None
             if class_weight:  # of this fit alone
                 state.class_weight = None
                 self._retrace()

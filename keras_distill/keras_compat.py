@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -210,6 +211,13 @@ def _is_seen_to_reshuffle(dataset: tf.data.Dataset) -> bool:
     return getattr(dataset, "_reshuffle_each_iteration", False) or any(
         map(_is_seen_to_reshuffle, _inputs_of(dataset))
     )
+
+
+def made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    """Yields a dataset and all that it was made of, as far as can be seen."""
+    yield dataset
+    for one in _inputs_of(dataset):
+        yield from made_of(one)
 
 
 def _inputs_of(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill.outputs import ModelOutputs
 from keras_distill.schedules import ScheduledScalar
-from keras_distill.soft_targets import views
+from keras_distill.soft_targets.views import Run
 
 EMPTY = "the training data is empty; check the filters and the split that made it."
 
@@ -97,10 +97,14 @@ class TrainingWatch(keras.callbacks.Callback):
         self.counter, self.scalars, self.check = counter, scalars, check
         self.has_looked = False
         self.epoch = self._unseen = 0
+        #: What tells joined soft targets of the epoch.
+        self.run: Run | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the epoch; raises `ValueError` for a schedule out of its range."""
-        self.epoch = views.epoch = epoch
+        self.epoch = epoch
+        if self.run is not None:
+            self.run.epoch = epoch
         self._unseen = 0
         self.counter.reset()
         self.check_schedules()

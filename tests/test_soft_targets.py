@@ -1,9 +1,11 @@
+import hashlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ import tensorflow as tf
 import keras_distill as kd
 from keras_distill.losses.kl import tempered_kl
 from keras_distill.run_directory import SETTINGS
-from keras_distill.soft_targets import settings, shards, views
+from keras_distill.soft_targets import digests, settings, shards
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.top_k import REST_BETAS
@@ -891,35 +893,148 @@ def test_student_sees_bit_for_bit_what_the_teacher_saw(path, many):
     assert not (by_epoch[0] == by_epoch[1]).any()
 
 
-def test_epoch_chooses_the_view_in_fit(path, many):
-    targets = written(path, mlp(32), many, views=3, augment=shaken)
-    expected = [
-        next(iter(targets.join(many, epoch=e).batch(1)))[0].inputs.numpy()
-        for e in range(3)
-    ]
-    seen = []
-
-    class Watching(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(CLASSES)
-
-        def call(self, x, training=None):
-            if training:
-                tf.py_function(lambda x: seen.append(x[:1].numpy()), [x], [])
-            return self.dense(x)
-
+def test_epoch_chooses_the_view_in_fit(three_views, many):
+    targets, expected = three_views
     for batches in (
         targets.join(many).batch(COUNT),
         targets.join(dataset_of(many).batch(COUNT)),
     ):
-        seen.clear()
-        distiller = kd.Distiller(Watching(), student_from_logits=True)
-        distiller.compile("sgd", SPARSE)
+        distiller = seeing()
         distiller.fit(batches, epochs=7, initial_epoch=1, verbose=0)
-        got = [[(x == e).all() for e in expected].index(True) for x in seen]
-        assert got[-6:] == [1, 2, 0, 1, 2, 0]
-        assert views.epoch == 0
+        assert distiller.student.views(expected)[-6:] == [1, 2, 0, 1, 2, 0]
+
+
+class Seeing(keras.Model):
+    """Notes the first example of each batch that it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(CLASSES)
+        self.seen = []
+
+    def call(self, x, training=None):
+        if training:
+            tf.py_function(lambda x: self.seen.append(x[:1].numpy()), [x], [])
+        return self.dense(x)
+
+    def views(self, expected):
+        return [[(x == e).all() for e in expected].index(True) for x in self.seen]
+
+
+def seeing():
+    distiller = kd.Distiller(Seeing(), student_from_logits=True)
+    distiller.compile("sgd", SPARSE)
+    return distiller
+
+
+@pytest.fixture
+def three_views(path, many):
+    """A store of three views, and the first example in each."""
+    targets = written(path, mlp(32), many, views=3, augment=shaken)
+    joined = [targets.join(many, epoch=e).batch(1) for e in range(3)]
+    return targets, [next(iter(one))[0].inputs.numpy() for one in joined]
+
+
+def view_by_hand(joined, expected):
+    seen = next(iter(joined))[0].inputs.numpy()[:1]
+    return [(seen == e).all() for e in expected].index(True)
+
+
+def test_the_epoch_is_that_of_the_run(three_views, many):
+    """Two threads at different epochs, while others read by hand."""
+    targets, expected = three_views
+    barrier, by_hand = threading.Barrier(2, timeout=60), []
+    other = targets.join(many).batch(COUNT)
+
+    class Waiting(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            barrier.wait()
+            by_hand.append(view_by_hand(other, expected))
+
+    distillers = [seeing(), seeing()]
+    threads = [
+        threading.Thread(
+            target=distiller.fit,
+            args=(targets.join(many).shuffle(1).batch(COUNT).prefetch(1),),
+            kwargs={
+                "epochs": first + 3,
+                "initial_epoch": first,
+                "verbose": 0,
+                "callbacks": [Waiting()],
+            },
+        )
+        for first, distiller in zip((0, 1), distillers, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    views_ = [d.student.views(expected)[-3:] for d in distillers]
+    assert views_ == [[0, 1, 2], [1, 2, 0]]
+    assert by_hand == [0] * 6
+
+
+def test_one_joined_dataset_in_two_threads_is_refused(three_views, many):
+    targets, expected = three_views
+    joined = targets.join(many).batch(COUNT)
+    errors, inner = [], seeing()
+
+    def fit():
+        with pytest.raises(ValueError, match="a fit in another thread is reading"):
+            seeing().fit(joined, verbose=0)
+        errors.append(1)
+
+    def on_epoch_end(epoch, logs):
+        if epoch == 4:
+            thread = threading.Thread(target=fit)
+            thread.start()
+            thread.join(60)
+            # In the same thread one waits for the other.
+            inner.fit(joined, epochs=2, initial_epoch=1, verbose=0)
+
+    outer = seeing()
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+    outer.fit(joined, epochs=6, initial_epoch=4, verbose=0, callbacks=[callback])
+    assert errors == [1]
+    assert outer.student.views(expected)[-2:] == [1, 2]
+    assert inner.student.views(expected)[-1:] == [1]
+
+
+def test_an_interrupted_fit_leaves_no_epoch_behind(three_views, many):
+    targets, expected = three_views
+    joined = targets.join(many).batch(COUNT)
+    seen = []
+
+    def on_epoch_begin(epoch, logs):
+        if epoch == 5:
+            raise KeyboardInterrupt
+        if epoch == 4:  # validation data is read at the same epoch, other data at none
+            seen.append(view_by_hand(joined, expected))
+            seen.append(view_by_hand(validation, expected))
+            seen.append(view_by_hand(targets.join(many).batch(COUNT), expected))
+
+    validation = targets.join(many).batch(COUNT)
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=on_epoch_begin)
+    with pytest.raises(KeyboardInterrupt):
+        seeing().fit(
+            joined,
+            epochs=9,
+            initial_epoch=4,
+            validation_data=validation,
+            callbacks=[callback],
+            verbose=0,
+        )
+    assert seen == [1, 1, 0]
+    assert view_by_hand(joined, expected) == 0
+
+    def batches():  # what a generator is made of cannot be seen
+        yield from joined
+
+    distiller = seeing()
+    distiller.fit(batches(), shuffle=False, verbose=0)
+    second = {"epochs": 3, "initial_epoch": 2, "verbose": 0, "shuffle": False}
+    distiller.fit(batches(), **second)
+    assert distiller.student.views(expected)[-1] == 2
 
 
 def test_changed_augmentation_is_refused(path, many, monkeypatch):
@@ -1059,6 +1174,111 @@ def test_every_flipped_byte_is_found(path, many):
         distiller_for(mlp(6)).fit(joined, verbose=0)
     with pytest.raises(ValueError, match="shard-0000.* is damaged: its checksum"):
         targets.verify()
+
+
+def other_store(path, many, **kwargs):
+    """A store of the same shape, of another teacher."""
+    return written(path, mlp(32), many, overwrite=True, **kwargs)
+
+
+@pytest.mark.parametrize("views_", [1, 2])
+def test_shard_of_another_store_is_found(path, many, views_):
+    kwargs = {"views": 2, "augment": shaken} if views_ == 2 else {}
+    teacher = mlp(32)
+    targets = written(path, teacher, many, **kwargs)
+    joined = [targets.join(many, epoch=0), targets.join(dataset_of(many).batch(7))]
+    before = cached_logits(joined[0])
+    other = other_store(path + "-other", many, **kwargs)
+    name = targets.manifest["shards"][1]["file"]
+    mine, whole = pathlib.Path(path, name), pathlib.Path(path, name).read_bytes()
+    mine.write_bytes(pathlib.Path(other.path, name).read_bytes())
+    said = f"{name} is not the file that manifest.json names"
+    with pytest.raises(ValueError, match=said):
+        targets.verify()
+    with pytest.raises(ValueError, match=said):
+        kd.SoftTargets.open(path, teacher=teacher, **kwargs_of_open(kwargs))
+    opened = kd.SoftTargets.open(path, **kwargs_of_open(kwargs))
+    later = [opened.join(many), opened.logits()]
+    for data in (*joined, *later):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=said):
+            for _ in data:
+                pass
+    with pytest.raises(
+        ValueError, match=rf"cannot be read: .*{said}.*anew\.\W*Nothing was read"
+    ):
+        distiller_for(mlp(4)).fit(joined[1], verbose=0)
+    mine.write_bytes(whole)
+    kd.SoftTargets.open(path, teacher=teacher, **kwargs_of_open(kwargs)).verify()
+    assert largest_difference([cached_logits(joined[0])], [before]) == 0
+
+
+def kwargs_of_open(kwargs):
+    return {key: kwargs[key] for key in kwargs if key == "augment"}
+
+
+def test_manifest_of_another_store_is_found(path, many):
+    teacher = mlp(32)
+    targets = written(path, teacher, many)
+    other = other_store(path + "-other", many)
+    for name in ("manifest.json", "settings.json"):
+        its = pathlib.Path(other.path, name).read_bytes()
+        pathlib.Path(path, name).write_bytes(its)
+        if name == "manifest.json":
+            with pytest.raises(ValueError, match="was put there from another store"):
+                kd.SoftTargets.open(path)
+        with pytest.raises(ValueError, match="have been written anew since"):
+            targets.verify()
+    opened = kd.SoftTargets.open(path)
+    with pytest.raises(ValueError, match="is not the file that manifest.json names"):
+        opened.verify()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="is not the file that"):
+        next(iter(opened.logits()))
+
+
+def test_store_that_was_written_anew_is_said(path, many):
+    teacher = mlp(32)
+    old = written(path, teacher, many)
+    joined = old.join(many)
+    next(iter(joined))
+    # The same soft targets are no others.
+    written(path, teacher, many, overwrite=True)
+    assert len(list(joined)) == len(list(old.join(many))) == COUNT
+    new = other_store(path, many)
+    for use in (lambda: old.join(many), old.logits, old.verify):
+        with pytest.raises(
+            ValueError, match="written anew since they were opened; open"
+        ):
+            use()
+    with pytest.raises(ValueError, match="cannot be read: the soft targets in .* anew"):
+        distiller_for(mlp(4)).fit(joined.batch(10), verbose=0)
+    new.verify()
+    os.remove(os.path.join(path, "manifest.json"))
+    with pytest.raises(ValueError, match="are gone since they were opened"):
+        new.join(many)
+
+
+def test_digests_are_the_same_however_a_store_was_written(path, many):
+    def of(path):
+        return [e["digest"] for e in kd.SoftTargets.open(path).manifest["shards"]]
+
+    teacher = mlp(32)
+    written(path, teacher, many)
+    for number in (1, 0):
+        written(path + "2", teacher, many, part=(number, 2))
+    written(path + "2", teacher, many)
+    assert of(path) == of(path + "2")
+    file = pathlib.Path(path, "view-000-shard-00001.tfrecord").read_bytes()
+    assert of(path)[1] == hashlib.blake2b(file, digest_size=32).hexdigest()
+
+
+def test_a_shard_is_read_for_its_digest_once(path, many, monkeypatch):
+    targets = written(path, mlp(32), many)
+    count, digest = [], digests.digest
+    monkeypatch.setattr(digests, "digest", lambda f: count.append(f) or digest(f))
+    monkeypatch.setattr(digests, "_held", set())
+    for _ in range(3):
+        assert len(list(targets.join(many))) == COUNT
+    assert len(count) == len(targets.manifest["shards"]) == 4
 
 
 def test_manifest_that_was_changed_is_refused(path, many):

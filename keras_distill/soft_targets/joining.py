@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,12 +14,18 @@ import tensorflow as tf
 
 from keras_distill import keras_compat
 from keras_distill.run_directory import examples_fingerprint
-from keras_distill.soft_targets import shards, sources, views
+from keras_distill.soft_targets import digests, shards, sources, views
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.soft_targets.rows import Rows
 from keras_distill.soft_targets.settings import Settings
 
 _MARK = "soft targets and data do not go together:"
+_ADVICE = (
+    "Give the data that they were written for, whole and in the same order: join before "
+    "shuffle, take, skip, filter and repeat, and do those afterwards. If the data or its "
+    "preparation has changed, write them anew with overwrite=True."
+)
+_UNREADABLE, _END = "soft targets cannot be read:", "Nothing was read."
 # There is no Python control flow for AutoGraph to convert.
 _as_is = tf.autograph.experimental.do_not_convert
 
@@ -30,13 +36,18 @@ class Cached:
 
     Attributes:
         path: of its folder.
-        settings: that it was written with.
+        content: of its manifest.
         augment: makes the views; `None` for none.
     """
 
     path: str
-    settings: Settings
+    content: Mapping[str, Any]
     augment: Callable | None
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """That it was written with."""
+        return Settings.of_manifest(self.content)
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -48,16 +59,60 @@ class Cached:
         """Specs of one example's inputs, flat."""
         return [tf.TensorSpec(shape, dtype) for shape, dtype in self.settings.inputs]
 
+    @functools.cached_property
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    def check_current(self) -> None:
+        """Refuses a store that was written anew since it was opened.
+
+        Raises:
+            ValueError: if it is.
+        """
+        known = self._state.get("manifest")
+        found = digests.check_current(self.path, self.content, known)
+        self._state["manifest"] = found
+
+    @functools.cached_property
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return {entry["file"]: entry for entry in self.content["shards"]}
+
+    def check_shard(self, file: str) -> None:
+        """Refuses a file that is not the one that the manifest names.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        digests.check_shard(file, self._entries[os.path.basename(file)])
+
+    def _wrong(self, file: bytes) -> str:
+        try:
+            self.check_current()
+            self.check_shard(os.fsdecode(file))
+        except ValueError as error:
+            # Of a record that is damaged TensorFlow's reader says so itself.
+            return "" if shards.has_damage(os.fsdecode(file)) else str(error)
+        return ""
+
+    def checked(self, file: Any) -> Any:
+        """Returns a path as it is, once the file is known to be the manifest's."""
+        wrong = tf.numpy_function(self._wrong, [file], tf.string)
+        checks = [_require(tf.equal(wrong, ""), wrong, mark=_UNREADABLE, advice=_END)]
+        with tf.control_dependencies(checks):
+            return tf.identity(file)
+
+    def stream(self, view: Any) -> tf.data.Dataset:
+        """Returns the records of a view, each shard checked when it is come to."""
+        files = [self.file(view, n) for n in range(self.settings.shards_per_view)]
+        paths = tf.data.Dataset.from_tensor_slices(files).map(_as_is(self.checked))
+        return shards.stream(paths, self.rows.bytes)
+
     def file(self, view: Any, shard: Any) -> Any:
         """Returns the path of a shard, a tensor; of numbers or tensors."""
         view = tf.strings.as_string(view, width=3, fill="0")
         shard = tf.strings.as_string(shard, width=5, fill="0")
         prefix = os.path.join(self.path, "view-")
         return tf.strings.join([prefix, view, "-shard-", shard, ".tfrecord"])
-
-    def files(self, view: Any) -> list[Any]:
-        """Returns the paths of all shards of a view."""
-        return [self.file(view, n) for n in range(self.settings.shards_per_view)]
 
 
 def join(
@@ -86,8 +141,9 @@ def join(
     if number == 1 or epoch is not None:
         joined = one_pass((epoch or 0) % number)
     else:
-        start = tf.data.Dataset.from_tensors(0)
-        joined = start.flat_map(_as_is(lambda _: one_pass(views.of_epoch(number))))
+        passes = views.Passes()
+        of_epoch = functools.partial(_view_of_epoch, passes, number)
+        joined = passes.start().flat_map(_as_is(lambda _: one_pass(of_epoch())))
     if not batched:
         joined = joined.unbatch()
     if cardinality >= 0:
@@ -99,11 +155,16 @@ def join(
     return joined.with_options(options)
 
 
-_ADVICE = (
-    "Give the data that they were written for, whole and in the same order: join before "
-    "shuffle, take, skip, filter and repeat, and do those afterwards. If the data or its "
-    "preparation has changed, write them anew with overwrite=True."
-)
+def _view_of_epoch(passes: views.Passes, number: int) -> tf.Tensor:
+    """Returns the view of the epoch of the `fit` that reads."""
+    epoch = passes.epoch()
+    unknown = (
+        "several threads fit at different epochs, and which of them reads cannot be told; "
+        "give each fit a tf.data.Dataset of its own, or say join(data, epoch=...)."
+    )
+    checks = [_require(epoch >= 0, unknown, mark=_UNREADABLE, advice=_END)]
+    with tf.control_dependencies(checks):
+        return tf.identity(epoch) % number
 
 
 def _check_specs(cached: Cached, inputs: Any, batched: bool) -> None:
@@ -170,7 +231,7 @@ def _pairs_of_one_size(
     cached: Cached, blocks: tf.data.Dataset, size: int, view: Any
 ) -> tf.data.Dataset:
     """Returns `(first index, batch, rows)`, the rows rebatched natively."""
-    rows = shards.stream(cached.files(view), cached.rows.bytes).rebatch(size)
+    rows = cached.stream(view).rebatch(size)
     # Nothing more, for ever: data that goes on finds no rows.
     nothing = tf.data.Dataset.from_tensors(tf.zeros((0, cached.rows.bytes), tf.uint8))
     firsts = tf.data.Dataset.range(0, np.iinfo("int64").max, size)
@@ -197,7 +258,9 @@ def _pairs_of_any_size(
             return (end < first + wanted) & (shard < cached.settings.shards_per_view)
 
         def read_on(buffer: Any, start: Any, shard: Any) -> Any:
-            more = shards.load(cached.file(view, shard), cached.rows.bytes)
+            more = shards.load(
+                cached.checked(cached.file(view, shard)), cached.rows.bytes
+            )
             return tf.concat([buffer[first - start :], more], 0), first, shard + 1
 
         buffer, start, shard = tf.while_loop(
@@ -261,13 +324,15 @@ def _require_same(
     return _require(tf.reduce_all(same), before, index, after)
 
 
-def _require(condition: Any, *message: Any) -> tf.Operation:
+def _require(
+    condition: Any, *message: Any, mark: str = _MARK, advice: str = _ADVICE
+) -> tf.Operation:
     """Fails with a message of strings and numbers if a condition does not hold.
 
     The raw operation: what `tf.debugging` wraps around it costs every iterator 7 ms more,
     and Keras begins two an epoch.
     """
-    return tf.raw_ops.Assert(condition=condition, data=[_MARK, *message, _ADVICE])
+    return tf.raw_ops.Assert(condition=condition, data=[mark, *message, advice])
 
 
 @contextmanager
@@ -277,10 +342,11 @@ def plain_errors() -> Iterator[None]:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
         text = str(error)
-        if _MARK in text:
-            end = text.index(_ADVICE) + len(_ADVICE)
-            message = text[text.index(_MARK) : end]
-            raise ValueError(message.replace("] [", " ")) from error
+        for mark, advice in ((_MARK, _ADVICE), (_UNREADABLE, _END)):
+            if mark in text:
+                end = text.index(advice) + len(advice)
+                message = text[text.index(mark) : end]
+                raise ValueError(message.replace("] [", " ")) from error
         if "corrupted record" in text or "truncated record" in text:
             raise ValueError(
                 "a record of the cached soft targets is damaged: its checksum does not "

@@ -69,7 +69,12 @@ def load(file: Any, row_bytes: int) -> tf.Tensor:
 
 
 def stream(paths: Any, row_bytes: int) -> tf.data.Dataset:
-    """Returns the records of shards, one after another, as uint8 `(rows, bytes)`."""
+    """Returns the records of shards, one after another, as uint8 `(rows, bytes)`.
+
+    Args:
+        paths: of the shards, a list or a dataset.
+        row_bytes: int.
+    """
     decode = tf.autograph.experimental.do_not_convert(
         lambda record: tf.reshape(tf.io.decode_raw(record, tf.uint8), (-1, row_bytes))
     )
@@ -87,6 +92,18 @@ def read(file: str, row_bytes: int) -> Iterator[np.ndarray]:
             yield np.frombuffer(record, "uint8").reshape(-1, row_bytes)
     except (tf.errors.DataLossError, ValueError) as error:
         raise ValueError(damaged(file)) from error
+
+
+def has_damage(file: str) -> bool:
+    """Tells whether the checksum of a record does not hold, or the file is cut short."""
+    try:
+        for _ in tf.data.TFRecordDataset(file):
+            pass
+    except tf.errors.DataLossError:
+        return True
+    except tf.errors.OpError:  # no file, or one that cannot be read
+        return False
+    return False
 
 
 def damaged(file: str) -> str:

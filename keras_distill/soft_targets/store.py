@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_distill.outputs import each_output
 from keras_distill.run_directory import name_of, teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
-from keras_distill.soft_targets import joining, shards, writing
+from keras_distill.soft_targets import digests, joining, shards, writing
 from keras_distill.soft_targets import sources as data_sources
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.joining import Cached
@@ -33,7 +33,7 @@ class SoftTargets:
     **On disk** a store is a folder:
 
     - `manifest.json`, written last: a store without it is not finished. Every key of
-      `SoftTargets.manifest`, and `checksum`, the SHA-256 of the JSON of all others with
+      `SoftTargets.manifest`, the BLAKE2b (32 bytes) of each shard among them, and `checksum`, the SHA-256 of the JSON of all others with
       sorted keys. `settings.json` is what was known at the start.
     - `view-000-shard-00000.tfrecord`, ...: for each view the examples in the data's
       order, `shard_size` in each shard (the last may have fewer). A TFRecord file, with
@@ -82,7 +82,7 @@ class SoftTargets:
     def __init__(self, path: str, content: dict[str, Any], augment: Any = None) -> None:
         self.path = path
         self._content = content
-        self._cached = Cached(path, Settings.of_manifest(content), augment)
+        self._cached = Cached(path, content, augment)
 
     @property
     def augment(self) -> Callable | None:
@@ -202,7 +202,9 @@ class SoftTargets:
 
         Args:
             path: its folder.
-            teacher: if given, must be the teacher that it was written with.
+            teacher: if given, must be the teacher that it was written with; then every
+                shard is read, to be sure that it is of this store. Else that is done when
+                a shard is first read in a process.
             augment: the function that made the views; needed for `join`, if there is one.
             **expected: values that the manifest must have, such as `classes=10`,
                 `top_k=None`, `views=4`.
@@ -237,11 +239,22 @@ class SoftTargets:
             raise ValueError(
                 f"the soft targets in {folder.path!r} are not as expected: {phrases}."
             )
+        started = read_settings(folder)
+        if started is not None and folder.differences(
+            started, Settings.of_manifest(content).compared(started)
+        ):
+            raise ValueError(
+                f"manifest.json in {folder.path!r} is not of the soft targets that "
+                "settings.json there describes: one of them was put there from another "
+                "store. Write them again with overwrite=True."
+            )
         for entry in content["shards"]:
             file = folder.file(entry["file"])
             is_there = tf.io.gfile.exists(file)
             if not is_there or tf.io.gfile.stat(file).length != entry["bytes"]:
                 raise ValueError(shards.damaged(file))
+            if teacher is not None:
+                digests.check_shard(file, entry)
         return cls(folder.path, content, augment)
 
     def join(
@@ -267,18 +280,21 @@ class SoftTargets:
         Returns:
             `tf.data.Dataset` of `(DistillationInputs, ...)`, examples or batches as they
             were given. Iterating over it raises `tf.errors.InvalidArgumentError` where an
-            example is not the one that was written, and `tf.errors.DataLossError` where a
-            checksum does not hold; `Distiller.fit` makes a `ValueError` of both.
+            example is not the one that was written, or a shard not the one that the
+            manifest names, and `tf.errors.DataLossError` where a checksum does not hold;
+            `Distiller.fit` makes a `ValueError` of both.
 
         Raises:
             ValueError: if the length or shapes of the data are others, or it is endless
-                or shuffled, or `augment` was not given to `open`.
+                or shuffled, `augment` was not given to `open`, or the store was written
+                anew since.
         """
         if self._cached.augment is None and self._content["augment"] is not None:
             raise ValueError(
                 f"these soft targets are for views made by {self._content['augment']}; "
                 "pass that function: SoftTargets.open(path, augment=...)."
             )
+        self._cached.check_current()
         data = data_sources.as_dataset(dataset)
         return joining.join(self._cached, data, epoch, batched)
 
@@ -297,8 +313,9 @@ class SoftTargets:
             raise ValueError(
                 f"view must be from 0 to {self._content['views'] - 1}, got {view}."
             )
+        self._cached.check_current()
         rows = self._cached.rows
-        return shards.stream(self._cached.files(view), rows.bytes).map(
+        return self._cached.stream(view).map(
             lambda block: each_output(
                 lambda one: one.logits if isinstance(one, MeanLogits) else one,
                 rows.decode(block)[0],
@@ -307,16 +324,19 @@ class SoftTargets:
         )
 
     def verify(self) -> None:
-        """Reads all shards and verifies every checksum.
+        """Reads all shards and verifies every checksum and digest.
 
         Raises:
-            ValueError: naming the first file that is damaged.
+            ValueError: naming the first file that is damaged, or not of this store; or if
+                the store was written anew since it was opened.
         """
+        self._cached.check_current()
         for entry in self._content["shards"]:
             file = os.path.join(self.path, entry["file"])
             count = sum(len(r) for r in shards.read(file, self._content["row_bytes"]))
             if count != entry["rows"]:
                 raise ValueError(shards.damaged(file))
+            digests.check_shard(file, entry, anew=True)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -2,22 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from keras_distill import keras_compat
 from keras_distill.soft_targets.sources import specs_of
 
-#: The epoch of the running `fit`, which `Distiller` sets; outside, 0.
-epoch = 0
+
+class Passes:
+    """Where the passes over one joined dataset begin, in whatever thread of TensorFlow."""
+
+    def start(self) -> tf.data.Dataset:
+        """Returns the one element that the joined dataset, and by it this, is known by."""
+        start = tf.data.Dataset.from_tensors(0)
+        _starts[start] = self
+        return start
+
+    def epoch(self) -> tf.Tensor:
+        """Returns the epoch of the `fit` that reads, each time that this is executed.
+
+        That is the newest of those that were given this dataset; of those that were given
+        data that does not say what it is made of, if there is none; outside, 0. It is -1
+        if several threads are at different epochs of these.
+        """
+        current = tf.numpy_function(self._epoch, [], tf.int64)
+        current.set_shape(())
+        return current
+
+    def _epoch(self) -> np.int64:
+        with _lock:
+            runs = [r for r in _runs if self in r.passes] or [
+                r for r in _runs if not r.passes
+            ]
+            epochs = set({run.thread: run.epoch for run in runs}.values())
+        return np.int64(-1 if len(epochs) > 1 else next(iter(epochs), 0))
 
 
-def of_epoch(views: int) -> tf.Tensor:
-    """Returns the view of the running epoch, read each time that this is executed."""
-    current = tf.numpy_function(lambda: epoch, [], tf.int64)
-    current.set_shape(())
-    return current % views
+_starts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_runs: list[Run] = []  # the newest last
+_lock = threading.Lock()
+
+
+class Run:
+    """A running `fit`.
+
+    Args:
+        data: that it is given; what is no `tf.data.Dataset` does not count.
+        epoch: int, that it begins with.
+    """
+
+    def __init__(self, data: list[Any], epoch: int) -> None:
+        self.epoch = epoch
+        self.thread = threading.get_ident()
+        sets = [one for one in data if isinstance(one, tf.data.Dataset)]
+        made_of = {id(p): p for one in sets for p in keras_compat.made_of(one)}
+        starts = (_starts.get(part) for part in made_of.values())
+        self.passes = {found for found in starts if found is not None}
+
+
+@contextlib.contextmanager
+def running(data: list[Any], epoch: int) -> Iterator[Run]:
+    """Yields the `Run` whose epoch counts for the joined datasets among the data.
+
+    Raises:
+        ValueError: if a `fit` in another thread reads one of them, with several views.
+    """
+    run = Run(data, epoch)
+    with _lock:
+        if any(r.thread != run.thread and r.passes & run.passes for r in _runs):
+            raise ValueError(
+                "a fit in another thread is reading this joined dataset, which has another "
+                "view each epoch; join the soft targets for each of them: "
+                "targets.join(data)."
+            )
+        _runs.append(run)
+    try:
+        yield run
+    finally:
+        with _lock:
+            _runs.remove(run)
 
 
 def seed_of(seed: int, view: Any, index: Any) -> tf.Tensor:

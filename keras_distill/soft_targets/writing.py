@@ -17,7 +17,7 @@ from keras_distill import processes, progress
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES, SETTINGS, RunDirectory
 from keras_distill.several_logits import one_mean
-from keras_distill.soft_targets import shards
+from keras_distill.soft_targets import digests, shards
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
 from keras_distill.top_k import TopKLogits
@@ -190,7 +190,7 @@ class _Run:
 
     def _verified(self) -> tuple[list[dict[str, Any]], str]:
         """Reads every record; all views must be of the same examples."""
-        files, digests = [], set()
+        files, of_views = [], set()
         s = self.job.settings
         for view in range(s.views):
             digest = hashlib.sha256()
@@ -203,11 +203,12 @@ class _Run:
                 if count != min(s.shard_size, s.examples - shard * s.shard_size):
                     raise ValueError(shards.damaged(file))
                 size = int(tf.io.gfile.stat(file).length)
-                files.append({"file": name, "rows": count, "bytes": size})
-            digests.add(digest.hexdigest()[:32])
-        if len(digests) > 1:
+                entry = {"file": name, "rows": count, "bytes": size}
+                files.append({**entry, "digest": digests.digest(file)})
+            of_views.add(digest.hexdigest()[:32])
+        if len(of_views) > 1:
             raise ValueError(f"{_UNSTEADY}.")
-        return files, digests.pop()
+        return files, of_views.pop()
 
     def check_first_batch(self) -> None:
         """Compares data and teacher as they are now with the first rows on disk."""
