@@ -11,11 +11,13 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import keras
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import keras
 
 _T = TypeVar("_T")
 
@@ -289,6 +291,8 @@ def check_backend() -> None:
     Raises:
         RuntimeError: naming the one that is set.
     """
+    import keras
+
     if keras.config.backend() != "tensorflow":
         raise RuntimeError(
             f"keras_distill trains and runs models with TensorFlow, but Keras's backend is "
@@ -312,6 +316,8 @@ def check_model(name: str, value: Any, advice: str = "") -> keras.Model:
             `fit`, `predict` and `evaluate` apply and nothing else does.
         RuntimeError: if Keras's backend is not TensorFlow.
     """
+    import keras
+
     check_backend()
     if not isinstance(value, keras.Model):
         advice = " Give an instance of it." if isinstance(value, type) else ""

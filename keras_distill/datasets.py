@@ -13,16 +13,27 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_distill import progress
+from keras_distill.arguments import (
+    check_bool,
+    check_each,
+    check_float,
+    check_int,
+    check_names,
+    check_path,
+    check_str,
+    shown,
+)
 
 _PROBE_SECONDS = 10.0
 _IN_MEMORY_BYTES = 1_000_000_000
+_MOST_PIXELS = 2**16  # in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +49,10 @@ class Data:
         class_names: one str per class.
         input_shape: of one example, without the batch axis.
         sizes: number of examples by split name.
+
+    Raises:
+        TypeError: if a split is no dataset, or the sizes are no dict.
+        ValueError: if another attribute is of another kind.
     """
 
     name: str
@@ -48,14 +63,58 @@ class Data:
     input_shape: tuple[int, ...]
     sizes: dict[str, int]
 
+    def __post_init__(self) -> None:
+        check_str("name", self.name)
+        kinds = (tf.data.Dataset, tf.distribute.DistributedDataset)
+        for split in ("train", "validation", "test"):
+            _check_dataset(split, getattr(self, split), kinds)
+        if not isinstance(self.sizes, Mapping):
+            raise TypeError(
+                "sizes must be a dict of the number of examples by split, got "
+                f"{shown(self.sizes)}."
+            )
+        checked = {
+            "class_names": check_names("class_names", self.class_names),
+            "input_shape": tuple(
+                check_each("input_shape", self.input_shape, _size, "whole numbers")
+            ),
+            "sizes": {
+                split: check_int(f"sizes[{split!r}]", size, 0, 2**63)
+                for split, size in self.sizes.items()
+            },
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
     def replace(self, **changes: Any) -> Data:
-        """Returns the same data with some attributes replaced."""
+        """Returns the same data with some attributes replaced.
+
+        Raises:
+            TypeError: if there is no such attribute, or as the class says.
+            ValueError: as the class says.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        if unknown := set(changes) - set(names):
+            raise TypeError(
+                f"Data has no {' or '.join(sorted(unknown))}; it has {', '.join(names)}."
+            )
         return dataclasses.replace(self, **changes)
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def _size(name: str, value: Any) -> int | None:
+    return None if value is None else check_int(name, value, 1)
+
+
+def _check_dataset(
+    name: str, value: Any, kinds: tuple[type, ...] = (tf.data.Dataset,)
+) -> None:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be a tf.data.Dataset, got {shown(value)}.")
 
 
 def load(
@@ -76,7 +135,7 @@ def load(
         name: "digits" (1797 images of 8x8, shipped with scikit-learn, no network), or a
             TFDS name such as "mnist" or "cifar100:3.0.2".
         data_dir: where TFDS keeps prepared data; `None` (default) is TFDS's own default,
-            which `TFDS_DATA_DIR` sets.
+            which `TFDS_DATA_DIR` sets. `~` is the home directory.
         batch_size: int, default 128; `None` for single examples.
         validation_fraction: part of the training examples kept for validation, between
             0 and 1, default 0.1.
@@ -101,19 +160,23 @@ def load(
     >>> data.input_shape, data.classes, sum(data.sizes.values())
     ((8, 8, 1), 10, 1797)
     """
-    if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(
-            "validation_fraction must be between 0 and 1, got "
-            f"{validation_fraction}; 0.1 keeps a tenth of the training examples."
-        )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    name, data_dir, image_size = _check_source(name, data_dir, image_size)
+    validation_fraction = check_float(
+        "validation_fraction",
+        validation_fraction,
+        "between 0 and 1",
+        lambda fraction: 0.0 < fraction < 1.0,
+        "0.1 keeps a tenth of the training examples.",
+    )
+    if batch_size is not None:
+        batch_size = check_int("batch_size", batch_size, 1)
+    seed = check_int("seed", seed, 0)
+    normalize = check_bool("normalize", normalize)
+    shuffle = check_bool("shuffle", shuffle)
+    verbose = check_bool("verbose", verbose)
     if name == "digits":
-        if image_size is not None or not normalize:
-            raise ValueError(
-                "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS "
-                "datasets."
-            )
+        if not normalize:
+            raise ValueError(_DIGITS)
         datasets, class_names, shape, prepare = _digits(validation_fraction)
     else:
         datasets, class_names, shape, prepare = _tfds(
@@ -133,6 +196,35 @@ def load(
     )
 
 
+_DIGITS = (
+    "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS datasets."
+)
+
+
+def _check_source(
+    name: Any, data_dir: Any, image_size: Any
+) -> tuple[str, str | None, tuple[int, int] | None]:
+    """Returns what says which data; a directory without `~`."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f'name must be "digits" or the name of a TFDS dataset, got {shown(name)}.'
+        )
+    if data_dir is not None:
+        data_dir = check_path("data_dir", data_dir)
+        if os.path.isfile(data_dir):
+            raise NotADirectoryError(
+                f"data_dir {data_dir!r} is a file; give the directory of TFDS's data."
+            )
+    if image_size is not None:
+        if name == "digits":
+            raise ValueError(_DIGITS)
+        pixels = lambda what, one: check_int(what, one, 1, _MOST_PIXELS)  # noqa: E731
+        kind = "whole numbers, (height, width)"
+        height, width = check_each("image_size", image_size, pixels, kind, 2, 2)
+        image_size = (height, width)
+    return name, data_dir, image_size
+
+
 #: Unbatched splits, class names, the shape of an example, and what prepares one.
 _Parts = tuple[dict[str, tf.data.Dataset], list[str], tuple[int, ...], Callable | None]
 
@@ -144,6 +236,12 @@ def _digits(validation_fraction: float) -> _Parts:
     x, y = load_digits(return_X_y=True)
     x = (x / 16.0).astype("float32").reshape(-1, 8, 8, 1)
     y = y.astype("int64")
+    held_out = math.ceil(1257 * validation_fraction)  # of seven tenths of 1797
+    if not 10 <= held_out <= 1247:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} of 1257 digits leaves fewer than one "
+            "of each class for training or for validation; 0.1 keeps a tenth for validation."
+        )
     # The splits are the same for every seed, as those of TFDS are.
     split = functools.partial(train_test_split, random_state=0)
     x, x_test, y, y_test = split(x, y, stratify=y, test_size=0.3)
@@ -169,6 +267,12 @@ def _tfds(
         raise ValueError(
             f'there is no dataset {name!r}; give "digits" or a name of '
             "tensorflow_datasets.list_builders()."
+        ) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0].rstrip(".: ")
+        raise ValueError(
+            f"no dataset can be made of the name {name!r}: {reason}. Names are as in "
+            '"cifar100" or "cifar100:3.0.2".'
         ) from error
     if builder.info.supervised_keys is None:
         raise ValueError(
@@ -215,6 +319,11 @@ def _split_names(
     # Without a test split, the last fifth of train becomes one.
     end = available["train"] if held_out else available["train"] * 4 // 5
     boundary = end - max(1, round(end * validation_fraction))
+    if boundary < 1:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} of {end} examples leaves none to "
+            "train on; 0.1 keeps a tenth for validation."
+        )
     return {
         "train": f"train[:{boundary}]",
         "validation": f"train[{boundary}:{end}]",
@@ -228,6 +337,11 @@ def _preparation(
     """Returns the shape of an example and the function that prepares one."""
     shape = feature.shape
     is_image = len(shape) == 3 and feature.np_dtype == np.uint8
+    if image_size is not None and not is_image:
+        raise ValueError(
+            f"the inputs of {name!r} are no images of 8 bits, but {feature}; leave image_size "
+            "out."
+        )
     if is_image and image_size is not None:
         shape = (*image_size, shape[-1])
     if None in shape:
@@ -302,7 +416,11 @@ def loader(
         name: as for `load`.
         data_dir: as for `load`.
         image_size: as for `load`.
+
+    Raises:
+        ValueError: if an argument is of another kind or out of range.
     """
+    name, data_dir, image_size = _check_source(name, data_dir, image_size)
     main_process = os.getpid()
     in_order = functools.partial(
         load, name, data_dir=data_dir, image_size=image_size, shuffle=False
@@ -315,9 +433,20 @@ def loader(
 
 
 def fits_in_memory(data: Data, limit: int = 2_000_000_000) -> bool:
-    """Tells whether the training examples take no more bytes than the limit."""
-    examples = data.train.unbatch().element_spec
-    return data.sizes["train"] * bytes_of(examples) <= limit
+    """Tells whether the training examples take no more bytes than the limit.
+
+    Raises:
+        TypeError: if it is no `Data`.
+        ValueError: if the limit is no number of bytes.
+    """
+    if not isinstance(data, Data):
+        raise TypeError(f"data must be what load returns, got {shown(data)}.")
+    check_float("limit", limit, "a number of bytes >= 0", lambda count: count >= 0)
+    spec = data.train.element_spec
+    # Single examples, as batch_size=None loads them, have labels without axes.
+    is_batched = all(part.shape.rank != 0 for part in tf.nest.flatten(spec))
+    example = data.train.unbatch().element_spec if is_batched else spec
+    return data.sizes["train"] * bytes_of(example) <= limit
 
 
 def bytes_of(example: Any) -> float:
@@ -327,6 +456,8 @@ def bytes_of(example: Any) -> float:
         example: its specs, in any structure.
     """
     specs = tf.nest.flatten(example)
+    if not all(isinstance(s, tf.TensorSpec) for s in specs):  # sparse, ragged
+        return math.inf
     if any(s.dtype == tf.string or not s.shape.is_fully_defined() for s in specs):
         return math.inf
     return sum(spec.shape.num_elements() * spec.dtype.size for spec in specs)
@@ -343,11 +474,28 @@ def to_arrays(dataset: tf.data.Dataset, description: str | None = None) -> Any:
         What the dataset yields, as `(x, y)`, with all examples on the first axis.
 
     Raises:
-        ValueError: if it is empty.
+        TypeError: if it is no dataset.
+        ValueError: if it is empty, endless, not batched, or its batches do not fit together.
     """
+    _check_dataset("dataset", dataset)
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("the dataset is endless; give it before repeat(), or take(n).")
+    specs = tf.nest.flatten(dataset.element_spec)
+    if any(not isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ValueError(
+            "the dataset has sparse or ragged tensors, which are no arrays; map them to "
+            "dense ones, as with tf.sparse.to_dense or to_tensor()."
+        )
+    if any(spec.shape.rank == 0 for spec in specs):
+        raise ValueError("the dataset is not in batches; give dataset.batch(1000).")
     total = max(0, int(dataset.cardinality())) or None
-    shown = (description or "", "batch", total, description is not None)
-    parts = list(progress.each(dataset.as_numpy_iterator(), *shown))
+    shown_as = (description or "", "batch", total, description is not None)
+    parts = list(progress.each(dataset.as_numpy_iterator(), *shown_as))
     if not parts:
         raise ValueError("the dataset is empty; check how it was split.")
-    return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    try:
+        return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+    except ValueError as error:
+        raise ValueError(
+            f"the batches do not fit together: {error}; pad all to one shape."
+        ) from error

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_distill import datasets
+from keras_distill import datasets, models
 from keras_distill.tuning import data as search_data
 from keras_distill.tuning.data import SearchData
 
@@ -146,6 +146,48 @@ def test_validation_data_of_a_search_is_counted_by_its_own_batches(
     assert held == is_held
 
 
+def test_single_examples_and_sparse_ones_are_counted():
+    data = datasets.load("digits", batch_size=None)
+    size = data.sizes["train"] * (64 * 4 + 8)
+    assert datasets.fits_in_memory(data, size)
+    assert not datasets.fits_in_memory(data, size - 1)
+    sparse = tf.data.Dataset.from_tensor_slices(tf.sparse.eye(4)).batch(2)
+    assert not datasets.fits_in_memory(data.replace(train=sparse))
+    # What would be read are the indices and shapes of each batch.
+    with pytest.raises(ValueError, match="sparse or ragged tensors, which are no arr"):
+        datasets.to_arrays(sparse)
+
+
+def test_numbers_of_any_kind_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = datasets.load(
+        "digits",
+        data_dir="~/data",
+        batch_size=np.int64(7),
+        validation_fraction=np.float32(0.25),
+        seed=np.int32(3),
+        shuffle=np.bool_(True),
+    )
+    assert data.train.element_spec[0].shape[0] is None
+    assert len(next(iter(data.train))[1]) == 7
+    assert data.sizes["validation"] == 315  # a quarter of 1257
+    data = data.replace(class_names=np.array(list("0123456789")), sizes={"train": 1})
+    assert data.class_names == list("0123456789")
+    builder = Doubles(data_dir=tmp_path / "data")
+    builder.download_and_prepare()
+    found = datasets.load("doubles", data_dir="~/data", verbose=False)
+    assert found.sizes == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_models_take_numbers_of_any_kind_and_images_of_any_size():
+    rates = {"dropout": np.float32(0.5), "name": "n"}
+    mlp = models.mlp(np.array([2, 3]), np.int64(4), (np.int32(5),), **rates)
+    assert mlp.count_params() == (6 + 1) * 5 + (5 + 1) * 4
+    cnn = models.cnn([None, None, 1], np.int64(4), [np.int8(2)], dense=np.int64(3))
+    assert cnn(np.zeros((1, 9, 5, 1))).shape == (1, 4)
+    assert models.cnn((4, 4, 1), 2, (2, 2)).layers[-1].kernel.dtype == "float32"
+
+
 def test_unreachable_source_is_said_at_once(tmp_path, monkeypatch):
     def no_network(request, timeout):
         raise urllib.request.URLError("no route to host")
@@ -177,7 +219,10 @@ def test_silent_source_is_given_up_in_under_15_seconds(tmp_path, monkeypatch):
         ({"name": "no_such_dataset"}, "there is no dataset 'no_such_dataset'; give"),
         ({"name": "coco"}, "names no input and label"),
         ({"name": "digits", "validation_fraction": 0.0}, "must be between 0 and 1"),
-        ({"name": "digits", "batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"name": "digits", "batch_size": 0},
+            "batch_size must be a whole number >= 1, got 0",
+        ),
         (
             {"name": "digits", "normalize": False},
             "image_size and normalize are for TFDS",
