@@ -45,7 +45,7 @@ from keras_distill.soft_targets.distillation_inputs import (
 )
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.step_state import StepState
-from keras_distill.teachers import as_teacher
+from keras_distill.teachers import as_teacher, with_nan_of
 from keras_distill.training_watch import TrainingWatch, not_finite
 
 
@@ -306,6 +306,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         temperature = self._state.temperature.at(self.optimizer)
         outputs = self._state.teacher(without_soft_targets(x), temperature)
         outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
+        if not self._state.teacher.accepts_nan:
+            outputs = with_nan_of(without_soft_targets(x), outputs)
         if cached is not None:
             outputs = outputs._replace(logits=cached)
         return self._state.counter.defused(outputs)

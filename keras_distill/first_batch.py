@@ -30,6 +30,7 @@ from keras_distill.soft_targets.distillation_inputs import (
     without_soft_targets,
 )
 from keras_distill.step_state import StepState
+from keras_distill.teachers import nan_by_example, nan_in_inputs
 from keras_distill.top_k import TopKLogits
 from keras_distill.training_watch import EMPTY, not_finite
 
@@ -160,6 +161,8 @@ def _check_teaching(
     else:
         inputs = keras.tree.map_structure(ops.convert_to_tensor, x)
         teacher.look_at(inputs, matching.outputs_with_classes)
+        if not teacher.accepts_nan and bool(ops.any(nan_by_example(inputs))):
+            raise ValueError(nan_in_inputs("for batch 0"))
         outputs = teacher(inputs, state.temperature.value_at(0))
         check_finite(outputs, "batch 0")
         shapes = {key: tuple(part.shape) for key, part in by_output(outputs.logits)}

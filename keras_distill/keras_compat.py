@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -211,6 +211,36 @@ def _is_seen_to_reshuffle(dataset: tf.data.Dataset) -> bool:
     return getattr(dataset, "_reshuffle_each_iteration", False) or any(
         map(_is_seen_to_reshuffle, _inputs_of(dataset))
     )
+
+
+def never_ends(dataset: tf.data.Dataset) -> bool:
+    """Tells whether a dataset is known to have no end."""
+    return _has_no_end(
+        dataset, lambda one: one.cardinality() == tf.data.INFINITE_CARDINALITY
+    )
+
+
+def ends_with_a_generator(dataset: tf.data.Dataset) -> bool:
+    """Tells whether where a dataset ends is known to a Python generator alone."""
+    return _has_no_end(dataset, _is_of_a_generator)
+
+
+def _has_no_end(dataset: tf.data.Dataset, is_so: Callable) -> bool:
+    """Tells whether something is so of what a dataset is made of, with no end after it."""
+    one = tf.data.Dataset.range(1)
+    ends = type(one.take(1)), type(one.take_while(lambda x: True))
+    if int(dataset.cardinality()) >= 0 or isinstance(dataset, ends):
+        return False
+    # Of several that are zipped the shortest ends them all.
+    among = all if isinstance(dataset, type(tf.data.Dataset.zip(one))) else any
+    made_of = [_has_no_end(part, is_so) for part in _inputs_of(dataset)]
+    return is_so(dataset) or (bool(made_of) and among(made_of))
+
+
+def _is_of_a_generator(dataset: tf.data.Dataset) -> bool:
+    function = getattr(getattr(dataset, "_map_func", None), "function", None)
+    operations = [] if function is None else function.graph.get_operations()
+    return any(operation.type == "GeneratorDataset" for operation in operations)
 
 
 def made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:

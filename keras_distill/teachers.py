@@ -168,6 +168,15 @@ class Teacher:
     #: Whether the answer depends on the temperature.
     averages_probabilities = False
 
+    @property
+    def accepts_nan(self) -> bool:
+        """Whether it says of itself, by this attribute, that it is made for NaN in inputs.
+
+        Others may answer NaN with a number, as `relu` does, which teaches nothing.
+        """
+        given = self.function if self.model is None else self.model
+        return bool(getattr(given, "accepts_nan", False))
+
     def look_at(self, x: Any, outputs: Collection | None = None) -> None:
         """Settles logits or probabilities on a first batch, where nothing else did."""
         if not is_settled(self.from_logits):
@@ -183,6 +192,41 @@ class Teacher:
     def shapes(self) -> dict[Any, tuple]:
         """Shape by output, `None` for a free axis; empty where it cannot be seen."""
         return {} if self.model is None else shapes_of(self.model)
+
+
+def nan_by_example(inputs: Any) -> Any:
+    """Tells of each example of a batch whether NaN is in its floating inputs.
+
+    Infinity does not count: masks have it, and what it reaches is not finite.
+
+    Returns:
+        bool `(batch,)`.
+    """
+    parts = [ops.convert_to_tensor(part) for part in keras.tree.flatten(inputs)]
+    found = ops.zeros(ops.shape(parts[0])[:1], "bool")
+    for part in parts:
+        if keras.backend.is_float_dtype(part.dtype):
+            axes = list(range(1, len(part.shape)))
+            found = found | ops.any(ops.isnan(part), axes)
+    return found
+
+
+def with_nan_of(inputs: Any, answer: ModelOutputs) -> ModelOutputs:
+    """Returns a teacher's answer with NaN for logits if NaN is in its inputs."""
+    has_nan = ops.any(nan_by_example(inputs))
+    logits = keras.tree.map_structure(
+        lambda z: ops.where(has_nan, ops.cast(float("nan"), z.dtype), z), answer.logits
+    )
+    return answer._replace(logits=logits)
+
+
+def nan_in_inputs(where: str) -> str:
+    """Returns the message for NaN in a teacher's inputs."""
+    return (
+        f"the teacher's inputs {where} have NaN, and layers such as relu answer it with a "
+        "number that means nothing; clean the data, as with numpy.nan_to_num. If the teacher "
+        "is made for missing values, say so: teacher.accepts_nan = True."
+    )
 
 
 class _Ensemble(Teacher):
@@ -221,6 +265,10 @@ class _Ensemble(Teacher):
         """Returns the members' logits `(batch, ..., members, classes)`, by output."""
         answers = [member(x, temperature).logits for member in self.members]
         return keras.tree.map_structure(lambda *parts: ops.stack(parts, -2), *answers)
+
+    @property
+    def accepts_nan(self) -> bool:
+        return all(member.accepts_nan for member in self.members)
 
     @property
     def averages_probabilities(self) -> bool:  # type: ignore[override]

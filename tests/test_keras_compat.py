@@ -1,6 +1,7 @@
 """What we use of other packages' private names is there, and nowhere but in its place."""
 
 import ast
+import itertools
 import pathlib
 
 import joblib.externals.loky.process_executor
@@ -44,6 +45,7 @@ NAMES = {
     ),
     "_reshuffle_each_iteration": lambda: tf.data.Dataset.range(1).shuffle(1),
     "_inputs": lambda: tf.data.Dataset.range(1).map(lambda x: x),
+    "_map_func": lambda: tf.data.Dataset.range(1).flat_map(tf.data.Dataset.range),
     "_batch_size": lambda: tf.data.Dataset.range(1).batch(1),
     "_MAX_MEMORY_LEAK_SIZE": lambda: joblib.externals.loky.process_executor,
 }
@@ -144,6 +146,45 @@ def test_shuffling_is_noticed_whatever_has_moved(missing, monkeypatch):
         assert keras_compat.reshuffles(make(tf.data.Dataset.range(8)))
     for make in IN_ORDER.values():
         assert not keras_compat.reshuffles(make(tf.data.Dataset.range(8)))
+
+
+def generated(count=None):
+    spec = tf.TensorSpec((), tf.int64)
+    steps = itertools.count() if count is None else range(count)
+    return tf.data.Dataset.from_generator(lambda: steps, output_signature=spec)
+
+
+def test_what_never_ends_is_noticed_and_nothing_else():
+    range_, keep = tf.data.Dataset.range, lambda *x: True
+    endless = range_(3).repeat()
+    for data in (
+        endless,
+        endless.filter(keep),
+        endless.batch(2).filter(keep).map(lambda x: x),
+        range_(3).filter(keep).repeat(),
+        tf.data.Dataset.zip(endless, endless.filter(keep)),
+    ):
+        assert keras_compat.never_ends(data)
+    for data in (
+        endless.filter(keep).take(5),
+        endless.take_while(lambda x: x < 2),
+        range_(3).filter(keep).repeat(2),
+        tf.data.Dataset.zip(endless, range_(3).filter(keep)),
+        range_(3).interleave(lambda x: range_(2)),
+        tf.data.TFRecordDataset(["a"]).batch(2),
+        generated(3),
+    ):
+        assert not keras_compat.never_ends(data)
+    for data in (generated(), generated().batch(2).prefetch(1), generated(3)):
+        assert keras_compat.ends_with_a_generator(data)
+    for data in (
+        generated().take(3).batch(2),
+        generated(3).apply(tf.data.experimental.assert_cardinality(3)).filter(keep),
+        tf.data.TFRecordDataset(["a"]),
+        range_(3).flat_map(tf.data.Dataset.range),
+        tf.data.Dataset.zip(generated(), range_(3).filter(keep)),
+    ):
+        assert not keras_compat.ends_with_a_generator(data)
 
 
 def test_the_batch_size_is_seen_through_what_hands_batches_on():

@@ -1,7 +1,9 @@
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -660,7 +662,7 @@ def test_shuffled_and_endless_data_are_refused_at_once(path, many):
     hidden = tf.data.Dataset.from_generator(
         lambda: iter(rng.permutation(many[0])),
         output_signature=tf.TensorSpec((FEATURES,), tf.float32),
-    )
+    ).take(COUNT)
     with pytest.raises(ValueError, match="did not come twice in the same order"):
         written(path + "2", mlp(32), hidden)
     with pytest.raises(FileNotFoundError, match="no finished soft targets"):
@@ -1467,9 +1469,134 @@ def test_wrong_data(path, many):
     ragged = tf.data.Dataset.from_generator(
         lambda: (np.zeros(n, "int32") for n in (2, 3)),
         output_signature=tf.TensorSpec((None,), tf.int32),
-    )
+    ).take(2)
     with pytest.raises(ValueError, match="pad the examples to a fixed length"):
         written(path + "2", tagger(8), ragged)
+
+
+def test_data_that_may_never_end_is_refused(path, many):
+    spec = tf.TensorSpec((FEATURES,), tf.float32)
+    teacher = mlp(32)
+
+    def endless():
+        return itertools.cycle(many[0])
+
+    data = tf.data.Dataset.from_generator(endless, output_signature=spec)
+    said = tf.data.experimental.assert_cardinality
+    uses = [
+        lambda d: written(path, teacher, d),
+        lambda d: written(path, teacher, lambda: d.batch(8)),
+        lambda d: kd.class_covariance(teacher, d, verbose=False),
+    ]
+    for use in uses:
+        with pytest.raises(
+            ValueError, match="made of a Python generator, which may never"
+        ):
+            use(data)
+        with pytest.raises(ValueError, match="endless"):
+            use(dataset_of(many).repeat().filter(keep))
+    with pytest.raises(ValueError, match=r"said by assert_cardinality: .* expected"):
+        written(path, teacher, data.apply(said(COUNT)))
+    assert not os.path.exists(os.path.join(path, "manifest.json"))
+    assert len(written(path, teacher, data.take(COUNT), overwrite=True)) == COUNT
+    whole = tf.data.Dataset.from_generator(lambda: iter(many[0]), output_signature=spec)
+    targets = written(path + "2", teacher, whole.apply(said(COUNT)))
+    # Where they end is known by the soft targets.
+    assert len(list(targets.join(whole))) == COUNT
+    few = tf.data.Dataset.from_generator(lambda: many[0][:9], output_signature=spec)
+    with pytest.raises(ValueError, match=r"said by assert_cardinality: .* expected"):
+        written(path + "3", teacher, few.apply(said(COUNT)))
+
+
+@pytest.mark.parametrize("where", ["written", "augmented", "live", "later", "by hand"])
+def test_nan_in_the_inputs_is_not_taught(path, many, where):
+    """The teacher's relu answers it with 0."""
+
+    class Deaf(keras.layers.Layer):
+        def call(self, x):
+            return tf.where(x > 0, x, 0.0)
+
+    def model():
+        layers = [keras.Input((FEATURES,)), Deaf(), keras.layers.Dense(CLASSES)]
+        return keras.Sequential(layers)
+
+    def augment(x, seed):
+        return tf.where(tf.reduce_all(x == many[0][37]), np.nan, x)
+
+    def use():
+        if where == "written":
+            written(path, teacher, bad)
+        elif where == "augmented":
+            written(path, teacher, many[0], augment=augment)
+        elif where == "by hand":
+            distiller_for(model(), teacher, alpha=0.0).train_on_batch(bad, many[1])
+        else:
+            batch = 50 if where == "live" else 20
+            distiller_for(model(), teacher, alpha=0.0).fit(
+                bad, many[1], batch_size=batch, shuffle=False, verbose=0
+            )
+
+    teacher, bad = model(), many[0].copy()
+    bad[37, 2] = np.nan
+    said = {
+        "live": "inputs for batch 0 have NaN, and layers such as relu",
+        "later": "batch 1 of epoch 1 are not all finite .NaN or infinity.",
+        "by hand": "for this batch are not all finite",
+    }.get(where, r"inputs for example 37 .view 0. have NaN, and layers such as relu")
+    with pytest.raises(ValueError, match=said):
+        use()
+    if where == "written":
+        with pytest.raises(ValueError, match="inputs for example 37 have NaN"):
+            kd.class_covariance(teacher, bad, verbose=False)
+    teacher.accepts_nan = True
+    use()
+    if where == "written":
+        kd.class_covariance(teacher, bad, verbose=False)
+        bad[37, 2] = -np.inf  # as masks have it
+        written(path, teacher, bad, overwrite=True)
+        with pytest.raises(ValueError, match="inputs for example 37"):
+            written(
+                path + "3", [teacher, model()], np.where(np.isinf(bad), np.nan, bad)
+            )
+
+
+@pytest.mark.parametrize("name", ["[a-z]*", "a?b", "{a,b}", "**", "[!a]", "a\\b"])
+def test_names_that_a_shell_would_expand_are_names(tmp_path, many, name):
+    """Files of others are left alone, and one's own are found."""
+    teacher, folder = mlp(32), tmp_path / name / "cached"
+    others = [tmp_path / one / "cached" for one in ("a", "b", "axb", "z")]
+    for one in others:
+        one.mkdir(parents=True)
+        (one / ".tmp-of-a-running-writer.tfrecord").write_text("")
+    folder.mkdir(parents=True)
+    (folder / ".tmp-of-a-killed-writer.tfrecord").write_text("")
+    for part in (0, 1, None):
+        targets = written(
+            folder, teacher, many, part=part if part is None else (part, 2)
+        )
+    targets.verify()
+    assert len(list(targets.join(many))) == COUNT
+    assert len(list(kd.SoftTargets.open(folder, teacher=teacher).logits())) == 4
+    assert not list(filter(lambda n: n.startswith(".tmp"), os.listdir(folder)))
+    written(folder, mlp(32), many, overwrite=True).verify()
+    for one in others:
+        assert os.listdir(one) == [".tmp-of-a-running-writer.tfrecord"]
+
+
+def test_no_folder_is_taken_for_a_pattern():
+    """Whoever lists files does it by listing a folder."""
+    package = pathlib.Path(kd.__file__).parent
+    patterns = r"\bi?glob\(|gfile\.glob|list_files|fnmatch|matching_files"
+    for file in package.rglob("*.py"):
+        assert not re.search(patterns, file.read_text()), file
+
+
+def test_a_batch_of_all_examples(path, many):
+    targets = written(path, mlp(32), many, batch_size=10**9, shard_size=None)
+    assert len(targets) == len(list(targets.join(many))) == COUNT
+    batches = dataset_of(many).batch(7)
+    again = written(path + "2", mlp(32), batches, batch_size=2**31 - 1, shard_size=None)
+    assert len(list(again.join(batches))) == len(list(batches))
 
 
 def test_fresh_process_joins_without_any_teacher(path, many):

@@ -21,7 +21,12 @@ from keras_distill.soft_targets.settings import (
     directory,
     read_settings,
 )
-from keras_distill.teachers import Teacher, as_teacher
+from keras_distill.teachers import (
+    Teacher,
+    as_teacher,
+    nan_by_example,
+    nan_in_inputs,
+)
 
 #: The largest error in the probability of all classes that `top_k` leaves out.
 _REST_ERROR = 0.01
@@ -175,7 +180,7 @@ class Job:
         return list(logits) if isinstance(logits, tuple) else logits, layers
 
     def _next_rows(self, iterator: Any) -> tuple:
-        """Returns the rows of the next batch, which are finite, errors, if all are good.
+        """Returns rows of the next batch, which have NaN, are finite, errors; all are good.
 
         The iterator is read in the graph, which spares Python a call for every part.
         """
@@ -187,8 +192,12 @@ class Job:
         ]
         finite = tf.reduce_all(tf.stack(known), 0)
         encoded, errors = self.rows.encode(fingerprint, augmented, logits, layers)
-        good = tf.reduce_all(finite) & (tf.reduce_max(errors) <= _REST_ERROR)
-        return encoded, finite, errors, good
+        has_nan = nan_by_example(inputs)
+        if self.bound.accepts_nan:
+            has_nan = tf.zeros_like(has_nan)
+        good = tf.reduce_all(finite & ~has_nan)
+        good &= tf.reduce_max(errors) <= _REST_ERROR
+        return encoded, has_nan, finite, errors, good
 
     def batches(self, view: int, first: int, count: int | None) -> tf.data.Dataset:
         """Returns batches of what the teacher sees, and the fingerprints."""
@@ -249,10 +258,20 @@ class Job:
         batches = iter(self.batches(view, shard * size, count))
         while True:
             try:
-                encoded, finite, errors, good = self.next_rows(batches)
+                encoded, has_nan, finite, errors, good = self.next_rows(batches)
             except tf.errors.OutOfRangeError:
                 break
-            except tf.errors.InvalidArgumentError as error:
+            except (
+                tf.errors.InvalidArgumentError,
+                tf.errors.FailedPreconditionError,
+            ) as error:
+                if said := re.search(
+                    "Input dataset was expected .*elements?", str(error)
+                ):
+                    raise ValueError(
+                        "the data does not have the number of examples or batches that was "
+                        f"said by assert_cardinality: {said[0]}."
+                    ) from error
                 if not re.search("Cannot (batch tensors|add tensor)", str(error)):
                     raise
                 raise ValueError(
@@ -261,6 +280,11 @@ class Job:
                 ) from error
             if not good.numpy():
                 first = shard * size + buffered
+                if finite.numpy().all() and has_nan.numpy().any():
+                    number = first + int(np.argmax(has_nan))
+                    raise ValueError(
+                        nan_in_inputs(f"for example {number} (view {view})")
+                    )
                 self._refuse(view, first, finite.numpy(), errors.numpy())
             waiting.append(encoded.numpy())
             buffered += len(waiting[-1])

@@ -27,7 +27,10 @@ def is_arrays(data: Any) -> bool:
 
 
 def as_dataset(
-    data: Any, any_order: bool = False, what: str = "dataset"
+    data: Any,
+    any_order: bool = False,
+    what: str = "dataset",
+    length_is_known: bool = False,
 ) -> tf.data.Dataset:
     """Returns a dataset of what was given, arrays as examples.
 
@@ -35,10 +38,12 @@ def as_dataset(
         data: arrays, a dataset, or a function that returns one.
         any_order: whether it may be shuffled anew each time.
         what: it is, for messages.
+        length_is_known: whether something else tells where it must end.
 
     Raises:
         TypeError: if it is neither arrays, a dataset nor a function that returns one.
-        ValueError: if it is endless, or known to be shuffled anew each time.
+        ValueError: if it is endless, or of a Python generator and does not say its end, or
+            known to be shuffled anew each time.
     """
     if callable(data):
         data = data()
@@ -48,10 +53,16 @@ def as_dataset(
                 f"{type(data).__name__}."
             )
     if isinstance(data, tf.data.Dataset):
-        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        if keras_compat.never_ends(data):
             raise ValueError(
                 f"the {what} is endless; give it before repeat(). Soft targets are joined "
                 "before it too: targets.join(data).repeat()."
+            )
+        if not length_is_known and keras_compat.ends_with_a_generator(data):
+            raise ValueError(
+                f"the {what} is made of a Python generator, which may never end; say how "
+                "many elements it has, by dataset.apply("
+                "tf.data.experimental.assert_cardinality(n)), or dataset.take(n)."
             )
         if not any_order and keras_compat.reshuffles(data):
             raise ValueError(

@@ -122,10 +122,13 @@ class SoftTargets:
         Args:
             path: a folder, on any file system that `tf.io.gfile` knows.
             teacher: anything that may teach a `Distiller`: a model, a list, a path, a
-                callable.
+                callable. NaN in its inputs is refused, unless it has an attribute
+                `accepts_nan` that is true.
             dataset: a `tf.data.Dataset` of examples or batches, `x`, `(x, y)` or `(x, y,
                 sample_weight)`, in the same order each time; arrays, or a tuple or dict
-                of them; or a function without arguments that returns such a dataset.
+                of them; or a function without arguments that returns such a dataset. One
+                made of a Python generator must say its end, by
+                `tf.data.experimental.assert_cardinality(n)` or `take(n)`.
             top_k: cache only the k largest logits, and the log-mass of all others at
                 eight temperatures: the mass at any T >= 1 is interpolated, exact at these
                 and to about a thousandth elsewhere; an example for which it is off by more
@@ -295,7 +298,7 @@ class SoftTargets:
                 "pass that function: SoftTargets.open(path, augment=...)."
             )
         self._cached.check_current()
-        data = data_sources.as_dataset(dataset)
+        data = data_sources.as_dataset(dataset, length_is_known=True)
         return joining.join(self._cached, data, epoch, batched)
 
     def logits(self, view: int = 0) -> tf.data.Dataset:

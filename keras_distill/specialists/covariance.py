@@ -15,7 +15,12 @@ from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.sources import Source
 from keras_distill.soft_targets.store import SoftTargets
-from keras_distill.teachers import Teacher, as_teacher
+from keras_distill.teachers import (
+    Teacher,
+    as_teacher,
+    nan_by_example,
+    nan_in_inputs,
+)
 from keras_distill.top_k import TopKLogits
 
 #: Examples whose products are summed at once; the cost of a sum goes by its result.
@@ -118,11 +123,20 @@ def _answers(
     teacher: Teacher, batches: tf.data.Dataset, temperature: float
 ) -> Iterator[Any]:
     """Yields blocks of a generalist's logits."""
-    run = tf.function(lambda x: teacher(x, temperature).logits, reduce_retracing=True)
+
+    @tf.function(reduce_retracing=True)
+    def run(x: Any) -> tuple[Any, Any]:
+        return teacher(x, temperature).logits, nan_by_example(x)
+
+    done = 0
     for number, x in enumerate(batches):
         if number == 0:
             teacher.look_at(x)
-        logits = run(x)
+        logits, has_nan = run(x)
+        if not teacher.accepts_nan and has_nan.numpy().any():
+            first = done + int(np.argmax(has_nan))
+            raise ValueError(nan_in_inputs(f"for example {first}"))
+        done += len(has_nan)
         if not tf.is_tensor(logits) or logits.shape.rank != 2:
             shapes = tf.nest.map_structure(lambda z: tuple(z.shape), logits)
             raise ValueError(
