@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_distill.arguments import check_bool, check_int, check_names, check_path
 from keras_distill.outputs import each_output
 from keras_distill.run_directory import name_of, teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
@@ -176,19 +177,23 @@ class SoftTargets:
                 the same shards; what was written stays.
             OSError: if the disk is full; what was written stays.
         """
+        check_bool("verbose", verbose)
         settings = Settings(
             dtype=dtype,
             top_k=top_k,
-            layers=list(layers),
+            layers=check_names("layers", layers),
             views=views,
-            augment=None if augment is None else name_of(augment),
+            augment=_name_of(augment),
             seed=seed,
             temperature=temperature,
             shard_size=shard_size,
             batch_size=batch_size,
         )
         teaches = (teacher, teacher_from_logits, teacher_average)
+        if batched is not None:
+            batched = check_bool("batched", batched)
         job = Job(_path(path), settings, *teaches, dataset, batched, augment)
+        overwrite = check_bool("overwrite", overwrite)
         writing.write(job, n_jobs, part, overwrite, verbose)
         return None if part is not None else cls.open(path, augment=augment)
 
@@ -237,7 +242,7 @@ class SoftTargets:
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}
         if augment is not None:
-            expected["augment"] = name_of(augment)
+            expected["augment"] = _name_of(augment)
         if phrases := "; ".join(folder.differences(content, expected)):
             raise ValueError(
                 f"the soft targets in {folder.path!r} are not as expected: {phrases}."
@@ -297,6 +302,10 @@ class SoftTargets:
                 f"these soft targets are for views made by {self._content['augment']}; "
                 "pass that function: SoftTargets.open(path, augment=...)."
             )
+        if epoch is not None:
+            epoch = check_int("epoch", epoch, 0)
+        if batched is not None:
+            batched = check_bool("batched", batched)
         self._cached.check_current()
         data = data_sources.as_dataset(dataset, length_is_known=True)
         return joining.join(self._cached, data, epoch, batched)
@@ -312,10 +321,7 @@ class SoftTargets:
             classes)`, `TopKLogits` or `MemberLogits`; a dict or tuple of them for several
             outputs. Hidden layers are left out.
         """
-        if not 0 <= view < self._content["views"]:
-            raise ValueError(
-                f"view must be from 0 to {self._content['views'] - 1}, got {view}."
-            )
+        view = check_int("view", view, 0, self._content["views"] - 1)
         self._cached.check_current()
         rows = self._cached.rows
         return self._cached.stream(view).map(
@@ -367,5 +373,16 @@ class SoftTargets:
 
 
 def _path(path: str | os.PathLike) -> str:
-    path = os.fspath(path).removeprefix("file://")
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    plain = check_path("path", path)
+    return plain if "://" in plain else os.path.abspath(plain)
+
+
+def _name_of(augment: Any) -> str | None:
+    if augment is None:
+        return None
+    if not callable(augment):
+        raise TypeError(
+            "augment must be a function of one example and an int64 seed (2,), got "
+            f"{augment!r}."
+        )
+    return name_of(augment)

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import processes, progress
+from keras_distill.arguments import check_int
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES, SETTINGS, RunDirectory
 from keras_distill.several_logits import one_mean
@@ -58,12 +59,15 @@ def _check_part(part: _Part, overwrite: bool, path: str) -> None:
             "overwrite=True with part would erase what other parts have written; delete "
             f"{path!r} first."
         )
-    is_pair = len(part) == 2 and all(isinstance(i, int) for i in part)
-    if not is_pair or not 0 <= part[0] < part[1]:
+    try:
+        i, n = part
+        count = check_int("n", n, 1)
+        check_int("i", i, 0, count - 1)
+    except (TypeError, ValueError):
         raise ValueError(
             f"part must be (i, n) with i from 0 to n - 1, got {part!r}; (0, 4) writes the "
             "first quarter of the shards."
-        )
+        ) from None
 
 
 def _is_written(folder: RunDirectory, job: Job, overwrite: bool, part: _Part) -> bool:
