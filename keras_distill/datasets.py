@@ -454,8 +454,15 @@ def bytes_of(example: Any) -> float:
 
     Args:
         example: its specs, in any structure.
+
+    Raises:
+        TypeError: if they are no specs.
     """
     specs = tf.nest.flatten(example)
+    if not all(isinstance(spec, tf.TypeSpec) for spec in specs):
+        raise TypeError(
+            f"example must be specs, as dataset.element_spec, got {shown(example)}."
+        )
     if not all(isinstance(s, tf.TensorSpec) for s in specs):  # sparse, ragged
         return math.inf
     if any(s.dtype == tf.string or not s.shape.is_fully_defined() for s in specs):

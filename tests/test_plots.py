@@ -71,9 +71,19 @@ def test_names_are_drawn_as_they_stand(tmp_path):
     labels = figure.axes[0].get_yticklabels()
     assert not any(is_math for _, is_math in map(drawn, labels))
     assert [text for text, _ in map(drawn, labels)] == names
+    figure = plots.class_covariance(np.eye(3), [[0, 1]], class_names=names)
+    labels = figure.axes[0].get_xticklabels()
+    assert drawn(labels[0]) == ("$x 1$", False)
     curves = plots.training_curves({"_student": {"loss": [1.0]}}, "loss")
     (axes,) = saved(curves, tmp_path).axes
     assert len(axes.get_legend().texts) == 1
+
+
+def test_a_trial_without_a_number_was_not_completed():
+    trials = a_search()
+    trials.loc[3, "val_accuracy"] = np.nan
+    figure = plots.parallel_coordinates(trials, ["alpha"])
+    assert figure.axes[0].get_title() == "10 trials, the best in orange"
 
 
 def drawn(label):
@@ -135,7 +145,7 @@ def test_class_covariance_is_drawn_in_the_order_of_clusters(tmp_path):
     covariance = np.diag([4.0, 1.0, 1.0, 9.0])
     covariance[0, 3] = covariance[3, 0] = 3.0
     figure = saved(
-        plots.class_covariance(covariance, [[0, 3], [1, 2]], class_names="abcd"),
+        plots.class_covariance(covariance, [[0, 3], [1, 2]], class_names=list("abcd")),
         tmp_path,
     )
     axes = figure.axes[0]
@@ -159,7 +169,7 @@ def test_accuracy_before_and_after(tmp_path):
     shares = [share(0, 200, 100, 90), share(1, 100, 40, 60)]
     for figure in (
         plots.accuracy_by_coverage(shares),
-        plots.accuracy_by_cluster(shares, [[0, 1], [2, 3]], class_names="abcd"),
+        plots.accuracy_by_cluster(shares, [[0, 1], [2, 3]], class_names=list("abcd")),
     ):
         (axes,) = saved(figure, tmp_path).axes
         heights = [bar.get_height() for bar in axes.patches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -12,7 +12,8 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from keras_distill.plots.style import COLORS, new_figure, note
+from keras_distill.arguments import check_bool, check_names, check_str, shown
+from keras_distill.plots.style import COLORS, new_figure, note, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +39,20 @@ def search_plane(
         The figure.
 
     Raises:
-        ValueError: if no trial was completed.
+        TypeError: if the trials are no DataFrame.
+        ValueError: if no trial was completed, columns are missing, or temperatures are not
+            > 0 or alphas not from 0 to 1.
     """
-    done = _completed(trials, objective)
+    is_max = check_bool("is_max", is_max)
+    done = _completed(trials, objective, "kind", "temperature", "alpha")
     t = done["temperature"].to_numpy("float64")
     alpha = done["alpha"].to_numpy("float64")
+    if not (t > 0).all() or not np.isfinite(t).all():
+        raise ValueError(f"temperatures of the trials must be > 0, got {shown(t)}.")
+    if not ((alpha >= 0) & (alpha <= 1)).all():
+        raise ValueError(
+            f"alphas of the trials must be from 0 to 1, got {shown(alpha)}."
+        )
     score = done[objective].to_numpy("float64")
     figure, axes = new_figure(7.4, 5.0)
     axes.grid(False)
@@ -141,9 +151,14 @@ def parallel_coordinates(
         The figure.
 
     Raises:
-        ValueError: if no trial was completed.
+        TypeError: if the trials are no DataFrame.
+        ValueError: if no trial was completed, or columns are missing.
     """
-    done = _completed(trials, objective).sort_values(objective, ascending=is_max)
+    is_max = check_bool("is_max", is_max)
+    hyperparameters = check_names("hyperparameters", hyperparameters)
+    done = _completed(trials, objective, *hyperparameters).sort_values(
+        objective, ascending=is_max
+    )
     names = [*hyperparameters, objective]
     figure, axes = new_figure(1.8 + 1.7 * len(names), 4.6)
     axes.grid(False)
@@ -182,7 +197,7 @@ def parallel_coordinates(
 def _axis(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Returns heights from 0 to 1, and what to write at which; logs where that suits."""
     if values.dtype.kind not in "if":
-        texts = values.astype(str)
+        texts = values.map(plain)
         kinds = sorted(set(texts))
         places = np.linspace(0.0, 1.0, len(kinds)) if len(kinds) > 1 else [0.5]
         height = dict(zip(kinds, places, strict=True))
@@ -217,10 +232,14 @@ def best_so_far(
         The figure.
 
     Raises:
-        ValueError: if no trial was completed.
+        TypeError: if the trials are no DataFrame.
+        ValueError: if no trial was completed and timed, or columns are missing.
     """
-    done = _completed(trials, objective)
+    is_max = check_bool("is_max", is_max)
+    done = _completed(trials, objective, "kind", "began", "seconds")
     done = done.dropna(subset=["began", "seconds"])
+    if done.empty:
+        raise ValueError("no completed trial says when it began and how long it took.")
     ended = (done["began"] + done["seconds"]).to_numpy("float64")
     order = np.argsort(ended)
     ended, score = ended[order], done[objective].to_numpy("float64")[order]
@@ -266,8 +285,26 @@ def _mappable(score: np.ndarray, is_max: bool) -> ScalarMappable:
     return ScalarMappable(norm, "viridis" if is_max else "viridis_r")
 
 
-def _completed(trials: pd.DataFrame, objective: str) -> pd.DataFrame:
+def _completed(trials: Any, objective: Any, *columns: str) -> pd.DataFrame:
+    """Returns the trials that have a result, which is a finite number."""
+    if not hasattr(trials, "columns"):
+        raise TypeError(
+            f"trials must be a DataFrame, got {shown(trials)}; give result.trials."
+        )
+    objective = check_str("objective", objective)
+    if missing := {"status", *columns} - set(trials.columns):
+        raise ValueError(
+            f"trials must have a column {' and '.join(map(repr, sorted(missing)))}; they "
+            f"have {', '.join(map(str, trials.columns))}."
+        )
     done = trials[trials["status"] == "COMPLETED"]
+    if objective in done:
+        if done[objective].dtype.kind not in "iuf":
+            raise ValueError(
+                f"objective must be a column of numbers, but {objective!r} is of "
+                f"{done[objective].dtype}."
+            )
+        done = done[np.isfinite(done[objective])]
     if done.empty or objective not in done:
         raise ValueError(
             f"no trial was completed with {objective!r}, so there is nothing to draw."

@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from keras_distill.plots.style import COLORS, new_figure
+from keras_distill.arguments import (
+    check_array,
+    check_each,
+    check_float,
+    check_int,
+    check_names,
+    shown,
+)
+from keras_distill.plots.style import COLORS, new_figure, plain
 
 
 def class_covariance(
@@ -31,18 +39,30 @@ def class_covariance(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if an argument is of another shape or kind, or out of range.
     """
-    c = np.asarray(covariance, "float64")
+    c = check_array("covariance", covariance, 2, "finite numbers `(classes, classes)`")
+    if c.shape != (len(c), len(c)) or len(c) < 2 or (np.diag(c) < 0).any():
+        raise ValueError(
+            "covariance must be `(classes, classes)` of 2 classes at least, with variances "
+            f">= 0 on its diagonal, got shape {c.shape}; give what kd.class_covariance returns."
+        )
+    clusters = _clusters(clusters, len(c))
+    names = [str(i) for i in range(len(c))]
+    if class_names is not None:
+        names = check_names("class_names", class_names, len(c))
     order = list(dict.fromkeys([*(i for s in clusters for i in s), *range(len(c))]))
     deviation = np.sqrt(np.maximum(np.diag(c), 1e-300))
-    shown = (c / deviation / deviation[:, None])[np.ix_(order, order)]
-    np.fill_diagonal(shown, np.nan)  # always 1
+    correlation = (c / deviation / deviation[:, None])[np.ix_(order, order)]
+    np.fill_diagonal(correlation, np.nan)  # always 1
     size = max(5.0, min(16.0, 0.15 * len(c) + 2.0))
     figure = Figure(figsize=(size, size * 0.95), dpi=120, layout="constrained")
     axes = figure.subplots()
-    limit = float(np.nanpercentile(np.abs(shown), 99.5))
+    limit = float(np.nanpercentile(np.abs(correlation), 99.5)) or 1.0
     cmap = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
-    image = axes.imshow(shown, cmap=cmap, vmin=-limit, vmax=limit)
+    image = axes.imshow(correlation, cmap=cmap, vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=axes, label="correlation of predictions", shrink=0.6)
     start = 0
     seen: set[int] = set()
@@ -53,9 +73,8 @@ def class_covariance(
             Rectangle((start - 0.5, start - 0.5), new, new, fill=False, linewidth=1.2)
         )
         start += new
-    names = list(class_names or map(str, range(len(c))))
     if len(c) <= 150:
-        labels = [names[i].replace("_", " ") for i in order]
+        labels = [_label(names[i]) for i in order]
         axes.set_xticks(range(len(c)), labels, rotation=90, fontsize=5.5)
         axes.set_yticks(range(len(c)), labels, fontsize=5.5)
     axes.set_title(f"{len(c)} classes in {len(clusters)} clusters")
@@ -70,7 +89,11 @@ def accuracy_by_coverage(shares: Sequence[Any]) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if they are something else.
     """
+    shares = _shares(shares, "by_coverage")
     figure, axes = new_figure()
     _before_and_after(axes, shares, [f"{s.of}\n({s.examples:,})" for s in shares])
     axes.set(
@@ -95,18 +118,64 @@ def accuracy_by_cluster(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if an argument is of another kind, or they do not fit together.
     """
+    shares = _shares(shares, "by_cluster")
+    clusters = _clusters(clusters)
+    if wrong := [s.of for s in shares if not 0 <= s.of < len(clusters)]:
+        raise ValueError(
+            f"shares are of cluster {wrong[0]}, but there are {len(clusters)} clusters; give "
+            "those that the report is of."
+        )
+    last = max(c for cluster in clusters for c in cluster)
+    names = [str(c) for c in range(last + 1)]
+    if class_names is not None:
+        names = check_names("class_names", class_names)
+        if len(names) <= last:
+            raise ValueError(
+                f"class_names must be one str per class, up to class {last}, got "
+                f"{len(names)}: {shown(names)}."
+            )
 
     def name(cluster: Sequence[int]) -> str:
-        names = [str(class_names[c] if class_names else c) for c in cluster]
-        more = ["..."] if len(names) > 3 else []
-        return "\n".join([n.replace("_", " ") for n in names[:3]] + more)
+        more = ["..."] if len(cluster) > 3 else []
+        return "\n".join([_label(names[c]) for c in cluster[:3]] + more)
 
     figure, axes = new_figure(max(7.0, 0.9 * len(shares)), 4.6)
     _before_and_after(axes, shares, [name(clusters[s.of]) for s in shares])
     axes.set(title="Accuracy within each cluster", xlabel="cluster")
     axes.tick_params(axis="x", labelsize=8)
     return figure
+
+
+def _label(name: str) -> str:
+    return plain(name.replace("_", " "))
+
+
+def _clusters(given: Any, classes: int | None = None) -> list[list[int]]:
+    last = {} if classes is None else {"most": classes - 1}
+
+    def one(name: str, cluster: Any) -> list[int]:
+        number = lambda what, c: check_int(what, c, 0, **last)  # noqa: E731
+        return check_each(name, cluster, number, "class numbers", 1)
+
+    return check_each("clusters", given, one, "lists of class numbers", 1)
+
+
+def _shares(given: Any, what: str) -> list[Any]:
+    def one(name: str, share: Any) -> Any:
+        parts = ("of", "examples", "generalist", "ensemble")
+        if not all(hasattr(share, part) for part in parts):
+            raise ValueError(
+                f"{name} must be a share of a SpecialistReport, got {shown(share)}; give "
+                f"report.{what}."
+            )
+        check_int(f"{name}.examples", share.examples, 1)
+        return share
+
+    return check_each("shares", given, one, f"shares, a report's {what}", 1)
 
 
 def _before_and_after(axes: Axes, shares: Sequence[Any], names: list[str]) -> None:
@@ -129,7 +198,11 @@ def training_by_worker(records: Sequence[Mapping[str, Any]]) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if they are something else, or there are none yet.
     """
+    records = check_each("records", records, _record, "builder.records after fit", 1)
     workers = list(dict.fromkeys(r["worker"] for r in records))
     start = min(r["began"] for r in records)
     figure, axes = new_figure(8.0, 1.8 + 0.5 * len(workers))
@@ -155,3 +228,18 @@ def training_by_worker(records: Sequence[Mapping[str, Any]]) -> Figure:
         xlabel="seconds",
     )
     return figure
+
+
+def _record(name: str, given: Any) -> dict[str, Any]:
+    keys = ("specialist", "worker", "began", "ended")
+    if not isinstance(given, Mapping) or not all(key in given for key in keys):
+        raise ValueError(
+            f"{name} must be a dict of {', '.join(keys)}, got {shown(given)}; give "
+            "builder.records."
+        )
+    began = check_float(f"{name}['began']", given["began"], "a time", lambda _: True)
+    is_later = lambda time: time >= began  # noqa: E731
+    limits = f"a time from {began!r} on"
+    ended = check_float(f"{name}['ended']", given["ended"], limits, is_later)
+    names = {key: plain(given[key]) for key in ("specialist", "worker")}
+    return {**names, "began": began, "ended": ended}
