@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import keras
 import numpy as np
@@ -234,9 +234,18 @@ class RunDirectory:
         import fcntl  # not on every system, so only where something is written
 
         kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
-        with open(self.file(name), "w") as file:
+        with self._opened(name) as file:
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
             yield
+
+    def _opened(self, name: str) -> IO:
+        try:
+            return open(self.file(name), "w")
+        except OSError as error:
+            raise type(error)(
+                f"{self.what} could not be written to {self.path!r}: {error.strerror}; "
+                "choose a folder that may be written to."
+            ) from error
 
 
 def write_text(path: str, text: str) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import keras
@@ -1597,6 +1598,46 @@ def test_a_batch_of_all_examples(path, many):
     batches = dataset_of(many).batch(7)
     again = written(path + "2", mlp(32), batches, batch_size=2**31 - 1, shard_size=None)
     assert len(list(again.join(batches))) == len(list(batches))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user is become by root only")
+@pytest.mark.parametrize(
+    "where", ["the folder above", "the folder", "a finished store"]
+)
+def test_an_ordinary_user_who_may_not_write(many, where):
+    """It is said, and nothing is left; what may be read is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path, x = os.path.join(folder, "cached"), os.path.join(folder, "x.npy")
+        np.save(x, many[0])
+        if where == "the folder":
+            os.mkdir(path)
+        elif where == "a finished store":
+            written(path, lambda x: x * 1.0, many[0], teacher_from_logits=True)
+        before = sorted(os.listdir(folder)), os.path.exists(path) and os.listdir(path)
+        code = (
+            "import os, sys; os.setuid(65534)\n"
+            "import numpy as np, keras_distill as kd\n"
+            "path, x = sys.argv[1], np.load(sys.argv[2])\n"
+            "try:\n"
+            "    kd.SoftTargets.write(path, lambda x: x * 1.0, x, verbose=False,\n"
+            "                         overwrite=True, teacher_from_logits=True)\n"
+            "except OSError as error:\n"
+            "    print(error)\n"
+            "if os.path.exists(os.path.join(path, 'manifest.json')):\n"
+            "    targets = kd.SoftTargets.open(path)\n"
+            "    targets.verify()\n"
+            "    print(len(list(targets.join(x))), 'read')\n"
+        )
+        done = forking.run(["-c", code, path, x])
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = "soft targets could not be written to .*[Pp]ermission denied"
+        assert re.search(said, done.stdout), done.stdout
+        assert (f"{COUNT} read" in done.stdout) == (where == "a finished store")
+        assert before == (
+            sorted(os.listdir(folder)),
+            os.path.exists(path) and os.listdir(path),
+        )
 
 
 def test_fresh_process_joins_without_any_teacher(path, many):
