@@ -16,6 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill.arguments import check_path
+
 #: How the names of files begin that are not whole yet.
 TEMPORARY = ".tmp-"
 SETTINGS = "settings.json"
@@ -316,7 +318,7 @@ def teacher_fingerprint(teacher: Any) -> dict[str, Any]:
             "members": [teacher_fingerprint(member) for member in teacher],
         }
     if isinstance(teacher, (str, os.PathLike)):
-        path = os.fspath(teacher)
+        path = check_path("teacher", teacher)
         if path.endswith(".keras"):
             return teacher_fingerprint(keras.saving.load_model(path))
         return {"kind": "SavedModel", "weights": _of_folder(path)}

@@ -246,6 +246,17 @@ def test_a_saved_model_teaches_by_its_float_outputs(data, teacher, tmp_path):
     np.testing.assert_allclose(answer, teacher(x), rtol=1e-6)
 
 
+def test_a_path_in_the_home_folder_is_one_everywhere(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    teacher.save(tmp_path / "teacher.keras")
+    x = np.ones((4, FEATURES), "float32")
+    folder = tmp_path / "soft"
+    kd.SoftTargets.write(folder, "~/teacher.keras", x, verbose=False)
+    kd.SoftTargets.open(folder, teacher="~/teacher.keras")
+    kd.SoftTargets.open(folder, teacher=teacher)
+    np.testing.assert_allclose(as_teacher("~/teacher.keras")(x, 1.0).logits, teacher(x))
+
+
 def test_wrong_paths_are_refused(tmp_path, teacher):
     (tmp_path / "weights.h5").write_text("")
     with pytest.raises(ValueError, match="neither a .keras file nor a directory with"):

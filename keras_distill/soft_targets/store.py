@@ -23,6 +23,7 @@ from keras_distill.soft_targets.settings import (
     directory,
     read_settings,
 )
+from keras_distill.teachers import as_teacher
 
 
 class SoftTargets:
@@ -238,6 +239,7 @@ class SoftTargets:
                 f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
             )
         if teacher is not None:
+            as_teacher(teacher, from_logits=True)  # refuses what is none
             found = teacher_fingerprint(teacher)
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}

@@ -55,6 +55,14 @@ class Subclassed(keras.Model):
         return None
 
 
+@functools.cache
+def stored():
+    """Returns the path of soft targets."""
+    path = os.path.join(tempfile.mkdtemp(), "soft")
+    kd.SoftTargets.write(path, teacher(), data()[0], verbose=False)
+    return path
+
+
 def file(name):
     return os.path.join(folder(), name)
 
@@ -128,6 +136,7 @@ TAKES_ONE = {
     "SoftTargets.write": lambda wrong: kd.SoftTargets.write(
         "soft", wrong, data()[0], verbose=False
     ),
+    "SoftTargets.open": lambda wrong: kd.SoftTargets.open(stored(), teacher=wrong),
     "evaluate": lambda wrong: kd.evaluate(wrong, data(), timing=False),
     "compare": lambda wrong: kd.compare(
         {"model": student()}, data(), teacher=wrong, timing=False, verbose=False
