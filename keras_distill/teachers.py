@@ -367,8 +367,8 @@ def _ensemble(
     members = [as_teacher(member, from_logits, average, outputs) for member in teachers]
     if any(isinstance(member, _Ensemble) for member in members):
         raise ValueError(
-            "the list of teachers has a list in it, whose mean would count as one teacher; "
-            "give one flat list."
+            "teacher is a list of teachers within a list, and the inner mean would count as "
+            "one teacher; give one flat list."
         )
     known = [
         [shape[-1] for shape in member.shapes.values()]

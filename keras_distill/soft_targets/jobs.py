@@ -144,11 +144,6 @@ class Job:
                 "top_k cannot be cached for several teachers whose probabilities are "
                 f"averaged at any temperature; leave it out, or {either}"
             )
-        if any(member.averages_probabilities for member in members):
-            raise ValueError(
-                "a list of teachers within a list cannot be cached for any temperature; give "
-                f"one list of them all, or {either}"
-            )
         self.settings = dataclasses.replace(
             self.settings, members=len(members), format_version=VERSION
         )

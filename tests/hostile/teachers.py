@@ -106,8 +106,14 @@ THINGS = [
     (lambda: (), "empty list; give at least one model"),
     (lambda: [None], NO_TEACHER),
     (lambda: [teacher(), 3], NO_TEACHER),
-    (lambda: [teacher(), [teacher()]], "has a list in it.*give one flat list"),
-    (lambda: [kd.as_teacher([teacher()])], "has a list in it.*give one flat list"),
+    (
+        lambda: [teacher(), [teacher()]],
+        "a list of teachers within a list.*give one flat list",
+    ),
+    (
+        lambda: [kd.as_teacher([teacher()])],
+        "a list of teachers within a list.*give one flat list",
+    ),
     (lambda: [teacher(), model(3)], "different numbers of classes"),
     (lambda: "", "teacher must be a path, got ''"),
     (lambda: "a\0b", "teacher must be a path"),
