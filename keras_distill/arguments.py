@@ -85,6 +85,25 @@ def check_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_verbose(value: Any) -> bool:
+    """Returns whether to show progress: `True`, or 1, 2 or "auto", as Keras's `fit` says it.
+
+    Raises:
+        ValueError: if it is none of these, nor `False` or 0.
+    """
+    is_bool = isinstance(value, (bool, np.bool_))
+    is_level = isinstance(value, numbers.Integral) and int(value) in (0, 1, 2)
+    if (
+        not is_bool
+        and not is_level
+        and not (isinstance(value, str) and value == "auto")
+    ):
+        raise ValueError(
+            f"verbose must be True or False, or as in Keras's fit, got {shown(value)}."
+        )
+    return bool(value)
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Returns one of several words.
 

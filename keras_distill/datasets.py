@@ -28,6 +28,7 @@ from keras_distill.arguments import (
     check_names,
     check_path,
     check_str,
+    check_verbose,
     shown,
 )
 
@@ -173,7 +174,7 @@ def load(
     seed = check_int("seed", seed, 0)
     normalize = check_bool("normalize", normalize)
     shuffle = check_bool("shuffle", shuffle)
-    verbose = check_bool("verbose", verbose)
+    verbose = check_verbose(verbose)
     if name == "digits":
         if not normalize:
             raise ValueError(_DIGITS)

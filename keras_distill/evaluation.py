@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import progress, run_directory
-from keras_distill.arguments import check_bool, check_names, check_path
+from keras_distill.arguments import check_bool, check_names, check_path, check_verbose
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import as_labelled, classes_of, weights_of
@@ -313,6 +313,7 @@ def compare(
         raise ValueError("there are no models to compare; give a dict of at least one.")
     check_names("the names of the models", list(models))
     dataset = as_labelled(dataset, "evaluation dataset", 64)
+    verbose = check_verbose(verbose)
     shown = progress.each(models.items(), "judging", "model", len(models), verbose)
     one = functools.partial(evaluate, dataset=dataset, teacher=teacher, timing=timing)
     return Comparison(tuple(one(model, name=name) for name, model in shown))

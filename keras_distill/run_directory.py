@@ -195,7 +195,7 @@ class RunDirectory:
             yield
         except kinds as error:
             raise OSError(
-                f"{self.what} could not be written to {self.path!r}: {error.message}"
+                f"{self.what} could not be written to {self.path!r}: {error.message}."
             ) from error
 
     # Locks ---------------------------------------------------------------------------

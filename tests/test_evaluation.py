@@ -263,5 +263,6 @@ def test_wrong_models(data, models, message):
 
 def test_a_home_directory_is_found(data, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compare({"a": mlp()}, data, timing=False, verbose=False).save("~/c.json")
+    # verbose as in Keras's own fit.
+    compare({"a": mlp()}, data, timing=False, verbose=0).save("~/c.json")
     assert (tmp_path / "c.json").exists()

@@ -14,7 +14,13 @@ import keras
 import tensorflow as tf
 
 from keras_distill import progress
-from keras_distill.arguments import check_model, check_names, check_path
+from keras_distill.arguments import (
+    check_from_logits,
+    check_model,
+    check_names,
+    check_path,
+    check_verbose,
+)
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
@@ -93,6 +99,8 @@ def export_savedmodel(
             f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
             f"pattern when it loads the variables, got {directory!r}."
         )
+    from_logits = check_from_logits("from_logits", from_logits)
+    verbose = check_verbose(verbose)
     if class_names is not None:
         class_names = check_names("class_names", class_names)
     if preprocess is not None and not callable(preprocess):
@@ -206,7 +214,7 @@ def _write(archive: keras.export.ExportArchive, path: str) -> None:
         ) from error
     except tf.errors.OpError as error:
         raise OSError(
-            f"the export could not be written to {path!r}: {error.message}"
+            f"the export could not be written to {path!r}: {error.message}."
         ) from error
 
 

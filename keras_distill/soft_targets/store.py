@@ -9,7 +9,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.arguments import check_bool, check_int, check_names, check_path
+from keras_distill.arguments import (
+    check_bool,
+    check_int,
+    check_names,
+    check_path,
+    check_verbose,
+)
 from keras_distill.outputs import each_output
 from keras_distill.run_directory import name_of, teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
@@ -178,7 +184,7 @@ class SoftTargets:
                 the same shards; what was written stays.
             OSError: if the disk is full; what was written stays.
         """
-        check_bool("verbose", verbose)
+        verbose = check_verbose(verbose)
         settings = Settings(
             dtype=dtype,
             top_k=top_k,

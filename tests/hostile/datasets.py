@@ -67,7 +67,7 @@ LOAD = [
         ("shuffle", None, "shuffle must be True or False, got None"),
         ("seed", -1, "seed must be a whole number >= 0, got -1"),
         ("seed", 0.5, "seed must be a whole number >= 0, got 0.5"),
-        ("verbose", 2, "verbose must be True or False, got 2"),
+        ("verbose", 3, "verbose must be True or False, or as in Keras's fit, got 3"),
     ]
 ] + [
     Row("datasets.load", _load(name="mnist", image_size=wrong), sentence)

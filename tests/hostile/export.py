@@ -1,5 +1,115 @@
 """Wrong uses of export."""
 
-from tests.hostile import Row
+import functools
+import pathlib
+import tempfile
 
-ROWS: list[Row] = []
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_distill as kd
+from tests.hostile import Row
+from tests.hostile.things import model, student
+
+NAN = float("nan")
+
+
+class Subclassed(keras.Model):
+    """A model whose inputs nobody knows."""
+
+    def call(self, x):
+        return x
+
+
+@functools.cache
+def a_file():
+    """Returns the path of a file."""
+    path = pathlib.Path(tempfile.mkdtemp(), "model")
+    path.touch()
+    return path
+
+
+def exported(name, value):
+    """Returns a call of `export_savedmodel` with one wrong argument."""
+
+    def call():
+        given = {"model": student(), "directory": "m", name: value}
+        kd.export_savedmodel(**{"verbose": False, **given})
+
+    return call
+
+
+def made(name, make):
+    """Returns the same, of an argument that is made when it is needed."""
+    return lambda: exported(name, make())()
+
+
+def spec(*shape, name="x"):
+    return tf.TensorSpec(shape, tf.float32, name)
+
+
+NAMES = "class_names must be a list of str, got"
+WRONG = [
+    ("model", None, "model must be a keras.Model, got None"),
+    ("model", "model.keras", "model must be a keras.Model, got 'model.keras'"),
+    ("model", keras.Sequential, "model must be a keras.Model, got <class"),
+    ("model", len, "model must be a keras.Model, got <built-in function len"),
+    ("directory", "", "directory must be a path, got ''"),
+    ("directory", " ", "directory must be a path, got ' '"),
+    ("directory", None, "directory must be a path, got None"),
+    ("directory", 3, "directory must be a path, got 3"),
+    ("directory", b"m", "directory must be a path, got b'm'"),
+    ("directory", "a\0b", "directory must be a path"),
+    ("directory", "m[a-z]", "directory must be without .*got 'm.a-z.'"),
+    ("directory", "m*", "directory must be without"),
+    ("preprocess", 3, "preprocess must be a function or layer, got 3"),
+    ("preprocess", "scale", "preprocess must be a function or layer, got 'scale'"),
+    ("class_names", dict.fromkeys("abcd"), NAMES),
+    ("class_names", set("abcd"), NAMES),
+    ("class_names", "abcd", f"{NAMES} 'abcd'"),
+    ("class_names", range(4), NAMES),
+    ("class_names", 4, f"{NAMES} 4"),
+    ("class_names", [b"a", b"b", b"c", b"d"], NAMES),
+    ("class_names", ["a", "b", "c", None], NAMES),
+    (
+        "class_names",
+        list("abc"),
+        "class_names has 3 names, but the model has 4 classes",
+    ),
+    ("class_names", [], "class_names has 0 names, but the model has 4 classes"),
+    (
+        "example",
+        np.ones((2, 3)),
+        r"the example for input .* must be a batch of .*\(2, 3",
+    ),
+    ("example", np.ones(5), r"the example for input .* must be a batch of .*\(5,"),
+    ("example", np.ones((0, 5)), "with one example at least"),
+    ("example", "text", "the example for input .* must be a batch of float32"),
+    ("example", [[1.0], [2.0, 3.0]], "the example for input .* must be a batch"),
+    ("example", {"x": np.ones((2, 5))}, "the example has 'x', but the model takes"),
+    ("example", {}, "the example has .*but the model takes"),
+    ("input_signature", "x", "input_signature must be a tf.TensorSpec or a dict"),
+    ("input_signature", (None, 5), "specs in input_signature must have names of their"),
+    ("input_signature", {"x": 5}, "input_signature must be a tf.TensorSpec.*got 5"),
+    ("input_signature", [spec(None, 5), spec(None, 5)], "must have names of their own"),
+    ("from_logits", "yes", "from_logits must be True, False, None"),
+    ("from_logits", 2, "from_logits must be True, False, None"),
+    ("verbose", "no", "verbose must be True or False, .*got 'no'"),
+    ("verbose", None, "verbose must be True or False, .*got None"),
+]
+MADE = [
+    (
+        "model",
+        Subclassed,
+        "inputs of the subclassed model .* are not known; pass input_s",
+    ),
+    ("model", lambda: model(1), "the model has 1 class: a softmax over it is always 1"),
+    ("directory", a_file, "the export directory '.*' is a file; give a directory"),
+    ("directory", lambda: a_file() / "m", "cannot|could not|Not a directory|is a file"),
+]
+ROWS = [
+    Row("export_savedmodel", call(name, value), sentence)
+    for call, wrong in ((exported, WRONG), (made, MADE))
+    for name, value, sentence in wrong
+]

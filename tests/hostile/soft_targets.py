@@ -137,8 +137,8 @@ ROWS = [
     _written("overwrite=True with part would erase", part=(0, 2), overwrite=True),
     *[
         _written(f"{name} must be True or False", **{name: wrong})
-        for name in ("overwrite", "verbose", "batched")
-        for wrong in ("no", 1, [])
+        for name in ("overwrite", "batched", "verbose")
+        for wrong in ("no", 3 if name == "verbose" else 1, [])
     ],
     _written("layers must be a list of str", layers="hidden"),
     _written("layers must be a list of str", layers=[3]),
