@@ -283,14 +283,15 @@ class SoftTargets:
         `repeat`, `take` and `cache`; before or after `batch`.
 
         With several views, the student gets in epoch e the view `e % views`, the very
-        bits that the teacher saw. The epoch is that of the running `Distiller.fit`, read
-        where a pass over the data begins: let `fit` count the epochs, since `repeat` begins
-        the next pass early, and `cache` after `join` would hold on to one view. Elsewhere
-        say `epoch=`.
+        bits that the teacher saw. The epoch is that of the `Distiller.fit` that is given
+        the data, for training or validation, read where a pass over it begins: let `fit`
+        count the epochs, since `repeat` begins the next pass early, and `cache` after
+        `join` would hold on to one view. Elsewhere it is 0; say `epoch=`. Fits in several
+        threads need a joined dataset each.
 
         Args:
             dataset: as for `write`, in the same order; labels and weights may be others.
-            epoch: int, for the view of one epoch; by default, that of the running `fit`.
+            epoch: int >= 0, for the view of one epoch; by default, that of the `fit`.
             batched: whether its elements are batches. Default: found from its shapes.
 
         Returns:
