@@ -277,6 +277,60 @@ def test_an_empty_batch_gives_an_empty_answer(data):
     assert ensemble()(x[:0]).shape == (0, CLASSES)
 
 
+@pytest.mark.parametrize("n", [1, 2, CLASSES, None])
+@pytest.mark.parametrize("head", ["dustbin", "all"])
+@pytest.mark.parametrize("routed", [True, False])
+def test_an_example_is_answered_alike_in_every_batch(data, n, head, routed):
+    widths = (3, 4) if head == "dustbin" else (CLASSES, CLASSES)
+    specialists = [mlp(classes=width) for width in widths]
+    settings = {"n": n, "head": head, "routed": routed}
+    model = kd.SpecialistEnsemble(mlp(), specialists, CLUSTERS, **settings)
+    x = np.tile(data[0], (16, 1))[:1000]
+    wanted = np.exp(model.predict(x, batch_size=1000, verbose=0))
+    graph = tf.function(lambda batch: model(batch))
+    by_xla = tf.function(lambda batch: model(batch), jit_compile=True)
+    for size in (1, 2, 5, 33):
+        batch = tf.constant(x[:size])
+        answers = [
+            model.predict(x[:size], verbose=0),
+            model.predict_on_batch(x[:size]),
+            model(batch),
+            graph(batch),
+            *([by_xla(batch)] if size == 1 and not routed else []),
+        ]
+        for answer in answers:
+            np.testing.assert_allclose(np.exp(answer), wanted[:size], atol=2e-6)
+    one_by_one = model.predict(x[:20], batch_size=1, verbose=0)
+    np.testing.assert_allclose(np.exp(one_by_one), wanted[:20], atol=2e-6)
+
+
+def test_one_example_at_a_time_is_served_taught_and_judged(data, tmp_path, monkeypatch):
+    x, y = data
+    model = ensemble()
+    wanted = model.predict(x, verbose=0)
+    monkeypatch.setattr(check, "ask_fresh_process", forking.answer_here)
+    spec = tf.TensorSpec([1, FEATURES], tf.float32, name="x")
+    path = kd.export_savedmodel(
+        model, tmp_path / "m", input_signature=spec, verbose=False
+    )
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    for i in range(5):
+        answer = serve(x=tf.constant(x[i : i + 1]))["logits"]
+        np.testing.assert_allclose(answer[0], wanted[i], atol=1e-5)
+    ones = tf.data.Dataset.from_tensor_slices((x, y)).batch(1, drop_remainder=True)
+    whole = kd.evaluate(model, (x, y), timing=False)
+    assert kd.evaluate(model, ones, timing=False).nll == pytest.approx(whole.nll)
+    targets = kd.SoftTargets.write(
+        tmp_path / "t", model, x, dtype="float32", batch_size=1, verbose=False
+    )
+    kept = np.concatenate(list(targets.logits()))
+    np.testing.assert_allclose(kept, wanted, atol=1e-5)
+    distiller = kd.Distiller(mlp(3), teacher=model)
+    distiller.compile("sgd", SPARSE)
+    distiller.fit(ones.take(3), verbose=0)
+    assert np.isfinite(distiller.train_on_batch(x[:1], y[:1])[0])
+
+
 def test_what_could_not_be_loaded_is_not_saved(data, tmp_path):
     generalist = mlp()
     head = keras.layers.Dense(3)(generalist.get_layer("hidden").output)

@@ -45,7 +45,7 @@ def combine(
             has no dustbin.
         active: whether m is active, bool or float `(batch, specialists)`.
         outside: 1 where class c is not in S_m, else 0, float `(specialists, classes)`.
-        tolerance: stops when no probability of the batch changes by more.
+        tolerance: an example is done when none of its probabilities changes by more.
         max_iterations: int >= 1, the most updates.
 
     Returns:
@@ -66,16 +66,23 @@ def combine(
         mass = ops.maximum(ops.matmul(q, ops.transpose(outside)), _LEAST_MASS)
         log_factor = _log(ops.matmul(dustbin / mass, outside))
         log_new = _log_of_sum(log_fixed, log_q + log_factor) - log_size
-        change = ops.abs(ops.exp(log_new) - q)
-        # A row that is NaN must not stop the others.
-        change = ops.max(ops.where(ops.isnan(change), 0.0, change), initial=0.0)
-        return log_new, change, iteration + 1
+        # A row is done by itself, so that an example's answer is not its batch's.
+        log_new = ops.where(change > tolerance, log_new, log_q)
+        change = ops.max(ops.abs(ops.exp(log_new) - q), -1, keepdims=True)
+        # A row that is NaN must not go on.
+        change = ops.where(ops.isnan(change), 0.0, change)
+        # A loop's variables keep their static shapes; a batch of one has them.
+        return (
+            ops.reshape(log_new, ops.shape(log_q)),
+            ops.reshape(change, ops.shape(log_size)),
+            iteration + 1,
+        )
 
     def goes_on(log_q: Any, change: Any, iteration: Any) -> Any:
-        return ops.logical_and(change > tolerance, iteration < max_iterations)
+        return ops.logical_and(ops.any(change > tolerance), iteration < max_iterations)
 
     log_start = ops.maximum(log_generalist, _LOG_LEAST)
-    start = (log_start, ops.cast(np.inf, dtype), ops.cast(0, "int32"))
+    start = (log_start, ops.full_like(log_size, np.inf), ops.cast(0, "int32"))
     return ops.stop_gradient(ops.while_loop(goes_on, update, start)[0])
 
 

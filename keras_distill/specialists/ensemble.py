@@ -46,7 +46,8 @@ class SpecialistEnsemble(keras.Model):
         routed: whether only active specialists run (default). `False` runs all on all
             examples, the same answer at more cost, for XLA, which cannot compile shapes
             that depend on values.
-        tolerance: the fixed point ends when no probability changes by more; default 1e-6.
+        tolerance: an example is done when none of its probabilities changes by more;
+            default 1e-6.
         max_iterations: int >= 1, the most updates of the fixed point; default 100.
         name: str.
         **kwargs: passed to `keras.Model`.
