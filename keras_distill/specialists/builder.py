@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_distill import processes, progress, run_directory
-from keras_distill.arguments import check_int
+from keras_distill.arguments import check_bool, check_int, check_path, check_verbose
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
@@ -178,6 +178,11 @@ class SpecialistBuilder:
                 killed three times.
         """
         seats = processes.Seats.of(n_jobs)
+        verbose = check_verbose(verbose)
+        if batched is not None:
+            batched = check_bool("batched", batched)
+        if work_dir is not None:
+            work_dir = check_path("work_dir", work_dir)
         threads = None if threads is None else check_int("threads", threads, 1)
         stages = [
             Stage("hard", hard_epochs, hard_learning_rate),
@@ -202,8 +207,8 @@ class SpecialistBuilder:
             if work_dir is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
             else:
-                folder = os.path.abspath(os.path.expanduser(work_dir))
-                if "://" in os.fspath(work_dir):
+                folder = os.path.abspath(work_dir)
+                if "://" in work_dir:
                     raise ValueError(
                         "work_dir must be a folder that is local or mounted, got "
                         f"{work_dir!r}."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from keras_distill.arguments import check_int
+from keras_distill.arguments import check_array, check_bool, check_each, check_int
 
 Cluster = tuple[int, ...]
 
@@ -58,11 +58,12 @@ def cluster_classes(
     """
     from sklearn.cluster import KMeans  # takes half a second, so only where it is used
 
-    columns = _columns(covariance, correlation)
+    columns = _columns(covariance, check_bool("correlation", correlation))
     classes = columns.shape[0]
     n_clusters = check_int("n_clusters", n_clusters, 2, classes // 2)
     least = max(2, -(-classes // n_clusters))
     room = classes if max_size is None else check_int("max_size", max_size, least)
+    seed = check_int("seed", seed, 0)
     per_class = check_int("clusters_per_class", clusters_per_class, 1, n_clusters - 1)
     means = KMeans(n_clusters, n_init=10 if classes <= 2000 else 1, random_state=seed)
     distances = means.fit(columns).transform(columns)
@@ -75,8 +76,11 @@ def cluster_classes(
 def _columns(covariance: Any, correlation: bool) -> Any:
     """Returns the columns as rows, float64, for K-means."""
     is_sparse = scipy.sparse.issparse(covariance)
-    as_array = scipy.sparse.csr_array if is_sparse else np.asarray
-    c: Any = as_array(covariance, dtype="float64")
+    if is_sparse:
+        c: Any = scipy.sparse.csr_array(covariance, dtype="float64")
+    else:
+        kind = "numbers `(classes, classes)`, as kd.class_covariance gives"
+        c = check_array("covariance", covariance, 2, kind, is_finite=False)
     if c.ndim != 2 or c.shape[0] != c.shape[1]:
         raise ValueError(
             f"the covariance must have shape (classes, classes), got {c.shape}."
@@ -151,7 +155,8 @@ def check_clusters(
             for them.
     """
     checked = []
-    for index, cluster in enumerate(clusters):
+    given = check_each("clusters", clusters, lambda _, c: c, "lists of class numbers")
+    for index, cluster in enumerate(given):
         is_sequence = isinstance(cluster, (Sequence, set, np.ndarray))
         numbers = np.asarray(list(cluster) if is_sequence else cluster)
         if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):

@@ -10,7 +10,15 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_distill.arguments import check_int, check_model
+from keras_distill.arguments import (
+    MOST,
+    check_bool,
+    check_choice,
+    check_each,
+    check_float,
+    check_int,
+    check_model,
+)
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import symbolic_outputs, to_logits
 from keras_distill.specialists.clusters import check_clusters
@@ -89,6 +97,8 @@ class SpecialistEnsemble(keras.Model):
         classes = classes_of(generalist)
         n, max_iterations = check_settings(n, head, tolerance, max_iterations, classes)
         self.clusters = [list(c) for c in check_clusters(clusters, classes, 0)]
+        specialists = check_each("specialists", specialists, lambda _, m: m, "models")
+        routed = check_bool("routed", routed)
         _check_specialists(specialists, self.clusters, head, classes)
         self.generalist = generalist
         self.specialists = list(specialists)
@@ -196,6 +206,7 @@ class SpecialistEnsemble(keras.Model):
         Raises:
             IndexError: if there is none.
         """
+        index = check_int("index", index, -MOST)
         if not 0 <= index < len(self.specialists):
             raise IndexError(
                 f"there is no specialist {index}; they are 0 to "
@@ -210,7 +221,16 @@ class SpecialistEnsemble(keras.Model):
 
         Args:
             **settings: `n`, `routed`, `tolerance` or `max_iterations`.
+
+        Raises:
+            TypeError: for anything else.
+            ValueError: if one is out of range.
         """
+        if unknown := set(settings) - {"n", "routed", "tolerance", "max_iterations"}:
+            raise TypeError(
+                f"an ensemble has no setting {' or '.join(map(repr, sorted(unknown)))}; "
+                "they are n, routed, tolerance and max_iterations."
+            )
         return self._of(self.specialists, self.clusters, **settings)
 
     def _of(self, specialists: list, clusters: list, **settings: Any) -> Any:
@@ -292,10 +312,8 @@ def check_settings(
     """
     if n is not None:
         n = check_int("n, if it is not None for all specialists,", n, 1, classes)
-    if head not in HEADS:
-        raise ValueError(f'head must be "dustbin" or "all", got {head!r}.')
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must be >= 0, got {tolerance!r}.")
+    check_choice("head", head, HEADS)
+    check_float("tolerance", tolerance, ">= 0", lambda number: number >= 0)
     return n, check_int("max_iterations", max_iterations, 1)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill.arguments import shown
+from keras_distill.labels import as_labelled, classes_of
 from keras_distill.specialists.ensemble import SpecialistEnsemble
 
 
@@ -69,18 +71,23 @@ def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistR
     Args:
         ensemble: `SpecialistEnsemble` with at least one specialist.
         dataset: finite `tf.data.Dataset` of `(x, y)` batches, or a tuple of arrays; y
-            integers `(batch,)` or one-hot.
+            integers `(batch,)` or one-hot. Sample weights do not count.
 
     Returns:
         `SpecialistReport`.
 
     Raises:
-        ValueError: if the dataset is empty.
+        TypeError: if the ensemble or the dataset is something else.
+        ValueError: if the dataset is empty, endless or brings no labels, or labels are no
+            classes of the generalist.
 
     Reference: arXiv:1503.02531, tables 3 and 4.
     """
-    if isinstance(dataset, tuple):
-        dataset = tf.data.Dataset.from_tensor_slices(dataset).batch(256)
+    if not isinstance(ensemble, SpecialistEnsemble):
+        raise TypeError(
+            f"ensemble must be a SpecialistEnsemble, got {shown(ensemble)}."
+        )
+    dataset = as_labelled(dataset, "dataset of the report", 256)
     models = (ensemble.generalist, ensemble)
     run = tf.function(
         lambda x: [tf.argmax(model(x, training=False), -1) for model in models],
@@ -88,10 +95,10 @@ def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistR
     )
     parts = []
     for x, y, *_ in dataset:
-        y = tf.argmax(y, -1) if y.shape.rank == 2 and y.shape[-1] > 1 else y
-        y = tf.reshape(tf.cast(y, tf.int64), [-1])
-        before, after = run(x)
-        parts.append((y, tf.equal(before, y), tf.equal(after, y)))
+        before, after = (answer.numpy() for answer in run(x))
+        shape = (*before.shape, ensemble.classes)
+        y, _ = classes_of(y, shape, np.ones(before.shape, bool))
+        parts.append((y, before == y, after == y))
     if not parts:
         raise ValueError("the dataset is empty; check how it was split.")
     y, before, after = (np.concatenate(part) for part in zip(*parts, strict=True))
