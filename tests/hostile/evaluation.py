@@ -105,7 +105,10 @@ MODELS = [
     (lambda: model(1), "evaluate judges models of at least 2 classes|1 class"),
     (several, "evaluate judges one output; give a callable that picks it"),
     (lambda: model()(X), "teacher must be a keras.Model, a list of teachers, a path"),
-    (lambda: lambda x: x * NAN, "answers NaN or infinity for 24 of 24 labels; look at"),
+    (
+        lambda: kd.as_teacher(lambda x: x * NAN, True),
+        "answers NaN or infinity for 24 of 24 labels; look at",
+    ),
 ]
 EVALUATE = (
     [Row("evaluate", evaluated(wrong), sentence) for wrong, sentence in LABELS]
@@ -120,10 +123,14 @@ EVALUATE = (
             ("from_logits", 1, "from_logits must be True, False, None"),
             (
                 "teacher",
-                lambda x: x[:, :3],
+                kd.as_teacher(lambda x: x[:, :3], True),
                 "only models of the same classes can agree",
             ),
-            ("teacher", lambda x: x[:, :4] * NAN, "the teacher answers NaN"),
+            (
+                "teacher",
+                kd.as_teacher(lambda x: x[:, :4] * NAN, True),
+                "the teacher answers NaN",
+            ),
         ]
     ]
 )
