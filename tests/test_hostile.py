@@ -1,6 +1,8 @@
 """The table of wrong arguments: each is refused by a sentence, before any step is taken."""
 
+import ast
 import importlib
+import inspect
 import pathlib
 import pkgutil
 import re
@@ -20,6 +22,54 @@ ROWS = {
             importlib.import_module(f"{hostile.__name__}.{module.name}"), "ROWS", []
         )
     )
+}
+# What cannot be called wrongly, and why.
+_RESULT = "a result, which we make"
+_KERAS = "Keras calls it, with what fit and evaluate were checked with"
+_STEP = "the step calls it, with tensors that were looked at before"
+_LOADING = "keras.saving calls it, with what get_config gave"
+NO_ROWS = {
+    "Comparison": _RESULT,
+    "DistillationInputs": _RESULT,
+    "DistillationLoss": "abstract; its losses have rows",
+    "DistillationLoss.compute_loss": _STEP,
+    "DistillationLoss.from_config": _LOADING,
+    "DistillationLoss.loss_per_example": _STEP,
+    "Distiller.call": _KERAS,
+    "Distiller.check_first_batch": _KERAS,
+    "Distiller.compile_from_config": _LOADING,
+    "Distiller.compute_loss": _KERAS,
+    "Distiller.compute_metrics": _KERAS,
+    "Distiller.first_batch_seen": _KERAS,
+    "Distiller.from_config": _LOADING,
+    "Distiller.make_test_function": _KERAS,
+    "Distiller.make_train_function": _KERAS,
+    "Distiller.predict_step": _KERAS,
+    "Distiller.step_logs": _KERAS,
+    "Distiller.test_step": _KERAS,
+    "Distiller.train_step": _KERAS,
+    "Evaluation": _RESULT,
+    "FeatureLoss.bind": _STEP,
+    "FeatureLoss.check_cached": _STEP,
+    "FeatureLoss.loss_per_example": _STEP,
+    "FeatureLoss.validate_model_compatibility": _STEP,
+    "LogitLoss.loss_per_example": _STEP,
+    "SearchResult": _RESULT,
+    "SearchResult.best_of_kind": "a kind without trials has no best: None",
+    "DistillationHyperModel.build": "KerasTuner calls it",
+    "SoftTargetLoss.compute_loss": _STEP,
+    "SoftTargetLoss.loss_per_example": _STEP,
+    "SoftTargets": "made by write and open",
+    "SoftTargetLoss.validate_model_compatibility": _STEP,
+    "SpecialistEnsemble.active": _STEP,
+    "SpecialistEnsemble.call": _KERAS,
+    "SpecialistEnsemble.from_config": _LOADING,
+    "SpecialistReport": _RESULT,
+    "SumOfLosses.compute_loss": _STEP,
+    "SumOfLosses.from_config": _LOADING,
+    "SumOfLosses.validate_model_compatibility": _STEP,
+    "TopKLogits": _RESULT,
+    "TopKLogits.rest_at": _STEP,
 }
 # What a caller may expect; SystemExit is the command line's.
 KINDS = (ValueError, TypeError, OSError, KeyError, SystemExit)
@@ -58,6 +108,57 @@ def check(row: hostile.Row, folder: pathlib.Path) -> None:
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_refused_by_a_sentence(row, here):
     check(row, here)
+
+
+def ours(thing):
+    return getattr(thing, "__module__", "").startswith("keras_distill")
+
+
+def public():
+    """Returns what the stub names: functions, classes and methods, as rows name them."""
+    stub = pathlib.Path(kd.__file__).with_name("__init__.pyi").read_text()
+    imports = [n for n in ast.parse(stub).body if isinstance(n, ast.ImportFrom)]
+    names = [alias.name for node in imports for alias in node.names]
+    things = {name: getattr(kd, name) for name in names}
+    for module in [n for n, thing in things.items() if inspect.ismodule(thing)]:
+        inside = vars(things.pop(module)).items()
+        things |= {
+            f"{module}.{name}": thing
+            for name, thing in inside
+            if not name.startswith("_")
+            and getattr(thing, "__module__", "").startswith(f"keras_distill.{module}")
+        }
+    classes = {name: thing for name, thing in things.items() if inspect.isclass(thing)}
+    for name, cls in classes.items():
+        for base in cls.__mro__:
+            if ours(base) and (base is cls or base not in classes.values()):
+                things |= {f"{name}.{method}": f for method, f in methods(base)}
+    return set(things)
+
+
+def methods(cls):
+    """Yields the public methods of a class that take more than itself, and what is set."""
+    for name, method in vars(cls).items():
+        if isinstance(method, property) and method.fset is not None:
+            yield name, method
+        function = getattr(method, "__func__", method)
+        if not name.startswith("_") and inspect.isfunction(function):
+            takes_itself = not isinstance(method, staticmethod)
+            if len(inspect.signature(function).parameters) > takes_itself:
+                yield name, function
+
+
+def test_whatever_is_public_has_rows():
+    names = public()
+    assert {"Distiller.fit", "SoftTargets.open", "plots.soft_targets"} <= names
+    have = {row.name for row in ROWS.values()}
+    # Also what is set of a public class, as in distiller.teacher = ...
+    known = {name for name in have if name.rpartition(".")[0] in names}
+    known |= names | {"keras-distill"}
+    assert not (unknown := (have | set(NO_ROWS)) - known), f"not public: {unknown}"
+    assert not (both := have & set(NO_ROWS)), f"rows and a reason for none: {both}"
+    assert not (without := names - have - set(NO_ROWS)), f"without rows: {without}"
+    assert len(ROWS) >= 250
 
 
 def raises(error, and_leaves=""):

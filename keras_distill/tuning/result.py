@@ -12,6 +12,7 @@ from keras_tuner.engine.hyperparameters import Fixed
 from keras_tuner.engine.trial import Trial
 
 from keras_distill import plots, run_directory
+from keras_distill.arguments import check_path
 from keras_distill.tuning.oracles import SearchOracle
 from keras_distill.tuning.trials import SearchTuner
 
@@ -160,8 +161,11 @@ class SearchResult:
 
         Args:
             folder: made if it does not exist.
+
+        Raises:
+            ValueError: if it is no path.
         """
-        folder = os.fspath(folder)
+        folder = check_path("folder", folder)
         os.makedirs(folder, exist_ok=True)
         self.trials.to_csv(os.path.join(folder, "trials.csv"))
         self.workers.to_csv(os.path.join(folder, "workers.csv"))
