@@ -110,7 +110,6 @@ ROWS = [
             ("temperature", 0, "temperature must be a finite number > 0"),
             ("epochs", 0, "epochs must be"),
             ("batch_size", 0, "batch_size must be"),
-            ("directory", "", "directory must be a path"),
         ]
     ],
     *[
