@@ -14,7 +14,13 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import first_batch, keras_compat
-from keras_distill.arguments import check_from_logits
+from keras_distill.faults import (
+    Fault,
+    check_class_weight,
+    check_labels,
+    faults_of,
+    whole_if_small,
+)
 from keras_distill.features import layer_extractor
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.kl import SoftTargetLoss
@@ -23,15 +29,20 @@ from keras_distill.losses.matching import (
     Reduce,
     check_mean_at_one_temperature,
 )
-from keras_distill.losses.weights import step_weights, weights_by_output
+from keras_distill.losses.weights import (
+    class_weight_table,
+    step_weights,
+    weights_by_output,
+    weights_of_labels,
+)
 from keras_distill.metrics import TeacherAgreement, check_teacher_metrics
 from keras_distill.outputs import (
     ModelOutputs,
     at,
     by_output,
     each_output,
-    gives_logits,
     is_settled,
+    said_or_found,
     shapes_of,
     to_logits,
 )
@@ -46,7 +57,12 @@ from keras_distill.soft_targets.distillation_inputs import (
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.step_state import StepState
 from keras_distill.teachers import as_teacher, with_nan_of
-from keras_distill.training_watch import TrainingWatch, not_finite
+from keras_distill.training_watch import (
+    TrainingWatch,
+    defused,
+    stop_if_bad,
+    teachers_faults,
+)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -144,11 +160,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._judging = False
         matching = Matching(distillation_loss or SoftTargetLoss())
-        student_from_logits = check_from_logits(
-            "student_from_logits", student_from_logits
+        student_from_logits = said_or_found(
+            student_from_logits,
+            student,
+            matching.outputs_with_classes,
+            "student_from_logits",
         )
-        if student_from_logits is None:
-            student_from_logits = gives_logits(student, matching.outputs_with_classes)
         self._state = StepState(
             matching,
             ScheduledScalar("temperature", temperature),
@@ -253,23 +270,36 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
-        x, y, sample_weight = unpacked(data)
-        self._state.labelled = y is not None
-        teacher = self._teacher_outputs(x)
+        state, (x, y, sample_weight) = self._state, unpacked(data)
+        state.labelled = y is not None
+        temperature, alpha, found = state.scalars_at(self.optimizer)
+        teacher = self._teacher_outputs(x, temperature)
         x = without_soft_targets(x)
 
         with tf.GradientTape() as tape:
-            student = self._student_outputs(x)
-            y_pred = student.outputs
-            sample_weight = step_weights(
-                sample_weight, self._state.class_weight, y, y_pred
+            y_pred, layers = self._student_outputs(x)
+            teacher, of_teacher = teachers_faults(teacher, y_pred, state.teacher)
+            found += of_teacher + self._label_faults(y, y_pred, sample_weight)
+            is_good = state.counter.noted(found)
+            teacher, y, sample_weight = defused((teacher, y, sample_weight), is_good)
+            sample_weight = step_weights(sample_weight, state.class_weight, y, y_pred)
+            # A term whose weight is 0 is left out, whatever it is.
+            has_hard, has_soft = alpha > 0.0, alpha < 1.0
+            hard_loss = self.compute_loss(
+                x, y, keras_compat.gated(y_pred, has_hard), sample_weight
             )
-            hard_loss = self.compute_loss(x, y, y_pred, sample_weight)
-            soft_loss = self._soft_loss(teacher, student, sample_weight)
-            alpha = self._state.alpha.at(self.optimizer)
+            outputs, layers = keras_compat.gated((y_pred, layers), has_soft)
+            student = ModelOutputs(
+                outputs, to_logits(outputs, self.student_from_logits), layers
+            )
+            soft_loss = self._soft_loss(teacher, student, sample_weight, temperature)
             regularization = self._regularization()
             # Regularisation counts whole; compute_loss has it in the hard loss already.
-            loss = alpha * hard_loss + (1.0 - alpha) * (soft_loss + regularization)
+            loss = ops.where(has_hard, alpha * hard_loss, 0.0) + ops.where(
+                has_soft, (1.0 - alpha) * (soft_loss + regularization), 0.0
+            )
+            # Nothing is learned from a batch with a fault.
+            loss = ops.where(is_good, loss, 0.0)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply_gradients(
@@ -283,18 +313,23 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self._update_teacher_metrics(teacher, y_pred)
         return self.step_logs(self.compute_metrics(x, y, y_pred, sample_weight))
 
-    def _teacher_outputs(self, x: Any) -> ModelOutputs | None:
+    def _label_faults(self, y: Any, y_pred: Any, sample_weight: Any) -> list[Fault]:
+        """Returns what may be wrong with the labels and weights of a batch."""
+        shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
+        masks = {key: keras_compat.mask_of(out) for key, out in by_output(y_pred)}
+        return list(faults_of(y, shapes, self.loss, sample_weight, masks))
+
+    def _teacher_outputs(self, x: Any, temperature: Any) -> ModelOutputs | None:
         """Returns what the teacher says of a batch; `None` if alpha = 1 needs nothing."""
         cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         names = self.teacher_layer_names
         if cached is not None:
-            at_work = self._state.temperature.at(self.optimizer)
-            cached = each_output(lambda one: one_mean(one, at_work), cached)
+            cached = each_output(lambda one: one_mean(one, temperature), cached)
         if cached is not None and self.teacher_from_logits is False:
             cached = to_logits(cached, False)
         if cached is not None and all(name in x.layers for name in names):
             layers = {name: x.layers[name] for name in names}
-            return self._state.counter.defused(ModelOutputs(cached, cached, layers))
+            return ModelOutputs(cached, cached, layers)
         if self._state.teacher is None:
             if self.alpha == 1.0:
                 return None
@@ -303,17 +338,16 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 if cached is None
                 else first_batch.CACHED_WITHOUT_LAYERS
             )
-        temperature = self._state.temperature.at(self.optimizer)
         outputs = self._state.teacher(without_soft_targets(x), temperature)
         outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         if not self._state.teacher.accepts_nan:
             outputs = with_nan_of(without_soft_targets(x), outputs)
         if cached is not None:
             outputs = outputs._replace(logits=cached)
-        return self._state.counter.defused(outputs)
+        return outputs
 
-    def _student_outputs(self, x: Any) -> ModelOutputs:
-        """Runs the student once, for training."""
+    def _student_outputs(self, x: Any) -> tuple[Any, dict[str, Any]]:
+        """Runs the student once, for training; returns its outputs and matched layers."""
         if self._state.student_runs is None:
             outputs, layers = self(x, training=True), {}
         else:
@@ -324,16 +358,17 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 "the student does not say whether it gives logits or probabilities; "
                 "pass student_from_logits=True or False."
             )
-        return ModelOutputs(
-            outputs, to_logits(outputs, self.student_from_logits), layers
-        )
+        return outputs, layers
 
     def _soft_loss(
-        self, teacher: ModelOutputs | None, student: ModelOutputs, sample_weight: Any
+        self,
+        teacher: ModelOutputs | None,
+        student: ModelOutputs,
+        sample_weight: Any,
+        temperature: Any,
     ) -> Any:
         if teacher is None:
             return ops.zeros((), "float32")
-        temperature = self._state.temperature.at(self.optimizer)
         return self._state.matching(teacher, student, sample_weight, temperature)
 
     def compute_loss(
@@ -379,15 +414,25 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""
         with self._only_judging():
-            x, y, sample_weight = unpacked(data)
+            state, (x, y, sample_weight) = self._state, unpacked(data)
             y_pred = self(x, training=False)
-            if self._state.teacher_metrics:
-                self._update_teacher_metrics(self._teacher_outputs(x), y_pred)
+            found = self._label_faults(y, y_pred, sample_weight)
+            if state.teacher_metrics:
+                temperature, _, of_schedules = state.scalars_at(self.optimizer)
+                teacher, of_teacher = teachers_faults(
+                    self._teacher_outputs(x, temperature), y_pred, state.teacher
+                )
+                found += of_schedules + of_teacher
             elif y is None:
                 raise ValueError(
                     "the evaluation data has no labels; give them, or compile with "
                     "metrics=[TeacherAgreement()]."
                 )
+            if found:
+                is_good = state.judging_counter.noted(found)
+                y, sample_weight = defused((y, sample_weight), is_good)
+            if state.teacher_metrics:
+                self._update_teacher_metrics(teacher, y_pred)
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
             self._state.judges_labels = y is not None
             size = _batch_size(without_soft_targets(x))
@@ -521,15 +566,23 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             given.setdefault("shuffle", False)
         # In the step, where the shapes of labels and outputs are known.
         state, class_weight = self._state, given.pop("class_weight", None)
+        class_weight = check_class_weight(class_weight)
         if class_weight and given.get("sample_weight") is not None:
             raise ValueError("give class_weight or sample_weight, not both.")
         if class_weight:
-            state.class_weight = dict(class_weight)
+            state.class_weight = class_weight
             self._retrace()
+        whole = whole_if_small(y), whole_if_small(given.get("sample_weight"))
+        labels, weights = _arrays_of(given.get("validation_data"))
+
+        def check(batch: Any) -> None:
+            self._check_first_batch(batch, *whole)
+            self._check_labels(
+                whole_if_small(labels), whole_if_small(weights), "the validation data"
+            )
+
         watch = state.watch = TrainingWatch(
-            state.counter,
-            (state.temperature, state.alpha),
-            lambda batch: self._check_first_batch(batch, y),
+            state.counter, (state.temperature, state.alpha), check
         )
         callbacks: Any = given.get("callbacks")
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
@@ -646,7 +699,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """
         self._check_first_batch(batch)
 
-    def _check_first_batch(self, batch: Any, all_labels: Any = None) -> None:
+    def _check_first_batch(
+        self, batch: Any, all_labels: Any = None, all_weights: Any = None
+    ) -> None:
         state, (x, y, sample_weight) = self._state, unpacked(batch)
         if state.class_weight and sample_weight is not None:
             raise ValueError(
@@ -665,7 +720,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 self.loss,
                 self.teacher_from_logits,
                 x,
-                y if all_labels is None else all_labels,
+                *(
+                    (y, sample_weight)
+                    if all_labels is None
+                    else (all_labels, all_weights)
+                ),
             )
         state.labelled = y is not None
 
@@ -681,10 +740,31 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             As `keras.Model.evaluate`.
 
         Raises:
-            ValueError: if there are no labels and no metric that does without.
+            ValueError: if there are no labels and no metric that does without, or labels
+                or weights are wrong, naming the batch.
         """
+        bound = inspect.signature(super().evaluate).bind(x, *args, **kwargs)
+        given = bound.arguments
+        if self.compiled:
+            self._check_labels(
+                whole_if_small(given.get("y")),
+                whole_if_small(given.get("sample_weight")),
+                "the evaluation data",
+            )
+        given["x"] = distillation_inputs.as_data(x)
+        counter = self._state.judging_counter
+        counter.reset()
         with self._only_judging(), plain_errors():
-            return super().evaluate(distillation_inputs.as_data(x), *args, **kwargs)
+            judged = super().evaluate(*bound.args, **bound.kwargs)
+        stop_if_bad(counter, "the evaluation data")
+        return judged
+
+    def _check_labels(self, y: Any, sample_weight: Any, where: str) -> None:
+        """Refuses arrays of labels and weights, as far as outputs are known."""
+        outputs = first_batch.known_outputs(self.student, self._state)
+        if outputs is not None:
+            shapes = {key: tuple(out.shape) for key, out in by_output(outputs)}
+            check_labels(y, shapes, self.loss, sample_weight, where)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns the student's outputs, as `keras.Model.predict` does.
@@ -700,23 +780,69 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         with plain_errors():
             return super().predict(distillation_inputs.as_data(x), *args, **kwargs)
 
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
         """Trains on one batch, as `keras.Model.train_on_batch` does.
 
         Args:
-            *args: as for `keras.Model.train_on_batch`.
-            **kwargs: as for `keras.Model.train_on_batch`.
+            x: as for `keras.Model.train_on_batch`.
+            y: as for `keras.Model.train_on_batch`.
+            sample_weight: as for `keras.Model.train_on_batch`.
+            class_weight: as for `keras.Model.train_on_batch`.
+            return_dict: as for `keras.Model.train_on_batch`.
 
         Returns:
             As `keras.Model.train_on_batch`.
 
         Raises:
-            ValueError: if the teacher's answer has NaN or infinity.
+            ValueError: if labels or weights are wrong, or the teacher's answer has NaN or
+                infinity.
         """
+        self._check_labels(y, sample_weight, "this batch")
+        outputs = first_batch.known_outputs(self.student, self._state)
+        if (table := check_class_weight(class_weight)) and y is not None:
+            if sample_weight is not None:
+                raise ValueError("give class_weight or sample_weight, not both.")
+            if hasattr(outputs, "shape"):  # Keras takes tags of a sequence for one-hot
+                weights = class_weight_table(table, outputs.shape[-1])
+                sample_weight = weights_of_labels(weights, y, outputs)
+                table = None
         self._state.counter.reset()
-        logs = super().train_on_batch(*args, **kwargs)
-        if self._state.counter.first_bad is not None:
-            raise ValueError(not_finite("this batch"))
+        logs = super().train_on_batch(x, y, sample_weight, table, return_dict)
+        stop_if_bad(self._state.counter, "")
+        return logs
+
+    def test_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Judges one batch, as `keras.Model.test_on_batch` does.
+
+        Args:
+            x: as for `keras.Model.test_on_batch`.
+            y: as for `keras.Model.test_on_batch`.
+            sample_weight: as for `keras.Model.test_on_batch`.
+            return_dict: as for `keras.Model.test_on_batch`.
+
+        Returns:
+            As `keras.Model.test_on_batch`.
+
+        Raises:
+            ValueError: if labels or weights are wrong.
+        """
+        self._check_labels(y, sample_weight, "this batch")
+        self._state.judging_counter.reset()
+        logs = super().test_on_batch(x, y, sample_weight, return_dict)
+        stop_if_bad(self._state.judging_counter, "")
         return logs
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
@@ -780,6 +906,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
 def _as_tensors(inputs: Any) -> Any:
     return keras.tree.map_structure(ops.convert_to_tensor, inputs)
+
+
+def _arrays_of(data: Any) -> tuple[Any, Any]:
+    """Returns labels and weights of what `validation_data` may be; `None` for what is not."""
+    is_tuple = isinstance(data, tuple) and not isinstance(data, DistillationInputs)
+    return (*data, None, None, None)[1:3] if is_tuple else (None, None)
 
 
 def _batch_size(x: Any) -> Any:

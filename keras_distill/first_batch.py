@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.arguments import check_model
+from keras_distill.faults import check_labels, is_keras_crossentropy, loss_name
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
@@ -25,6 +26,7 @@ from keras_distill.outputs import (
     symbolic_outputs,
 )
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
+from keras_distill.sharing import check_shares_nothing
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
     without_soft_targets,
@@ -32,7 +34,7 @@ from keras_distill.soft_targets.distillation_inputs import (
 from keras_distill.step_state import StepState
 from keras_distill.teachers import nan_by_example, nan_in_inputs
 from keras_distill.top_k import TopKLogits
-from keras_distill.training_watch import EMPTY, not_finite
+from keras_distill.training_watch import EMPTY, NOT_FINITE, OTHER_ROWS
 
 NOTHING_TEACHES = (
     "nothing teaches: the distiller has no teacher and the batches bring no soft "
@@ -54,6 +56,7 @@ def check_first_batch(
     teacher_from_logits: Any,
     x: Any,
     y: Any,
+    sample_weight: Any = None,
 ) -> None:
     """Refuses what a first batch shows to be wrong; settles what only it can tell.
 
@@ -64,6 +67,7 @@ def check_first_batch(
         teacher_from_logits: as given to the distiller.
         x: of the batch.
         y: labels of the batch, or of all the data.
+        sample_weight: likewise.
 
     Raises:
         ValueError: if it cannot be trained on, with what to do.
@@ -71,6 +75,8 @@ def check_first_batch(
     outputs = _student_outputs(student, state, loss, without_soft_targets(x))
     shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
     _check_teaching(student, state, teacher_from_logits, shapes, x)
+    check_shares_nothing(student, state.given_teacher)  # now that both are built
+    check_labels(y, shapes, loss, sample_weight)
     alpha = state.alpha.value
     if y is None:
         if alpha == 1.0:
@@ -93,7 +99,6 @@ def check_first_batch(
             f"alpha is {alpha} but compile() was given no loss for the labels; give one, "
             "or set alpha=0."
         )
-    check_labels(y, {key: shape[-1] for key, shape in shapes.items()}, loss)
     if state.class_weight:
         if len(shapes) > 1:
             raise ValueError(
@@ -155,6 +160,7 @@ def _check_teaching(
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
         check_cached_temperature(x, state)
         hold_to_temperature(several, state)
+        answer: Any = cached
         shapes = {key: shape_of_logits(part) for key, part in by_output(cached)}
     elif teacher is None or teacher.has_answered:  # an earlier run has looked
         return
@@ -165,20 +171,35 @@ def _check_teaching(
             raise ValueError(nan_in_inputs("for batch 0"))
         outputs = teacher(inputs, state.temperature.value_at(0))
         check_finite(outputs, "batch 0")
-        shapes = {key: tuple(part.shape) for key, part in by_output(outputs.logits)}
+        answer = outputs.logits
+        shapes = {key: tuple(part.shape) for key, part in by_output(answer)}
         teacher.has_answered = True
+    check_rows(student, without_soft_targets(x), answer)
     check_same_shapes(student_shapes, shapes, matching.outputs_with_classes)
 
 
+def check_rows(student: keras.Model, x: Any, answer: Any) -> None:
+    """Refuses a teacher that does not answer with a row for each example of a batch.
+
+    Args:
+        student: whose outputs say how many there are, where the inputs do not.
+        x: of the batch.
+        answer: the teacher's.
+    """
+    answered = {tuple(part.shape[:1]) for part in keras.tree.flatten(answer)}
+    rows = tuple(keras.tree.flatten(x)[0].shape[:1])
+    if answered != {rows}:
+        outputs = student(keras.tree.map_structure(ops.convert_to_tensor, x))
+        rows = tuple(keras.tree.flatten(outputs)[0].shape[:1])
+    for wrong in answered - {rows, ()}:
+        where = f"batch 0, of {rows[0]} examples"
+        raise ValueError(OTHER_ROWS.format(value=wrong[0], where=where))
+
+
 def check_student_and_teacher(student: Any, teacher: Any) -> None:
-    """Refuses a student that is no model, and a teacher that is the student."""
+    """Refuses a student that is no model, and a teacher that is trained with it."""
     check_model("student", student)
-    members = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    if any(member is student for member in members):
-        raise ValueError(
-            "student and teacher are the same object, so there is nothing to learn; "
-            "build a smaller student, or copy the model with keras.models.clone_model."
-        )
+    check_shares_nothing(student, teacher)
 
 
 def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
@@ -234,21 +255,6 @@ def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> No
             )
 
 
-def _loss_name(loss: Any) -> str:
-    if isinstance(loss, str):
-        return loss
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _is_keras_crossentropy(loss: Any) -> bool:
-    """Tells whether Keras's `from_logits` has its meaning for this loss."""
-    if isinstance(loss, str):
-        return "crossentropy" in loss
-    module = getattr(loss, "__module__", None) or type(loss).__module__
-    is_known = hasattr(loss, "from_logits") or module.startswith("keras.")
-    return is_known and "crossentropy" in _loss_name(loss).lower()
-
-
 def check_loss_takes_outputs(loss: Any, student_from_logits: Any) -> None:
     """Refuses a cross-entropy whose `from_logits` disagrees with the student.
 
@@ -260,86 +266,28 @@ def check_loss_takes_outputs(loss: Any, student_from_logits: Any) -> None:
         gives = student_from_logits
         if isinstance(gives, dict):
             gives = gives.get(key)
-        if gives is None or not _is_keras_crossentropy(one):
+        if gives is None or not is_keras_crossentropy(one):
             continue
         takes = bool(getattr(one, "from_logits", False))
         if takes and not gives:
             raise ValueError(
-                f"loss {_loss_name(one)} has from_logits=True but the student ends in a "
+                f"loss {loss_name(one)} has from_logits=True but the student ends in a "
                 "softmax; use from_logits=False, or take the softmax off."
             )
         if gives and not takes:
             raise ValueError(
-                f"loss {_loss_name(one)} expects probabilities (from_logits=False) but "
+                f"loss {loss_name(one)} expects probabilities (from_logits=False) but "
                 "the student ends in logits; use "
                 "keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "
                 "CategoricalCrossentropy(from_logits=True)."
             )
 
 
-def check_labels(y: Any, classes: dict, loss: Any) -> None:
-    """Refuses labels of another kind than the loss takes, or out of range.
-
-    Args:
-        y: one array, or a dict or list of them.
-        classes: number of classes by output.
-        loss: as given to `compile`.
-    """
-    losses = dict(by_output(loss)) if isinstance(loss, (dict, list, tuple)) else None
-    for key, values in by_output(y):
-        one = loss if losses is None else losses.get(key)
-        count = classes.get(key, next(iter(classes.values())) if key is None else None)
-        name = "" if one is None else _loss_name(one).lower()
-        if "crossentropy" in name and "categorical" in name and count is not None:
-            values = np.asarray(values)
-            ignored = getattr(one, "ignore_class", None)
-            if ignored is not None and "sparse" in name:
-                values = values[values != ignored]
-            _labels_of_one_output(values, count, "sparse" in name)
-
-
-def _labels_of_one_output(y: np.ndarray, classes: int, sparse: bool) -> None:
-    if y.dtype.kind not in "iufb":
-        raise ValueError(
-            f"labels must be numbers, got dtype {y.dtype}; map class names to integers "
-            f"from 0 to {classes - 1}."
-        )
-    if sparse:
-        if y.ndim >= 2 and y.shape[-1] == classes and classes > 1 and _is_one_hot(y):
-            raise ValueError(
-                "the labels are one-hot but the loss is sparse; use "
-                "keras.losses.CategoricalCrossentropy(from_logits=True), or integer "
-                "labels."
-            )
-        whole = y == np.round(y)
-        if not whole.all():
-            raise ValueError(
-                f"labels must be whole numbers from 0 to {classes - 1}, got "
-                f"{y[~whole].flat[0]!s}."
-            )
-        outside = (y < 0) | (y >= classes)
-        if outside.any():
-            raise ValueError(
-                f"labels must be from 0 to {classes - 1}, since the student has "
-                f"{classes} classes; got {y[outside].flat[0]!s}."
-            )
-    elif y.ndim < 2 or y.shape[-1] != classes:
-        raise ValueError(
-            f"the loss takes one-hot labels with {classes} columns, got labels of shape "
-            f"{y.shape}; for integer labels use "
-            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
-        )
-
-
-def _is_one_hot(y: np.ndarray) -> bool:
-    return bool(((y == 0) | (y == 1)).all() and (y.sum(-1) == 1).all())
-
-
 def check_finite(outputs: Any, where: str) -> None:
     """Refuses concrete outputs with NaN or infinity."""
     for output in keras.tree.flatten(outputs):
         if not np.isfinite(ops.convert_to_numpy(ops.cast(output, "float32"))).all():
-            raise ValueError(not_finite(where))
+            raise ValueError(NOT_FINITE.format(where=where))
 
 
 def check_cached_are_logits(cached: Any, from_logits: Any) -> None:
@@ -446,12 +394,16 @@ def check_top_k_can_be_matched(cached: Any, terms: list, temperature: Any) -> No
 
 
 def check_hot_enough_for_top_k(temperature: float) -> None:
-    """Refuses a temperature at which `TopKLogits` do not know the mass of the rest."""
-    if temperature < 1.0:
+    """Refuses a temperature at which `TopKLogits` do not know the mass of the rest.
+
+    Far above 1000, float32 loses the others beside the rest's.
+    """
+    if not 1.0 <= temperature <= 1000.0:
+        limit = "at least 1" if temperature < 1.0 else "at most 1000"
         raise ValueError(
             "soft targets cached with top_k know the mass of the other classes for "
-            f"temperatures of at least 1, got {temperature}; raise the temperature, or "
-            "write them without top_k."
+            f"temperatures of {limit}, got {temperature}; choose another, or write them "
+            "without top_k."
         )
 
 

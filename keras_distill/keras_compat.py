@@ -158,6 +158,48 @@ def logits_of(probabilities: Any) -> Any:
     return getattr(probabilities, "_keras_logits", probabilities)
 
 
+def gated(structure: Any, is_open: Any) -> Any:
+    """Returns the same tensors, whose gradient is exactly 0 unless `is_open`.
+
+    Also where it would be NaN, as 0 times infinity is. What Keras leaves on a tensor stays
+    on it.
+
+    Args:
+        structure: of tensors.
+        is_open: bool scalar.
+    """
+
+    @tf.custom_gradient
+    def gate(tensor: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            return tf.where(is_open, upstream, tf.zeros((), upstream.dtype))
+
+        return tf.identity(tensor), gradient
+
+    def passed(tensor: Any) -> Any:
+        if not tensor.dtype.is_floating:
+            return tensor
+        result = gate(tensor)
+        result._keras_mask = mask_of(tensor)
+        logits = logits_of(tensor)
+        if logits is not tensor:
+            result._keras_logits = gate(logits)
+        return result
+
+    tensors = {id(tensor): passed(tensor) for tensor in keras.tree.flatten(structure)}
+    return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structure)
+
+
+def own_variables(model: keras.Model) -> Iterator[tuple[keras.Layer, list]]:
+    """Yields each layer of a model, itself too, with the variables that it made itself.
+
+    In public a layer's variables are those of the layers in it too, and the state of
+    seeds; and `layers` of a subclassed model are not all that it has.
+    """
+    for layer in model._flatten_layers():
+        yield layer, [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
 def made_by(tensor: Any) -> tuple[Any, int, list]:
     """Returns the operation that gave a symbolic tensor, as which output, and its inputs.
 

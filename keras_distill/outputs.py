@@ -6,6 +6,7 @@ every model of `keras.applications` ends in one.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.arguments import check_from_logits
 from keras_distill.keras_compat import logits_of, made_by
 from keras_distill.several_logits import ONE_OUTPUT
 
@@ -132,24 +134,83 @@ def is_settled(from_logits: Any) -> bool:
     return from_logits is not None
 
 
-def _is_logits(tensor: Any, model_name: str) -> bool | None:
+def said_or_found(
+    said: Any, model: Any, outputs: Collection | None, argument: str = "from_logits"
+) -> Any:
+    """Returns whether a model gives logits: what the user says of it, or its layers.
+
+    Args:
+        said: bool, or a dict of bools by output; `None` to ask the layers.
+        model: any model; `None` where there is none.
+        outputs: keys of the outputs that matter, as in `gives_logits`.
+        argument: by which it was said, for the error.
+
+    Raises:
+        ValueError: if it is neither, or the last layer plainly says otherwise.
+    """
+    said = check_from_logits(argument, said)
+    if model is None:
+        return said
+    if said is None:
+        return gives_logits(model, outputs)
+    for key, (is_logits, layer) in _plainly_said(model).items():
+        ours = said.get(key) if isinstance(said, dict) else said
+        matters = outputs is None or key in outputs
+        if matters and ours is not None and ours is not is_logits:
+            name = "" if key is None else f" of output {key!r}"
+            kind = "logits" if is_logits else "probabilities"
+            raise ValueError(
+                f"{argument} is {ours}, but the last layer {layer!r}{name} of "
+                f"{model.name!r} gives {kind}; leave {argument} out."
+            )
+    return said
+
+
+def _plainly_said(model: Any) -> dict[Any, tuple[bool, str]]:
+    """Returns what no user can say otherwise, by output, and the layer that shows it.
+
+    A layer that is not Keras's own may be called like one and do something else.
+    """
+    if not getattr(model, "outputs", None):
+        answer = getattr(model, "outputs_are_logits", None)
+        return {} if answer is None else {None: (answer, type(model).__name__)}
+    found = {}
+    for key, output in by_output(symbolic_outputs(model)):
+        layer = _decided_by(output)
+        of_keras = type(layer).__module__.startswith("keras.")
+        says_so = getattr(layer, "outputs_are_logits", None) is not None
+        last = (-1, len(output.shape) - 1)
+        if (of_keras and getattr(layer, "axis", -1) in last) or says_so:
+            with contextlib.suppress(ValueError):  # a sigmoid
+                answer = _is_logits(output, model.name)
+                if answer is not None:
+                    found[key] = answer, layer.name
+    return found
+
+
+def _decided_by(tensor: Any) -> Any:
+    """Returns the layer or operation that says what a symbolic output is, or `None`."""
     operation, tensor_index, inputs = made_by(tensor)
-    if isinstance(operation, keras.layers.InputLayer):
-        return None
-    # The layer, or the operation of keras.ops.
-    if type(operation).__name__ == "Softmax":
-        return False
-    if isinstance(operation, (keras.Sequential, keras.Model)):
-        if not getattr(operation, "outputs", None):
-            return None
-        return _is_logits(operation.outputs[tensor_index], model_name)
-    if isinstance(operation, keras.layers.TimeDistributed):
-        return _activation_answer(operation.layer, model_name)
+    if isinstance(operation, keras.Model):
+        outputs = getattr(operation, "outputs", None)
+        return _decided_by(outputs[tensor_index]) if outputs else None
     if isinstance(operation, _PASSES_ON) or (
         isinstance(operation, keras.layers.Activation)
         and operation.activation is keras.activations.linear
     ):
-        return _is_logits(inputs[0], model_name)
+        return _decided_by(inputs[0])
+    if isinstance(operation, keras.layers.TimeDistributed):
+        return operation.layer
+    return operation
+
+
+def _is_logits(tensor: Any, model_name: str) -> bool | None:
+    operation = _decided_by(tensor)
+    if operation is None or isinstance(operation, keras.layers.InputLayer):
+        return None
+    # The layer, or the operation of keras.ops.
+    if type(operation).__name__ == "Softmax":
+        return False
     return _activation_answer(operation, model_name)
 
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_distill.arguments import TEMPERATURES
+from keras_distill.faults import Fault
 from keras_distill.losses.matching import Matching
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.teachers import Teacher
@@ -35,6 +38,7 @@ class StepState:
         labelled: whether the data of the last `fit` has labels.
         judges_labels: whether that of the last `evaluate` has.
         counter: of batches.
+        judging_counter: of those of `evaluate`.
         watch: of the running `fit`.
     """
 
@@ -55,4 +59,25 @@ class StepState:
     labelled: bool = True
     judges_labels: bool = True
     counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
+    judging_counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
     watch: TrainingWatch | None = None
+
+    def scalars_at(self, optimizer: Any) -> tuple[Any, Any, list[Fault]]:
+        """Returns temperature and alpha of a step, in their ranges, and what was not."""
+        values, faults = [], []
+        for scalar, (least, most) in (
+            (self.temperature, TEMPERATURES),
+            (self.alpha, (0.0, 1.0)),
+        ):
+            value = scalar.at(optimizer)
+            if scalar.schedule is not None:
+                slack = 1e-6 * least if least else 1e-6  # what float32 rounds
+                is_bad = ~((value >= least - slack) & (value <= most * (1.0 + 1e-6)))
+                sentence = (
+                    f"{scalar.name} must be from {least:g} to {most:g}, and its schedule "
+                    "gives {value} for {where}."
+                )
+                faults.append(Fault(sentence, is_bad, value))
+                value = ops.where(is_bad, 1.0, ops.clip(value, least, most))
+            values.append(value)
+        return values[0], values[1], faults

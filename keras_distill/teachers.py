@@ -31,6 +31,7 @@ from keras_distill.outputs import (
     by_output,
     gives_logits,
     is_settled,
+    said_or_found,
     settle,
     shapes_of,
     to_logits,
@@ -83,7 +84,7 @@ class Teacher:
         bound = copy.copy(self)
         bound.has_answered = False
         if from_logits is not None:
-            bound.from_logits = from_logits
+            bound.from_logits = said_or_found(from_logits, self.model, None)
         if not layer_names:
             return bound
         if self.model is None:
@@ -177,6 +178,11 @@ class Teacher:
         given = self.function if self.model is None else self.model
         return bool(getattr(given, "accepts_nan", False))
 
+    @property
+    def answers_each_example(self) -> bool:
+        """Whether it is sure to give a row for each example, as a Keras model does."""
+        return self.model is not None
+
     def look_at(self, x: Any, outputs: Collection | None = None) -> None:
         """Settles logits or probabilities on a first batch, where nothing else did."""
         if not is_settled(self.from_logits):
@@ -264,11 +270,21 @@ class _Ensemble(Teacher):
     def by_member(self, x: Any, temperature: Any) -> Any:
         """Returns the members' logits `(batch, ..., members, classes)`, by output."""
         answers = [member(x, temperature).logits for member in self.members]
+        rows = {part.shape[0] for part in keras.tree.flatten(answers)} - {None}
+        if len(rows) > 1:
+            raise ValueError(
+                "the teachers of a list answer different numbers of rows for one batch: "
+                f"{', '.join(map(str, sorted(rows)))}; each must give one for each example."
+            )
         return keras.tree.map_structure(lambda *parts: ops.stack(parts, -2), *answers)
 
     @property
     def accepts_nan(self) -> bool:
         return all(member.accepts_nan for member in self.members)
+
+    @property
+    def answers_each_example(self) -> bool:
+        return all(member.answers_each_example for member in self.members)
 
     @property
     def averages_probabilities(self) -> bool:  # type: ignore[override]
@@ -349,11 +365,9 @@ def _model_teacher(
         "To teach from raw data, pass the callable lambda x: "
         "task(task.preprocessor(x), training=False).",
     )
-    if from_logits is None:
-        from_logits = gives_logits(model, outputs)
     return Teacher(
         lambda x: model(x, training=False),
-        from_logits,
+        said_or_found(from_logits, model, outputs),
         model,
         f"{type(model).__name__} {model.name!r}",
     )
@@ -457,8 +471,12 @@ def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
     outputs = signature.structured_outputs
     # Our own exports answer with logits, probabilities and label: logits teach.
     has_logits = {"logits", "probabilities"} <= set(outputs)
-    if has_logits:
-        from_logits = True
+    if has_logits and from_logits is False:
+        raise ValueError(
+            f"from_logits is False, but the SavedModel {path!r} answers with logits too, "
+            "which teach; leave from_logits out."
+        )
+    from_logits = True if has_logits else said_or_found(from_logits, None, None)
 
     def function(x: Any) -> Any:
         by_name = x if isinstance(x, dict) else dict.fromkeys(inputs, x)

@@ -1,18 +1,21 @@
-"""TrainingWatch: one run of `fit`, its first batch and its teacher's finiteness."""
+"""TrainingWatch: one run of `fit`, its first batch and what is wrong with later ones."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.faults import Fault, said
 from keras_distill.outputs import ModelOutputs
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.soft_targets.views import Run
+from keras_distill.teachers import Teacher
 
 EMPTY = "the training data is empty; check the filters and the split that made it."
 
@@ -21,7 +24,7 @@ _EVERY = 100
 
 
 class BatchCounter:
-    """Counts an epoch's batches, and remembers the first whose teacher was not finite.
+    """Counts batches, and remembers the first with a fault.
 
     The step only writes it; whoever reads `first_bad` waits for the device.
     """
@@ -37,45 +40,111 @@ class BatchCounter:
                 aggregation="only_first_replica",
                 name=name,
             )
-            for name, value in (("batches_done", 0.0), ("first_bad_batch", -1.0))
+            for name, value in (("batches_done", 0.0), ("first_bad", _NO_FAULT))
         )
+        self._sentences: list[str] = []
 
     def reset(self) -> None:
         """Begins anew, with batch 0."""
         self._done.assign(0.0)
-        self._first_bad.assign(-1.0)
+        self._first_bad.assign(_NO_FAULT)
 
     @property
-    def first_bad(self) -> int | None:
-        """Number of the first batch that was not finite, or `None`."""
+    def first_bad(self) -> tuple[int, str, float] | None:
+        """Number, fault and its value of the first batch that has one, or `None`."""
         # Half the time of ops.convert_to_numpy.
-        number = int(self._first_bad.value.numpy())
-        return number if number >= 0 else None
+        number, code, value = self._first_bad.value.numpy()
+        return (int(number), self._sentences[int(code) - 1], value) if code else None
 
-    def defused(self, outputs: ModelOutputs) -> ModelOutputs:
-        """Counts a batch; returns its outputs, all 0 if one of them is not finite.
-
-        The student outlives a broken teacher: its weights stay finite.
-        """
-        # One tensor may be both output and logits.
-        tensors = {id(value): value for value in keras.tree.flatten(outputs)}
-        all_finite = ops.all(
-            ops.stack([ops.all(ops.isfinite(value)) for value in tensors.values()])
+    def noted(self, faults: Iterable[Fault]) -> Any:
+        """Counts a batch; returns whether it has none of these faults, a bool scalar."""
+        code = value = ops.zeros((), "float32")
+        for fault in faults:
+            if fault.sentence not in self._sentences:
+                self._sentences.append(fault.sentence)
+            number = 1.0 + self._sentences.index(fault.sentence)
+            worst = ops.max(ops.where(fault.is_bad, fault.value, -math.inf))
+            # Which XLA's maximum passes over.
+            has_nan = ops.any(fault.is_bad & ops.isnan(fault.value))
+            worst = ops.where(has_nan, math.nan, ops.cast(worst, "float32"))
+            is_new = ops.any(fault.is_bad) & (code == 0)
+            code = ops.where(is_new, number, code)
+            value = ops.where(is_new, worst, value)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            context = tf.distribute.get_replica_context()
+            ours = ops.arange(replicas) == context.replica_id_in_sync_group
+            row = ops.where(ours[:, None], ops.stack([code, value]), 0.0)
+            rows = context.all_reduce("SUM", row)
+            code, value = ops.unstack(
+                rows[ops.argmax(ops.cast(rows[:, 0] > 0, "int32"))]
+            )
+        done, first = map(
+            tf.convert_to_tensor, (self._done.value, self._first_bad.value)
         )
-        bad = ops.cast(~all_finite, "float32")
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            bad = tf.distribute.get_replica_context().all_reduce("SUM", bad)
-        done, first = (ops.convert_to_tensor(v) for v in (self._done, self._first_bad))
-        self._first_bad.assign(ops.where((first < 0) & (bad > 0), done, first))
+        found = tf.stack([done, code, value])
+        self._first_bad.assign(ops.where((first[1] == 0) & (code > 0), found, first))
         self._done.assign(done + 1.0)
-        # Chosen by value: a branch in the graph was slower.
-        for key, value in tensors.items():
-            tensors[key] = ops.where(all_finite, value, ops.zeros((), value.dtype))
-        return keras.tree.map_structure(lambda value: tensors[id(value)], outputs)
+        return code == 0
+
+
+#: What `first_bad` holds: number of the batch, which fault (from 1 on), and its value.
+_NO_FAULT = (-1.0, 0.0, 0.0)
+
+
+def teachers_faults(
+    teacher: ModelOutputs | None, y_pred: Any, bound: Teacher | None
+) -> tuple[ModelOutputs | None, list[Fault]]:
+    """Returns a teacher's answer for a batch, of the batch's size, and its faults.
+
+    Args:
+        teacher: its answer, or `None`.
+        y_pred: the student's outputs.
+        bound: the teacher itself; a Keras model answers for each example.
+    """
+    if teacher is None:
+        return None, []
+    # One tensor may be both output and logits.
+    tensors = {id(value): value for value in keras.tree.flatten(teacher)}
+    all_finite = ops.all(
+        ops.stack([ops.all(ops.isfinite(value)) for value in tensors.values()])
+    )
+    found = [Fault(NOT_FINITE, ~all_finite, 0.0)]
+    if bound is not None and bound.answers_each_example:
+        return teacher, found
+    rows = keras.tree.flatten(y_pred)[0].shape[0]
+    answered = {value.shape[0] for value in tensors.values() if value.shape.rank}
+    if rows is not None and answered == {rows}:
+        return teacher, found
+    if rows is None or None in answered:
+        rows = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+    for key, value in tensors.items():
+        if value.shape.rank:
+            theirs = ops.shape(value)[0]
+            is_bad = ops.convert_to_tensor(theirs != rows)
+            found.append(Fault(OTHER_ROWS, is_bad, ops.cast(theirs, "float32")))
+            # Or the step fails, or takes one row for all.
+            padding = [[0, ops.maximum(rows - theirs, 0)]] + [[0, 0]] * (
+                value.shape.rank - 1
+            )
+            tensors[key] = tf.pad(value[:rows], padding)
+    return keras.tree.map_structure(lambda value: tensors[id(value)], teacher), found
+
+
+def defused(structure: Any, is_good: Any) -> Any:
+    """Returns tensors as they are, or all 0 if their batch has a fault.
+
+    The student outlives a broken teacher: its weights stay finite.
+    """
+    tensors = {id(value): value for value in keras.tree.flatten(structure)}
+    for key, value in tensors.items():
+        if value is not None:  # chosen by value: a branch in the graph was slower
+            tensors[key] = ops.where(is_good, value, ops.zeros((), value.dtype))
+    return keras.tree.map_structure(lambda value: tensors[id(value)], structure)
 
 
 class TrainingWatch(keras.callbacks.Callback):
-    """Looks at the first batch of a `fit`, and stops it if a teacher was not finite.
+    """Looks at the first batch of a `fit`, and stops it at a batch with a fault.
 
     The step only counts: the host looks every 100 batches and at the end of an epoch. The
     watch also holds schedules to their ranges, at both ends of each epoch, and tells
@@ -170,17 +239,31 @@ class TrainingWatch(keras.callbacks.Callback):
         if not self._unseen:
             return
         self._unseen = 0
-        bad = self.counter.first_bad
-        if bad is not None:
-            raise ValueError(not_finite(f"batch {bad} of epoch {self.epoch + 1}"))
+        stop_if_bad(self.counter, f"epoch {self.epoch + 1}")
 
 
-def not_finite(where: str) -> str:
-    """Returns the message for a teacher's answer that is NaN or infinite."""
-    return (
-        f"the teacher's outputs for {where} are not all finite (NaN or infinity), so the "
-        "run was stopped; check its inputs and weights."
-    )
+def stop_if_bad(counter: BatchCounter, what: str) -> None:
+    """Raises `ValueError` if a batch had a fault; waits for the device.
+
+    Args:
+        counter: that the step wrote.
+        what: the batches are of; "" for a single batch.
+    """
+    bad = counter.first_bad
+    if bad is not None:
+        number, sentence, value = bad
+        where = f"batch {number} of {what}" if what else "this batch"
+        raise ValueError(said(sentence, value, where))
+
+
+OTHER_ROWS = (
+    "the teacher answers {value} row(s) for {where}; it must give one for each example."
+)
+
+NOT_FINITE = (
+    "the teacher's outputs for {where} are not all finite (NaN or infinity), so the run "
+    "was stopped; check its inputs and weights."
+)
 
 
 def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_distill.outputs import gives_logits, settle, to_logits
+import keras_distill as kd
+from keras_distill.outputs import gives_logits, said_or_found, settle, to_logits
 from tests.conftest import mlp
 
 
@@ -103,3 +104,96 @@ def test_values_tell_and_it_is_said(values, expected):
     with pytest.warns(UserWarning, match=rf"Pass teacher_from_logits={expected} to"):
         settled = settle(np.array(values), None, "teacher", "teacher_from_logits")
     assert settled is expected
+
+
+# What the user says of it ------------------------------------------------------------
+
+
+class SoftmaxDense(keras.layers.Dense):
+    """Called like a layer that gives logits, and does something else."""
+
+    def call(self, inputs):
+        return keras.ops.softmax(super().call(inputs))
+
+
+def in_columns():
+    return keras.Sequential([keras.Input((3, 4)), keras.layers.Softmax(axis=1)])
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda: chain(keras.layers.Dense(3)), False),
+        (lambda: chain(keras.layers.Dense(3), keras.layers.Dropout(0.5)), False),
+        (lambda: chain(chain(keras.layers.Dense(3))), False),
+        (lambda: chain(keras.layers.Dense(3, activation="log_softmax")), False),
+        (lambda: chain(keras.layers.Dense(3, activation="softmax")), True),
+        (lambda: chain(keras.layers.Dense(3), keras.layers.Softmax()), True),
+        (lambda: chain(chain(keras.layers.Dense(3), keras.layers.Softmax())), True),
+    ],
+)
+def test_what_the_last_layer_plainly_is_cannot_be_said_otherwise(model, said, tmp_path):
+    model = model()
+    gives = "probabilities" if said else "logits"
+    for call in (
+        lambda: kd.as_teacher(model, from_logits=said),
+        lambda: kd.as_teacher(kd.as_teacher(model), from_logits=said),
+        lambda: kd.as_teacher([model], from_logits=said),
+        lambda: kd.Distiller(
+            mlp(features=4, classes=3), model, teacher_from_logits=said
+        ),
+        lambda: kd.Distiller(model, student_from_logits=said),
+        lambda: kd.export_savedmodel(model, tmp_path / "out", from_logits=said),
+        lambda: kd.evaluate(model, (np.ones((4, 4)), [0, 1, 2, 0]), from_logits=said),
+        lambda: kd.class_covariance(model, np.ones((4, 4)), from_logits=said),
+        lambda: kd.SoftTargets.write(
+            tmp_path / "cache", model, np.ones((4, 4)), teacher_from_logits=said
+        ),
+    ):
+        with pytest.raises(
+            ValueError, match=f"from_logits is {said}, .* gives {gives}"
+        ):
+            call()
+    assert said_or_found(not said, model, None) is not said
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: chain(keras.layers.Dense(3), keras.layers.Lambda(keras.ops.softmax)),
+        lambda: chain(keras.layers.Dense(3, activation=lambda z: z)),
+        lambda: chain(SoftmaxDense(3)),
+        lambda: chain(keras.layers.Dense(3), keras.layers.ReLU()),
+        lambda: chain(keras.layers.Dense(3, activation="sigmoid")),
+        in_columns,
+    ],
+)
+def test_what_the_layers_do_not_say_may_be_said(model, said):
+    assert said_or_found(said, model(), None) is said
+
+
+def test_each_output_is_held_to_its_own_layer():
+    inputs = keras.Input((4,))
+    model = keras.Model(
+        inputs,
+        {
+            "a": keras.layers.Dense(3, activation="softmax")(inputs),
+            "b": keras.layers.Dense(3)(inputs),
+        },
+    )
+    right = {"a": False, "b": True}
+    assert said_or_found(right, model, None) == right
+    for said in (True, False, {"a": True, "b": True}, {"a": False, "b": False}):
+        with pytest.raises(ValueError, match="of output '[ab]' of .* gives"):
+            said_or_found(said, model, None)
+    # What is not distilled may be anything.
+    assert said_or_found(True, model, {"b"}) is True
+
+
+@pytest.mark.parametrize("said", ["yes", 1, 0.5, {"a": "no"}, [True]])
+def test_what_is_said_is_a_bool(said):
+    with pytest.raises(
+        ValueError, match=r"from_logits.* must be True, False, None to find out"
+    ):
+        said_or_found(said, None, None)

@@ -283,7 +283,8 @@ def test_copy_is_independent(teacher):
 
 def test_a_teacher_object_serves_two_distillers():
     """Neither what one matches nor what it says of logits is the other's."""
-    shared = as_teacher(mlp(32))
+    # Its layers say neither, so that the user may say both.
+    shared = as_teacher(mlp(32, activation=lambda z: z), from_logits=True)
     first = kd.Distiller(
         mlp(6), shared, distillation_loss=kd.FeatureLoss("hidden", "hidden", True)
     )

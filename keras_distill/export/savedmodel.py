@@ -23,7 +23,13 @@ from keras_distill.arguments import (
 )
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
-from keras_distill.outputs import by_output, gives_logits, is_settled, settle, to_logits
+from keras_distill.outputs import (
+    by_output,
+    is_settled,
+    said_or_found,
+    settle,
+    to_logits,
+)
 from keras_distill.run_directory import RunDirectory
 from keras_distill.soft_targets.sources import specs_of
 
@@ -112,8 +118,7 @@ def export_savedmodel(
         )
     specs = _input_specs(model, input_signature)
     batch = check.example_batch(specs, example)
-    if from_logits is None:
-        from_logits = gives_logits(model)
+    from_logits = said_or_found(from_logits, model, None)
     if not is_settled(from_logits):
         outputs = model(_for_model(batch, specs, preprocess), training=False)
         from_logits = settle(outputs, from_logits, "model", "from_logits")

@@ -6,12 +6,12 @@ replicas are handled once, in the distiller's step.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_distill.arguments import check_float
 from keras_distill.keras_compat import logits_of
 
 PACKAGE = "keras_distill"
@@ -113,21 +113,20 @@ class SumOfLosses(DistillationLoss):
     """
 
     def __init__(self, terms: list[tuple[float, Any]]) -> None:
-        for weight, term in terms:
+        for _, term in terms:
             if not isinstance(term, keras.distillation.DistillationLoss):
                 raise TypeError(
                     f"only distillation losses add up, got {term!r}; use a "
                     "keras_distill distillation loss or a keras.distillation one."
                 )
-            if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-                raise ValueError(f"a weight must be a finite number >= 0, got {weight}")
         self.terms = [
-            (weight * inner_weight, inner)
+            (check_weight(weight) * inner_weight, inner)
             for weight, term in terms
             for inner_weight, inner in weighted_terms(term)
         ]
 
     def __mul__(self, weight: float) -> SumOfLosses:
+        weight = check_weight(weight)
         return SumOfLosses([(weight * w, term) for w, term in self.terms])
 
     __rmul__ = __mul__
@@ -169,6 +168,17 @@ class SumOfLosses(DistillationLoss):
                 for weight, term in config["terms"]
             ]
         )
+
+
+def check_weight(weight: Any) -> float:
+    """Returns the weight of a distillation loss as a float.
+
+    Raises:
+        ValueError: if it is not a finite number >= 0.
+    """
+    return check_float(
+        "a weight", weight, "a finite number >= 0", lambda number: number >= 0
+    )
 
 
 def weighted_terms(distillation_loss: Any) -> list[tuple[float, Any]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_distill.arguments import check_int
 from keras_distill.features import hidden_layer
 from keras_distill.losses.base import PACKAGE, DistillationLoss
 
@@ -32,6 +34,9 @@ class FeatureLoss(DistillationLoss):
         projection: bool or int. `True` learns a linear map from the student's width to
             the teacher's; an int says the teacher's width where it cannot be seen.
 
+    Raises:
+        ValueError: if a name is no str, or the projection neither a bool nor an int >= 1.
+
     Example:
     >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="s"),
     ...                             keras.layers.Dense(2)])
@@ -51,9 +56,20 @@ class FeatureLoss(DistillationLoss):
         teacher_layer_name: str | None = None,
         projection: bool | int = False,
     ) -> None:
+        for role, name in (
+            ("student", student_layer_name),
+            ("teacher", teacher_layer_name),
+        ):
+            if name is not None and not isinstance(name, str):
+                raise ValueError(
+                    f"{role}_layer_name must be a str or None, got {name!r}."
+                )
+        is_bool = isinstance(projection, (bool, np.bool_))
         self.student_layer_name = student_layer_name
         self.teacher_layer_name = teacher_layer_name
-        self.projection = projection
+        self.projection = (
+            bool(projection) if is_bool else check_int("projection", projection, 1)
+        )
         self._layer: keras.layers.Dense | None = None
 
     @property

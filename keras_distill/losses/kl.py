@@ -50,9 +50,9 @@ class SoftTargetLoss(DistillationLoss):
     takes_top_k = True
 
     def __init__(self, temperature: float | None = None) -> None:
-        if temperature is not None:
-            check_temperature(temperature)
-        self.temperature = temperature
+        self.temperature = (
+            None if temperature is None else check_temperature(temperature)
+        )
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
@@ -154,14 +154,30 @@ def tempered_kl(teacher_logits: Any, student_logits: Any, temperature: Any) -> A
         sum_t = ops.sum(exp_t, -1, keepdims=True)
         sum_s = ops.sum(exp_s, -1, keepdims=True)
         p, q = exp_t / sum_t, exp_s / sum_s
-        r = (s - t) - ops.log(sum_s / sum_t)
+        # r = (s - t) - log(sum_s / sum_t). The logarithm loses what is below 1e-7, which
+        # at a high T is all: about its mean, s - t keeps it.
+        far = s - t
+        about_mean = far - ops.sum(p * far, -1, keepdims=True)
+        is_small = ops.max(ops.abs(about_mean), -1, keepdims=True) < 0.5
+        small = ops.where(is_small, about_mean, 0.0)
+        r = ops.where(
+            is_small,
+            small - ops.log1p(ops.sum(p * ops.expm1(small), -1, keepdims=True)),
+            far - ops.log(sum_s / sum_t),
+        )
         is_near = ops.abs(r) < 0.5
         near = ops.where(is_near, r, 0.0)
         series = _TAYLOR[-1]
         for coefficient in reversed(_TAYLOR[:-1]):
             series = series * near + coefficient
-        terms = ops.where(is_near, p * near * near * series, (q - p) - p * r)
-        loss = temperature * temperature * ops.sum(terms, -1)
+        # T**2 goes in before what it makes up for is rounded away.
+        scaled = temperature * near
+        terms = ops.where(
+            is_near,
+            p * scaled * scaled * series,
+            temperature * (temperature * ((q - p) - p * r)),
+        )
+        loss = ops.sum(terms, -1)
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
             upstream = args[0] if upstream is None else upstream

@@ -19,7 +19,7 @@ from keras_tuner.errors import FailedTrialError
 from keras_distill import processes, progress
 from keras_distill.arguments import check_backend, check_int
 from keras_distill.distiller import Distiller
-from keras_distill.first_batch import check_labels
+from keras_distill.faults import check_labels
 from keras_distill.outputs import by_output
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint
 from keras_distill.soft_targets.settings import Settings
@@ -429,8 +429,10 @@ def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) 
             f"{shapes}: {str(error).splitlines()[0]}"
         ) from error
     distiller.check_first_batch(train)
-    classes = {key: output.shape[-1] for key, output in by_output(outputs)}
-    check_labels(validation[1], classes, distiller.loss)
+    outputs_shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
+    check_labels(
+        validation[1], outputs_shapes, distiller.loss, where="the validation data"
+    )
 
 
 def _check_objective(distiller: Distiller, batch: tuple, objective: str) -> None:
