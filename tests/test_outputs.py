@@ -144,7 +144,9 @@ def test_what_the_last_layer_plainly_is_cannot_be_said_otherwise(model, said, tm
         ),
         lambda: kd.Distiller(model, student_from_logits=said),
         lambda: kd.export_savedmodel(model, tmp_path / "out", from_logits=said),
-        lambda: kd.evaluate(model, (np.ones((4, 4)), [0, 1, 2, 0]), from_logits=said),
+        lambda: kd.evaluate(
+            model, (np.ones((4, 4)), np.array([0, 1, 2, 0])), from_logits=said
+        ),
         lambda: kd.class_covariance(model, np.ones((4, 4)), from_logits=said),
         lambda: kd.SoftTargets.write(
             tmp_path / "cache", model, np.ones((4, 4)), teacher_from_logits=said

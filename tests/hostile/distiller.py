@@ -115,7 +115,7 @@ ROWS = [
     Row("Distiller", lambda: kd.Distiller(student(), student()), "are the same object"),
     Row("Distiller", lambda: kd.Distiller(*_sharing()), "teacher shares the variable"),
     Row("Distiller", lambda: kd.Distiller(student(), [teacher(), student()]), "same obj"),
-    Row("Distiller", lambda: kd.Distiller(student(), lambda x, s=student(): s(x)), "same obj"),
+    Row("Distiller", lambda: kd.Distiller(student(), functools.partial(student())), "same obj"),
     Row("Distiller", lambda: kd.Distiller(student(), model(7)), "student has 4 classes"),
     Row("Distiller", lambda: kd.Distiller(model(1), model(1)), "a softmax over it is al"),
     Row("Distiller", _with(distillation_loss="kl"), "must be a distillation loss"),
