@@ -199,3 +199,10 @@ def test_what_is_said_is_a_bool(said):
         ValueError, match=r"from_logits.* must be True, False, None to find out"
     ):
         said_or_found(said, None, None)
+
+
+def test_a_store_is_opened_with_a_teacher_that_ends_in_a_softmax(tmp_path):
+    model = chain(keras.layers.Dense(3, activation="softmax"))
+    written = kd.SoftTargets.write(tmp_path / "cache", model, np.ones((4, 4)))
+    opened = kd.SoftTargets.open(tmp_path / "cache", teacher=model)
+    assert len(opened) == len(written) == 4

@@ -245,7 +245,7 @@ class SoftTargets:
                 f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
             )
         if teacher is not None:
-            as_teacher(teacher, from_logits=True)  # refuses what is none
+            as_teacher(teacher, outputs=())  # refuses what is none
             found = teacher_fingerprint(teacher)
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}

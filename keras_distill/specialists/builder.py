@@ -200,7 +200,7 @@ class SpecialistBuilder:
         )
         if not seats.is_here:
             processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
-        ranks = as_teacher(self.generalist).input_ranks
+        ranks = as_teacher(self.generalist, outputs=()).input_ranks
         source = TrainingData(data, self.classes, ranks or [], batched)
         self._check_counts(source.counts)
         with contextlib.ExitStack() as stack:
