@@ -6,6 +6,7 @@ for GPUs, whatever `TF_CPP_MIN_LOG_LEVEL` says.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 
@@ -13,9 +14,13 @@ import tempfile
 _VARIABLE = "KERAS_DISTILL_QUIET"
 
 
+def stop(*_: object) -> None:
+    """Ends a command that is still being imported, at Ctrl-C."""
+    os.write(2, b"\nkeras-distill: stopped.\n")
+    os._exit(130)
+
+
 def _is_our_command() -> bool:
-    if os.environ.get(_VARIABLE):
-        return True
     script = os.path.basename(sys.argv[0] if sys.argv else "")
     return script == "keras-distill" or sys.orig_argv[1:3] == ["-m", "keras_distill"]
 
@@ -44,4 +49,8 @@ def _import_tensorflow_quietly() -> None:
 
 
 if _is_our_command():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    _import_tensorflow_quietly()
+elif os.environ.get(_VARIABLE):
     _import_tensorflow_quietly()

@@ -13,11 +13,12 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill import progress
-from keras_distill.arguments import check_scalar
+from keras_distill.arguments import check_int, check_scalar
 from keras_distill.commands.options import (
     DATA_DIR,
     SEED,
     add_command,
+    as_path,
     best_on,
     save_results,
 )
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
                 '"digits", or a TFDS image dataset: mnist, ...',
             ),
             DATA_DIR,
-            ("--output", str, None, "folder for results; keras-distill-demo-DATASET"),
+            ("--output", as_path, None, "folder for results; keras-distill-demo-DATASET"),
             ("--temperature", float, 4.0, "T, > 0"),
             ("--alpha", float, 0.1, "weight of the hard loss, 0 to 1"),
             ("--epochs", int, None, "of each training; fits the dataset"),
@@ -62,12 +63,13 @@ def run(options: argparse.Namespace) -> None:
         NotADirectoryError: if the output is a file.
     """
     start = time.monotonic()
-    dataset, seed, epochs = options.dataset, options.seed, options.epochs
+    dataset, epochs = options.dataset, options.epochs
     output = options.output or f"keras-distill-demo-{dataset}"
+    seed = check_int("seed", options.seed, 0)
     check_scalar("temperature", options.temperature)
     check_scalar("alpha", options.alpha)
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if epochs is not None:
+        check_int("epochs", epochs, 1)
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
 
 import keras_distill as kd
+from keras_distill import _quiet
 from keras_distill.commands import cache, demo, search, specialists
+
+#: Kinds of error whose message says it all.
+_SAID = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +34,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is met as Ctrl-C is: what has begun is cleared away."""
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Has SIGINT and SIGTERM raise errors meanwhile, where this thread may say so."""
+
+    def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise _Terminated
+
+    handlers: dict[int, Any] = {signal.SIGTERM: terminate}
+    if signal.getsignal(signal.SIGINT) is _quiet.stop:  # while it was imported
+        handlers[signal.SIGINT] = signal.default_int_handler
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # no main thread
+        for number, handler in handlers.items():
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sentence(error: Exception) -> str:
+    """Returns what an error says, in one paragraph and without TensorFlow's graph."""
+    if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
+        return (
+            f"out of memory: {_first_line(error)}; give a smaller --batch-size, a smaller "
+            "model, or fewer --workers."
+        )
+    if isinstance(error, _SAID):
+        return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, tf.errors.OpError):
+        return f"TensorFlow stopped: {_first_line(error)}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename}, line {frame.lineno}"
+    return f"{type(error).__name__}: {_first_line(error)} ({place})."
+
+
+def _first_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), "no more is known").rstrip(".")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -31,15 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; `None` (default) takes `sys.argv`.
 
     Returns:
-        The exit status: 0; 1 for an error, said in a sentence; 130 for Ctrl-C.
+        The exit status: 0; 1 for an error, said in a sentence; 130 for Ctrl-C and 143 for
+        SIGTERM, after which no process and no temporary file is left. A wrong command line
+        is argparse's own exit with 2.
     """
-    options = _parser().parse_args(arguments)
     try:
-        options.run(options)
-    except KeyboardInterrupt:
+        with _stopped_by_signals():
+            options = _parser().parse_args(arguments)
+            options.run(options)
+    except KeyboardInterrupt as error:
         print("\nkeras-distill: stopped.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"keras-distill: error: {error}", file=sys.stderr)
+        return 143 if isinstance(error, _Terminated) else 130
+    except Exception as error:
+        print(f"keras-distill: error: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0

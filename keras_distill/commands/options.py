@@ -12,12 +12,38 @@ from typing import Any
 import keras
 
 import keras_distill as kd
-from keras_distill.arguments import check_keras_file
+from keras_distill.arguments import check_int, check_keras_file, check_path
+from keras_distill.teachers import load_model_file
 
 #: Name, kind (a type, a list of choices, or `bool` for a flag), default and help.
 Option = tuple[str, Any, Any, str]
 
-DATA_DIR: Option = ("--data-dir", str, None, "where TFDS keeps prepared datasets")
+
+def as_path(text: str) -> str:
+    """Returns a path of the command line, with `~` replaced, as in `--output=~/x`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    try:
+        return check_path("it", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pixels(text: str) -> int:
+    try:
+        return check_int("it", int(text), 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"it must be a whole number >= 1, got {text!r}."
+        ) from error
+
+
+#: Arguments that are paths, wherever a command takes them.
+_PATHS = ("teacher", "generalist", "path")
+
+DATA_DIR: Option = ("--data-dir", as_path, None, "where TFDS keeps prepared datasets")
 SEED: Option = ("--seed", int, 0, "makes the run repeatable")
 BATCH_SIZE: Option = ("--batch-size", int, 128, "examples of a training step")
 
@@ -40,7 +66,8 @@ def add_command(
     )
     parser.set_defaults(run=run)
     for argument, text in positional.items():
-        parser.add_argument(argument, help=text)
+        kind = as_path if argument in _PATHS else str
+        parser.add_argument(argument, type=kind, help=text)
     for option, kind, default, text in options:
         if kind is bool:
             parser.add_argument(option, action="store_true", help=text)
@@ -51,7 +78,7 @@ def add_command(
     # Not for the demo, which takes its dataset as an option.
     if "dataset" in positional:
         parser.add_argument(
-            "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+            "--image-size", type=_pixels, nargs=2, metavar=("HEIGHT", "WIDTH"),
             help="for datasets whose images differ in size",
         )  # fmt: skip
 
@@ -66,9 +93,10 @@ def load_model(role: str, path: str) -> keras.Model:
 
     Raises:
         FileNotFoundError: naming the role, if there is none.
+        ValueError: if it cannot be read.
     """
     check_keras_file(role, path)
-    return keras.saving.load_model(path, compile=False)
+    return load_model_file(role, path)
 
 
 def function_of(path: str) -> Callable:
@@ -91,6 +119,11 @@ def function_of(path: str) -> Callable:
         raise ValueError(
             f"the student's module cannot be imported: {error}; run the command in its "
             "folder, or install it."
+        ) from error
+    except Exception as error:  # whatever a user's module may raise
+        raise ValueError(
+            f"the student's module {module_name} cannot be imported: "
+            f"{type(error).__name__}: {error}."
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -14,6 +14,7 @@ from keras_distill.commands.options import (
     DATA_DIR,
     SEED,
     add_command,
+    as_path,
     function_of,
     load_model,
     loader,
@@ -52,7 +53,7 @@ def add_parser(commands: Any) -> None:
             ("--algorithm", str, "bayesian", '"bayesian" or "random"'),
             ("--workers", int, 1, "processes, each with a GPU of its own"),
             BATCH_SIZE,
-            ("--directory", str, "keras-distill-search", "folder for all results"),
+            ("--directory", as_path, "keras-distill-search", "folder for all results"),
             ("--resume", bool, False, "go on with the search in the directory"),
             ("--overwrite", bool, False, "delete the search in the directory"),
             ("--retrain", bool, False, "train the best student once more"),
@@ -106,8 +107,6 @@ def run(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("\nGo on with the same command and --resume.", file=sys.stderr)
         raise
-    except RuntimeError as error:  # all trials failed, or processes could not start
-        raise ValueError(error) from error
     print(f"\n{result}\n")
     comparison = kd.compare(
         {"teacher": model, "best student": result.student}, data.test, teacher=model
