@@ -61,9 +61,14 @@ def _changed_by_training(model: keras.Model) -> Iterator[tuple[keras.Layer, Any]
     Among them moving averages; the state of a dropout's seed is none of a layer's own.
     """
     for layer, variables in own_variables(model):
-        # Its mean and variance are of `adapt`.
-        if layer.trainable and not isinstance(layer, keras.layers.Normalization):
+        if is_changed_by_training(layer):
             yield from ((layer, variable) for variable in variables)
+
+
+def is_changed_by_training(layer: keras.Layer) -> bool:
+    """Tells whether a training step changes a layer's own variables."""
+    # The mean and variance of a Normalization are of `adapt`.
+    return layer.trainable and not isinstance(layer, keras.layers.Normalization)
 
 
 def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:

@@ -9,12 +9,13 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_distill.arguments import check_backend
+from keras_distill.arguments import check_backend, check_each
 from keras_distill.distiller import Distiller
 from keras_distill.losses.base import SumOfLosses
 from keras_distill.losses.matching import check_distillation_loss
 from keras_distill.metrics import NegativeLogLikelihood
 from keras_distill.tuning import ranges
+from keras_distill.tuning.carried import Students, Things
 
 #: Other columns of `SearchResult.trials`.
 _COLUMNS = frozenset(
@@ -58,7 +59,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
     Raises:
         TypeError: if `build_student` cannot be called.
         ValueError: if a range is none, or out of range; in `build`, if the student has a
-            hyperparameter by a name that is taken.
+            hyperparameter by a name that is taken, or shares with an earlier trial's
+            variables that training changes.
 
     Example:
     >>> def build_student(hp):
@@ -99,6 +101,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         if _is_weighted(distillation_loss):
             for weight, loss_term in distillation_loss:
                 ranges.check("a weight of distillation_loss", weight)
+                if loss_term is None:
+                    raise TypeError(
+                        "each of the weighted losses must be a distillation loss, got None."
+                    )
                 check_distillation_loss(loss_term)
         elif not callable(distillation_loss):
             check_distillation_loss(distillation_loss)
@@ -109,15 +115,20 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.distillation_loss = distillation_loss
         self.optimizer = optimizer
         self.loss = loss
-        self.metrics = metrics or []
+        self.metrics = check_each(
+            "metrics", [] if metrics is None else metrics, _check_metric, "metrics"
+        )
         self._policy = keras.config.dtype_policy()
         self._names_are_checked = False
+        self._students, self._handed_out = Students(), Things()
 
     def build(self, hp: keras_tuner.HyperParameters) -> Distiller:
         """Returns the compiled distiller of a trial.
 
         Raises:
             TypeError: if `build_student` returns no model.
+            ValueError: if it returns an earlier trial's, or one that shares with it
+                what training changes.
         """
         # KerasTuner clears Keras's session before every trial, and its policy with it.
         keras.config.set_dtype_policy(self._policy)
@@ -125,12 +136,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         if not self._names_are_checked:
             self._check_names()
             self._names_are_checked = True
-        student = self.build_student(hp)
-        if not isinstance(student, keras.Model):
-            raise TypeError(
-                f"build_student must return a keras.Model, got {student!r}; does it end "
-                "with a return statement?"
-            )
+        student = self._student(hp)
         distiller = Distiller(
             student,
             self.teacher,
@@ -140,6 +146,16 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         )
         distiller.compile(**self._compile_arguments(hp, distiller))
         return distiller
+
+    def _student(self, hp: keras_tuner.HyperParameters) -> keras.Model:
+        student = self.build_student(hp)
+        if not isinstance(student, keras.Model):
+            raise TypeError(
+                f"build_student must return a keras.Model, got {student!r}; does it end "
+                "with a return statement?"
+            )
+        self._students.check(student)
+        return student
 
     def _declare(self, hp: keras_tuner.HyperParameters) -> tuple[float, float, Any]:
         """Returns temperature, alpha and distillation loss of a trial."""
@@ -154,7 +170,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         # A trial's own may be full of values, the student's among them.
         taken, own = keras_tuner.HyperParameters(), keras_tuner.HyperParameters()
         self._declare(taken)
-        self.build_student(own)
+        self._student(own)
         for name in own.values:
             if name in taken.values or name in _COLUMNS or name.startswith("val_"):
                 raise ValueError(
@@ -173,7 +189,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
                 ]
             )
         if callable(given):
-            return given(hp)
+            return keras.tree.map_structure(self._new, given(hp))
         if isinstance(given, (dict, list, tuple)):
             return keras.tree.map_structure(lambda one: one and _copy(one), given)
         return given and _copy(given)
@@ -185,8 +201,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         arguments: dict[str, Any] = {"metrics": []}
         if student.compiled:
             arguments |= _compiled_with(student)
+            arguments["optimizer"] = self._new(arguments["optimizer"])
         else:
-            arguments["optimizer"] = _new_optimizer(self.optimizer, hp)
+            arguments["optimizer"] = self._new(_new_optimizer(self.optimizer, hp))
             loss = self.loss or keras.losses.SparseCategoricalCrossentropy
             if isinstance(loss, type):
                 loss = loss(from_logits=distiller.student_from_logits is not False)
@@ -196,13 +213,22 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         )
         return arguments
 
+    def _new(self, thing: Any) -> Any:
+        """Returns a loss or optimizer, as a copy if an earlier trial has had it."""
+        if isinstance(thing, str) or thing is None:
+            return thing
+        if thing in self._handed_out:
+            return _copy(thing)
+        self._handed_out.add(thing)
+        return thing
+
     def _with_metrics(self, own: Any, distiller: Distiller, loss: Any) -> Any:
         def gives_logits() -> bool:  # some students say it only when they are built
             return distiller.student_from_logits is not False
 
         if not isinstance(own, list):  # of a student with several outputs
             return own
-        metrics = [*own, *map(_copy, self.metrics)]
+        metrics = [*own, *(_copy(m) if _is_metric(m) else m for m in self.metrics)]
         outputs = getattr(distiller.student, "outputs", None) or [None]
         if len(outputs) > 1:
             return metrics
@@ -221,6 +247,16 @@ def _new_optimizer(given: Any, hp: keras_tuner.HyperParameters) -> Any:
     if isinstance(given, type):
         return given()
     return given(hp) if callable(given) else given
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, keras.metrics.Metric)
+
+
+def _check_metric(name: str, value: Any) -> Any:
+    if isinstance(value, str) or _is_metric(value) or callable(value):
+        return value
+    raise ValueError(f"{name} must be a metric, its name or a function, got {value!r}.")
 
 
 def _is_weighted(given: Any) -> bool:
