@@ -8,10 +8,12 @@ import time
 
 import keras
 import pytest
+import tensorflow as tf
 
 import keras_distill
 from keras_distill import datasets, models
-from keras_distill.commands import main
+from keras_distill.commands import cache, main, search, specialists
+from keras_distill.commands import demo as demo_command
 from keras_distill.export import check
 from keras_distill.soft_targets.store import SoftTargets
 from tests import forking
@@ -100,7 +102,7 @@ def test_control_c_stops_a_fresh_process_calmly_and_quietly(tmp_path):
     [
         (["--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
         (["--alpha", "2"], "alpha must be a number from 0 to 1, got 2.0"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--epochs", "0"], "epochs must be a whole number >= 1, got 0"),
         (["--dataset", "no_such"], "there is no dataset 'no_such'"),
         (["--output", "taken"], "the output 'taken' is a file"),
     ],
@@ -115,6 +117,136 @@ def test_wrong_arguments_are_one_sentence(
     assert captured.err.startswith("keras-distill: error: ")
     assert message in captured.err
     assert os.listdir(tmp_path) == ["taken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--output="], "it must be a path, got ''"),
+        (["demo", "--epochs", "x"], "invalid int value: 'x'"),
+        (["demo", "--alpha", "x"], "invalid float value: 'x'"),
+        (["cache", "", "digits", "kept"], "it must be a path, got ''"),
+        (["cache", "t.keras", "digits", " "], "it must be a path, got ' '"),
+        (["cache", "t.keras", "digits"], "are required: path"),
+        (["cache", "t.keras", "digits", "kept", "--split", "x"], "invalid choice: 'x'"),
+        (["cache", "t.keras", "digits", "k", "--dtype", "int8"], "invalid choice"),
+        (
+            ["cache", "t.keras", "digits", "k", "--image-size", "0", "9"],
+            ">= 1, got '0'",
+        ),
+        (["specialists", "", "digits"], "it must be a path, got ''"),
+        (["specialists", "g.keras", "digits", "--work-dir="], "it must be a path"),
+        (["specialists", "g.keras", "digits", "--n", "1.5"], "invalid int value"),
+        (["search", "t.keras", "digits", "a:b", "--directory="], "it must be a path"),
+        (["search", "t.keras", "digits", "a:b", "--data-dir="], "it must be a path"),
+        (
+            ["search", "t.keras", "digits", "a:b", "--trials", "1.5"],
+            "invalid int value",
+        ),
+        ([], "are required: COMMAND"),
+        (["distil"], "invalid choice: 'distil'"),
+    ],
+)
+def test_wrong_command_lines_exit_with_two(arguments, message, capsys):
+    with pytest.raises(SystemExit) as found:
+        main.main(arguments)
+    assert found.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+class OddError(Exception):
+    """Of no kind that is known."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("k must be\n  2."), "k must be 2."),
+        (TypeError("no such kind."), "no such kind."),
+        (RuntimeError("all failed."), "all failed."),
+        (PermissionError(13, "no", "x"), "[Errno 13] no: 'x'"),
+        (OSError(), "OSError"),
+        (ImportError("no graphs."), "no graphs."),
+        (MemoryError(), "out of memory: no more is known; give a smaller --batch-size"),
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, "Graph execution error:\n\nOOM when allocating\nNode: x"
+            ),
+            "out of memory: OOM when allocating; give a smaller --batch-size",
+        ),
+        (
+            tf.errors.InvalidArgumentError(None, None, "logits differ\nNode: x\n"),
+            "TensorFlow stopped: logits differ",
+        ),
+        (KeyError("width"), "KeyError: 'width' ("),
+        (OddError("why.\nTraceback"), "OddError: why ("),
+        (AssertionError(), "AssertionError: no more is known ("),
+    ],
+)
+def test_every_error_is_one_sentence(error, said, capsys, monkeypatch):
+    def run(options):
+        raise error
+
+    monkeypatch.setattr(cache, "run", run)
+    assert main.main(["cache", "t.keras", "digits", "kept"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"keras-distill: error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_is_no_traceback_and_leaves_the_handlers(
+    number, status, capsys, monkeypatch
+):
+    cleared = []
+
+    def run(options):
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleared.append(1)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cache, "run", run)
+    assert main.main(["cache", "t.keras", "digits", "kept"]) == status
+    assert cleared
+    assert capsys.readouterr().err.split() == ["keras-distill:", "stopped."]
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_paths_of_the_command_line_may_begin_at_home(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command, path in (
+        (demo_command, ["--output=~/x"]),
+        (cache, ["~/t.keras", "digits", "~/x"]),
+        (specialists, ["~/g.keras", "digits", "--work-dir=~/x"]),
+        (search, ["~/t.keras", "digits", "a:b", "--directory=~/x", "--data-dir=~/y"]),
+    ):
+        monkeypatch.setattr(command, "run", lambda options: given.update(vars(options)))
+        name = command.__name__.rpartition(".")[2]
+        assert main.main([name, *path]) == 0
+    for name in ("output", "path", "work_dir", "directory"):
+        assert given[name] == str(tmp_path / "x")
+    assert given["teacher"] == str(tmp_path / "t.keras")
+    assert given["generalist"] == str(tmp_path / "g.keras")
+    assert given["data_dir"] == str(tmp_path / "y")
+
+
+def test_a_teacher_with_code_in_it_is_one_sentence(tmp_path, capsys):
+    inputs = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(inputs)
+    path = str(tmp_path / "lambda.keras")
+    keras.Model(inputs, keras.layers.Lambda(lambda x: x[:, :10])(flat)).save(path)
+    for command in (
+        ["cache", path, "digits", str(tmp_path / "kept")],
+        ["specialists", path, "digits"],
+        ["search", path, "digits", "json:dumps"],
+    ):
+        assert main.main(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "holds code of its own (a Lambda layer)" in line
 
 
 def test_help_is_useful(capsys):

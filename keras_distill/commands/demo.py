@@ -46,7 +46,12 @@ def add_parser(commands: Any) -> None:
                 '"digits", or a TFDS image dataset: mnist, ...',
             ),
             DATA_DIR,
-            ("--output", as_path, None, "folder for results; keras-distill-demo-DATASET"),
+            (
+                "--output",
+                as_path,
+                None,
+                "folder for results; keras-distill-demo-DATASET",
+            ),
             ("--temperature", float, 4.0, "T, > 0"),
             ("--alpha", float, 0.1, "weight of the hard loss, 0 to 1"),
             ("--epochs", int, None, "of each training; fits the dataset"),

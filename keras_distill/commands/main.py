@@ -77,8 +77,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), "no more is known").rstrip(".")
+    """Returns the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = (line for line in lines if line and line != "Graph execution error:")
+    return next(said, "no more is known").rstrip(".")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

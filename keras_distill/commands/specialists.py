@@ -56,7 +56,12 @@ def add_parser(commands: Any) -> None:
                 "likely classes that choose the specialists; default: best on validation",
             ),
             ("--workers", int, 1, "processes that share the work"),
-            ("--work-dir", as_path, "keras-distill-specialists", "folder for all results"),
+            (
+                "--work-dir",
+                as_path,
+                "keras-distill-specialists",
+                "folder for all results",
+            ),
             DATA_DIR,
             *_TRAINING,
             BATCH_SIZE,
@@ -72,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
         FileNotFoundError: if there is no such generalist.
         ValueError: if it does not fit the dataset, or an option is out of range.
     """
+    seed = check_int("seed", options.seed, 0)
     model = load_model("generalist", options.generalist)
     load, n, work_dir = loader(options), options.n, options.work_dir
     if n is not None:
@@ -89,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
     covariance = kd.class_covariance(model, data.train, temperature=2.0)
     clusters = kd.cluster_classes(
-        covariance, options.clusters, max_size=options.max_size, seed=options.seed
+        covariance, options.clusters, max_size=options.max_size, seed=seed
     )
     for index, cluster in enumerate(clusters):
         print(f"cluster {index}: " + ", ".join(data.class_names[c] for c in cluster))
@@ -100,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
         examples,
         n_jobs=options.workers,
         work_dir=work_dir,
-        seed=options.seed,
+        seed=seed,
         batch_size=options.batch_size,
         **{name: value for name, value in given.items() if value is not None},
     )
