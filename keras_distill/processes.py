@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import itertools
 import mmap
+import numbers
 import os
 import pickle
 import random
@@ -123,13 +124,13 @@ class Seats:
         Raises:
             ValueError: if it is no such number, or the backend is none of processes.
         """
-        is_whole = isinstance(n_jobs, int) and not isinstance(n_jobs, bool)
-        if n_jobs is not None and (not is_whole or n_jobs == 0):
+        is_whole = isinstance(n_jobs, numbers.Integral) and not isinstance(n_jobs, bool)
+        if n_jobs is not None and (not is_whole or n_jobs == 0 or n_jobs < -1):
             raise ValueError(
                 "n_jobs must be a whole number >= 1, -1 for as many as there are cores, or "
                 f"None, got {n_jobs!r}."
             )
-        count = joblib.effective_n_jobs(n_jobs)
+        count = joblib.effective_n_jobs(n_jobs if n_jobs is None else int(n_jobs))
         backend = keras_compat.active_joblib_backend()
         name = type(backend).__name__
         if name == "DaskDistributedBackend":

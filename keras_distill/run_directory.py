@@ -95,9 +95,10 @@ class RunDirectory:
         Raises:
             ValueError: naming each difference.
         """
+        kept = f"a {self.what[4:]}" if self.what.startswith("the ") else self.what
         if phrases := self.differences(found, wanted):
             raise ValueError(
-                f"{self.path!r} holds {state}{self.what} of another kind: "
+                f"{self.path!r} holds {state}{kept} of another kind: "
                 f"{'; '.join(phrases)}. {remedy}"
             )
 
@@ -272,8 +273,13 @@ def _differ(label: str, found: Any, wanted: Any) -> list[str]:
             if isinstance(a, dict) and isinstance(b, dict) and a != b:
                 return _differ(f"{whose} {part}", a, b)
             if a != b:
-                return [f"{whose} {part} differ ({a}, not {b})"]
+                verb = "differ" if part.endswith("s") else "differs"
+                return [f"{whose} {part} {verb} ({_or_none(a)}, not {_or_none(b)})"]
     return [f"{label} is {found!r}, not {wanted!r}"]
+
+
+def _or_none(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

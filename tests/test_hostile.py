@@ -56,7 +56,6 @@ NO_ROWS = {
     "LogitLoss.loss_per_example": _STEP,
     "SearchResult": _RESULT,
     "SearchResult.best_of_kind": "a kind without trials has no best: None",
-    "DistillationHyperModel.build": "KerasTuner calls it",
     "SoftTargetLoss.compute_loss": _STEP,
     "SoftTargetLoss.loss_per_example": _STEP,
     "SoftTargets": "made by write and open",

@@ -42,7 +42,7 @@ def test_settings_within_settings_are_named():
     found = {"targets": {"teacher": {"kind": "a"}, "seed": 1}}
     assert run.differences(
         found, {"targets": {"teacher": {"kind": "b"}, "seed": 2}}
-    ) == ["targets' teacher's kind differ (a, not b)"]
+    ) == ["targets' teacher's kind differs (a, not b)"]
 
 
 def test_json_is_read_back_or_said_to_be_damaged(run):

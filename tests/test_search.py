@@ -20,7 +20,7 @@ import keras_distill as kd
 from keras_distill.tuning import keras_tuner_compat, tensorboard
 from keras_distill.tuning.oracles import RandomOracle
 
-from .conftest import CLASSES, FEATURES, SPARSE, mlp
+from .conftest import CLASSES, FEATURES, SPARSE, copy_of, mlp
 
 N = 160
 
@@ -43,6 +43,12 @@ def build(hp):
 def eager(model, optimizer="adam", loss=SPARSE):
     model.compile(optimizer, loss, run_eagerly=True)
     return model
+
+
+def deeper(width):
+    """A student with the hyperparameters of `build`, and another architecture."""
+    layers = [keras.layers.Dense(width), keras.layers.Dense(CLASSES)]
+    return keras.Sequential([keras.Input((FEATURES,)), *layers])
 
 
 def teacher():
@@ -381,13 +387,32 @@ def test_a_directory_with_another_search_is_refused(tmp_path, search):
         search(tmp_path, max_trials=2)
     for change, words in (
         ({"epochs": 7}, "epochs is 2, not 7"),
-        ({"alpha": 0.5}, "hyperparameters"),
+        (
+            {"alpha": 0.5},
+            r"a search of another kind: hyperparameters' alpha differs \(0.0 to 1.0, not "
+            r"fixed at 0.5\)",
+        ),
+        (
+            {"temperature": (2, 9)},
+            r"temperature differs \(1.0 to 20.0 by its logarithm, not 2.0 to 9.0 by its",
+        ),
         ({"teacher": mlp(9)}, "the soft targets' teacher's architecture differ"),
         ({"seed": 4}, "seed is 0, not 4"),
-        ({"validation": make_data(5, 60)}, "validation is"),
-        ({"train": (TRAIN[0], TRAIN[1][::-1])}, "labels is"),
-        ({"train": (*TRAIN, np.ones(N))}, "labels is"),
-        ({"build_student": lambda hp: mlp(3)}, "hyperparameters is"),
+        ({"validation": make_data(5, 60)}, "the fingerprint of the validation data is"),
+        ({"train": (TRAIN[0], TRAIN[1][::-1])}, "the fingerprint of train's labels is"),
+        ({"train": (*TRAIN, np.ones(N))}, "the fingerprint of train's labels is"),
+        (
+            {"build_student": lambda hp: mlp(3)},
+            r"hyperparameters' width differs \(4 to 12 whole numbers, not none\)",
+        ),
+        (
+            {"build_student": lambda hp: eager(deeper(hp.Int("width", 4, 12)))},
+            "the architecture that build_student returns by default is",
+        ),
+        (
+            {"build_student": lambda hp: eager(mlp(hp.Int("width", 4, 12)), "sgd")},
+            "optimizer",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             search(tmp_path, max_trials=2, resume=True, **change)
@@ -723,3 +748,28 @@ def test_the_search_leaves_the_process_as_it_was(tmp_path, search):
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     keras.config.set_dtype_policy("float32")
     assert state() == before
+
+
+def test_several_teachers_are_averaged_at_the_temperature_of_each_trial(
+    tmp_path, search
+):
+    teachers = [mlp(16), mlp(24)]
+    for one, scale in zip(teachers, (1.0, 6.0), strict=True):  # of different sureness
+        one.set_weights([scale * w for w in one.get_weights()])
+    result = search(tmp_path, teacher=teachers, max_trials=4, epochs=1)
+    numbers = result.tuner.given.data
+    losses = []
+    for trial in result.tuner.oracle.trials.values():
+        cached = result.tuner.load_model(trial)
+        live = kd.Distiller(
+            copy_of(cached.student), teachers, temperature=cached.temperature,
+            alpha=cached.alpha,
+        )  # fmt: skip
+        live.compile("sgd", SPARSE, run_eagerly=True)
+        kept, labels = numbers.first_training_batch(N)[:2]
+        told = cached.train_on_batch(kept, labels, return_dict=True)["loss"]
+        asked = live.train_on_batch(*TRAIN, return_dict=True)["loss"]
+        assert told == pytest.approx(asked, rel=2e-3)
+        if cached.alpha < 1:
+            losses.append(cached.temperature)
+    assert len(set(losses)) > 1

@@ -241,7 +241,7 @@ class _Run:
 
 _REMEDY = "Pass arrays, or a function that returns the dataset, or n_jobs=1."
 _UNSTEADY = (
-    "the data did not come twice in the same order, so soft targets cannot be joined to "
-    "it later. Write before shuffle() and before random augmentation (pass that as "
+    "the data is not what was written before, or did not come twice in the same order, so "
+    "soft targets cannot be joined to it later. Write before shuffle() and before random augmentation (pass that as "
     "augment=), then join and shuffle; pass overwrite=True to begin anew"
 )

@@ -116,6 +116,11 @@ class SearchData:
         shuffled = data.shuffle(buffer, seed=seed)
         return {"x": shuffled.batch(batch_size).prefetch(tf.data.AUTOTUNE)}
 
+    def check_training_labels(self, check: Callable[[tuple], None]) -> None:
+        """Calls a check with the training data, where that is kept in memory."""
+        if not isinstance(self._training, tf.data.Dataset):
+            check(self._training)
+
     def labels_fingerprint(self) -> str | None:
         """Returns a fingerprint of the training labels and weights, kept in memory.
 
@@ -162,14 +167,18 @@ class SearchData:
         return data.batch(_VALIDATION_BATCH)
 
 
-def fingerprint(batches: tf.data.Dataset) -> list:
+def fingerprint(
+    batches: tf.data.Dataset, look: Callable[[tuple], None] = lambda batch: None
+) -> list:
     """Returns the number of examples, and a number that does not depend on their order.
 
     Args:
         batches: of examples; labels and weights count too.
+        look: called with each.
     """
     count, total = 0, 0
     for batch in batches:
+        look(batch)
         parts = [
             tf.strings.as_string(part) if part.dtype == tf.bool else part
             for part in tf.nest.flatten(batch)

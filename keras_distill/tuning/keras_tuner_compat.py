@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras_tuner
@@ -19,11 +21,12 @@ TRIAL = "trial.json"
 
 def private_names() -> list[tuple[Any, str]]:
     """Returns what is used or overridden here, and of what: a test says what has moved."""
-    of_oracle = "_project_dir", "_get_trial_dir", "_save_trial"
+    of_oracle = "_project_dir", "_get_trial_dir", "_save_trial", "_record_values"
+    random = keras_tuner.oracles.RandomSearchOracle(objective="val_loss")
     return [
         *((keras_tuner.Oracle, name) for name in of_oracle),
         (keras_tuner.Oracle, "_check_consecutive_failures"),
-        (keras_tuner.oracles.RandomSearchOracle(objective="val_loss"), "_retry_queue"),
+        *((random, name) for name in ("_retry_queue", "_tried_so_far", "_id_to_hash")),
         (BayesianOptimizationOracle, "_vectorize_trials"),
         (tuner_utils, "convert_hyperparams_to_hparams"),
     ]
@@ -39,6 +42,8 @@ class FileOracle(keras_tuner.Oracle):
     ongoing_trials: dict[str, Trial]
     start_order: list[str]
     end_order: list[str]
+    #: By trial: digest of its student's file.
+    students: dict[str, str]
 
     @property
     def _run(self) -> RunDirectory:
@@ -51,7 +56,8 @@ class FileOracle(keras_tuner.Oracle):
 
     def _save_trial(self, trial: Trial) -> None:
         name = os.path.join(os.path.basename(self.folder_of(trial.trial_id)), TRIAL)
-        self._run.write_json(name, trial.get_state())
+        student = self.students.get(trial.trial_id)
+        self._run.write_json(name, {**trial.get_state(), "student": student})
 
     def folder_of(self, trial_id: str) -> str:
         """Returns the folder of a trial, which is made if it does not exist."""
@@ -63,19 +69,58 @@ class FileOracle(keras_tuner.Oracle):
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether there is a state to go on from."""
-        return self._run.has(ORACLE)
+        """Whether there is something to go on from."""
+        return self._run.has(ORACLE) or bool(self._folders())
 
-    def read(self) -> None:
-        """Takes the state and the trials from disk."""
-        for folder in os.scandir(self._project_dir):
-            if folder.is_dir() and folder.name.startswith("trial_"):
-                content = RunDirectory(folder.path, "the search").read_json(TRIAL)
-                if content is not None:
-                    trial = Trial.from_state(content)
-                    self.trials[trial.trial_id] = trial
+    def _folders(self) -> dict[str, str]:
+        """Returns the folders of trials by their ids."""
+        names = os.listdir(self._project_dir)
+        found = [name.removeprefix("trial_") for name in names if "trial_" in name]
+        return {i: self._run.file(f"trial_{i}") for i in found if i.isdecimal()}
+
+    def read(self) -> list[str]:
+        """Takes the state and the trials from disk, as far as they are whole.
+
+        Returns:
+            The ids of trials that were begun and are gone or damaged.
+        """
+        folders = self._folders()
+        for trial_id, folder in folders.items():
+            content = None
+            with contextlib.suppress(ValueError):  # damaged
+                content = RunDirectory(folder, "the search").read_json(TRIAL)
+            if content is not None and content["trial_id"] == trial_id:
+                self.trials[trial_id] = Trial.from_state(content)
+                if student := content.get("student"):
+                    self.students[trial_id] = student
         self.trials = dict(sorted(self.trials.items(), key=lambda item: int(item[0])))
-        self.set_state(self._run.read_json(ORACLE) or {})
+        state = None
+        with contextlib.suppress(ValueError):  # damaged
+            state = self._run.read_json(ORACLE)
+        begun = {int(i): i for i in [*folders, *(state or {}).get("start_order", [])]}
+        width = len(str(self.max_trials))
+        every = [
+            begun.get(i, f"{i:0{width}d}") for i in range(max(begun, default=-1) + 1)
+        ]
+        # Without a state, the trials themselves tell enough.
+        self.set_state(state or self.get_state())
+        return [i for i in every if i not in self.trials]
+
+    def begin_anew(self, trial_id: str, values: Callable[[], dict[str, Any]]) -> None:
+        """Makes a trial that is gone or damaged once more, to be run.
+
+        Args:
+            trial_id: that it had.
+            values: gives its hyperparameters, as if it had not been tried.
+        """
+        self._tried_so_far.discard(self._id_to_hash[trial_id])
+        space = self.get_space()
+        space.values = values()
+        trial = Trial(hyperparameters=space, trial_id=trial_id, status="RUNNING")
+        self._record_values(trial)
+        self.trials[trial_id] = trial
+        self.trials = dict(sorted(self.trials.items(), key=lambda item: int(item[0])))
+        self._save_trial(trial)
 
     def put_back(self, trial_ids: list[str]) -> None:
         """Has trials tried again before new ones are proposed, the last of them first."""

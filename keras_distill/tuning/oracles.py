@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from keras_tuner.engine.trial import Trial
@@ -41,6 +44,7 @@ class SearchOracle(FileOracle):
         self.fixed_points = fixed_points
         #: By trial: worker, deaths, began and ended as seconds of the whole search.
         self.records: dict[str, dict[str, Any]] = {}
+        self.students = {}
         #: The first of the trials, if all failed.
         self.failure: str | None = None
         self._deaths: dict[str, int] = {}
@@ -62,10 +66,21 @@ class SearchOracle(FileOracle):
             return {"status": "STOPPED", "values": None}
         if len(self.trials) >= len(self.fixed_points):
             return super().populate_space(trial_id)
+        return {"status": "RUNNING", "values": self._fixed(len(self.trials))}
+
+    def _fixed(self, number: int) -> dict[str, Any]:
+        """Returns the values of a fixed point; those after the last are defaults."""
         hps = self.get_space()
         values = {hp.name: hp.default for hp in hps.space if hps.is_active(hp)}
-        values |= self.fixed_points[len(self.trials)]
-        return {"status": "RUNNING", "values": values}
+        return {**values, **dict(*self.fixed_points[number : number + 1])}
+
+    def _values_anew(self, number: int) -> dict[str, Any]:
+        """Returns values for a trial of which nothing is left."""
+        if number >= len(self.fixed_points):
+            proposed = super().populate_space(str(number))
+            if proposed.get("values"):
+                return proposed["values"]
+        return self._fixed(number)
 
     def finish(
         self,
@@ -76,6 +91,7 @@ class SearchOracle(FileOracle):
         worker: str = "worker-0",
         seconds: float = 0.0,
         deaths: int = 0,
+        student: str | None = None,
     ) -> Trial:
         """Takes the end of a trial.
 
@@ -86,6 +102,7 @@ class SearchOracle(FileOracle):
             worker: who ran it.
             seconds: that it took.
             deaths: of processes that ran it.
+            student: digest of its student's file.
 
         Returns:
             The trial, as it is kept.
@@ -102,6 +119,13 @@ class SearchOracle(FileOracle):
             "began": ended - seconds,
             "ended": ended,
         }
+        self.students.pop(trial.trial_id, None)
+        if student is not None:
+            self.students[trial.trial_id] = student
+        name = self.objective.name
+        if metrics is not None and not math.isfinite(metrics[name]):
+            message = f"its {name} is {metrics[name]}, which is not finite."
+            metrics = None
         if metrics is not None:
             self.update_trial(trial.trial_id, metrics)
         trial.status = "FAILED" if metrics is None else "COMPLETED"
@@ -175,13 +199,35 @@ class SearchOracle(FileOracle):
         self.ongoing_trials = {}
         self.save()
 
-    def resume(self, died: bool) -> None:
+    def resume(
+        self, died: bool, is_whole: Callable[[Trial, str | None], bool] | None = None
+    ) -> list[str]:
         """Takes the state from disk; what was running is tried again.
+
+        So is a trial whose folder is gone or damaged: with its own values where these can
+        be read, else with new ones.
 
         Args:
             died: whether a trial that was running may have killed the process.
+            is_whole: tells of a completed trial and the digest of its student's file
+                whether that is there.
+
+        Returns:
+            Numbers of the trials that were gone or damaged.
         """
-        self.read()
+        lost = self.read()
+        for trial_id in lost:
+            values = functools.partial(self._values_anew, int(trial_id))
+            self.begin_anew(trial_id, values)
+        for trial_id, trial in self.trials.items():
+            student = self.students.get(trial_id)
+            if (
+                trial.status == "COMPLETED"
+                and is_whole
+                and not is_whole(trial, student)
+            ):
+                trial.status = "RUNNING"
+                lost.append(trial_id)
         running = {trial.trial_id for trial in self.ongoing_trials.values()}
         self.ongoing_trials = {}
         self.start_order = list(self.trials)
@@ -215,6 +261,7 @@ class SearchOracle(FileOracle):
             self.end_order, self._deaths = [], {}
         self.put_back(unfinished[::-1])
         self.save()
+        return sorted(lost, key=int)
 
 
 class BayesianOracle(SearchOracle, WholeSpaceBayesianOracle):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
+import keras
 import keras_tuner
 
-from keras_distill.arguments import check_scalar
+from keras_distill.arguments import check_float, check_scalar
 
 SAMPLINGS = ("linear", "log")
 
@@ -25,7 +24,9 @@ def check(name: str, given: Any, sampling: str = "linear") -> None:
         ValueError: saying what it may be.
     """
     if isinstance(given, tuple):
-        is_range = len(given) in (2, 3) and (len(given) == 2 or given[2] in SAMPLINGS)
+        is_range = len(given) == 2 or (
+            len(given) == 3 and isinstance(given[2], str) and given[2] in SAMPLINGS
+        )
         if not is_range:
             raise ValueError(
                 f"{name} must be a number, a range (low, high) or (low, high, 'log'), or "
@@ -54,11 +55,26 @@ def check(name: str, given: Any, sampling: str = "linear") -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if name in ("temperature", "alpha"):
+    is_schedule = isinstance(value, keras.optimizers.schedules.LearningRateSchedule)
+    if name in ("temperature", "alpha") and not is_schedule:
         check_scalar(name, value)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite numbers >= 0, got {value!r}.")
+    else:
+        check_float(name, value, "finite numbers >= 0", lambda number: number >= 0)
+
+
+def phrase(config: dict[str, Any]) -> str:
+    """Returns in words what a hyperparameter's configuration says."""
+    kind = config["kind"]
+    if kind == "Choice":
+        return f"one of {', '.join(map(str, config['values']))}"
+    if kind == "Fixed":
+        return f"fixed at {config['value']}"
+    if kind == "Boolean":
+        return "True or False"
+    step = "" if config.get("step") in (None, 1) else f" in steps of {config['step']}"
+    whole = " whole numbers" if kind == "Int" else ""
+    by = " by its logarithm" if config.get("sampling") == "log" else ""
+    return f"{config['min_value']} to {config['max_value']}{whole}{step}{by}"
 
 
 def declare(

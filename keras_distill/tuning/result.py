@@ -103,7 +103,7 @@ class SearchResult:
     @functools.cached_property
     def distiller(self) -> Any:
         """The best trial's distiller, with its best execution's best epoch."""
-        return self.tuner.given.load(self._best)
+        return self.tuner.load_model(self._best)
 
     @property
     def student(self) -> keras.Model:
@@ -164,6 +164,7 @@ class SearchResult:
 
         Raises:
             ValueError: if it is no path.
+            OSError: if it cannot be written, or the best student's file is gone.
         """
         folder = check_path("folder", folder)
         os.makedirs(folder, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -17,11 +18,18 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError
 
 from keras_distill import processes, progress
-from keras_distill.arguments import check_backend, check_int
+from keras_distill.arguments import (
+    check_backend,
+    check_bool,
+    check_choice,
+    check_int,
+    check_path,
+    check_str,
+)
 from keras_distill.distiller import Distiller
 from keras_distill.faults import check_labels
 from keras_distill.outputs import by_output
-from keras_distill.run_directory import RunDirectory, architecture_fingerprint
+from keras_distill.run_directory import RunDirectory, architecture_fingerprint, as_json
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.store import SoftTargets
 from keras_distill.tuning import tensorboard
@@ -34,12 +42,19 @@ from keras_distill.tuning.data import (
 )
 from keras_distill.tuning.hypermodel import DistillationHyperModel
 from keras_distill.tuning.oracles import ORACLES, SearchOracle
+from keras_distill.tuning.ranges import phrase
 from keras_distill.tuning.result import SearchResult, row_of
 from keras_distill.tuning.trials import LOGS, TRIALS, Search, SearchTuner
 
 _SETTINGS = "search.json"
 _SOFT_TARGETS = "soft_targets"
-_LABELS = {"soft_targets": "the soft targets", "hyperparameters": "hyperparameters"}
+_LABELS = {
+    "soft_targets": "the soft targets",
+    "hyperparameters": "hyperparameters",
+    "student": "the architecture that build_student returns by default",
+    "labels": "the fingerprint of train's labels",
+    "validation": "the fingerprint of the validation data",
+}
 _REMEDY = "With n_jobs > 1 let functions make it, as with a function that returns the dataset."
 
 _OBJECTIVES = {"accuracy": ("val_accuracy", "max"), "nll": ("val_nll", "min")}
@@ -137,7 +152,10 @@ def search(
             number of this machine's cores by that of processes.
         directory: for the trials, soft targets and logs; TensorBoard shows `logs` in it.
         resume: whether to go on with the search in the directory, if there is one; with
-            more `max_trials`, if you like. Default `False`.
+            more `max_trials`, if you like. Trials whose files are gone or damaged are run
+            again. `build_student` is compared by the model that it returns for the
+            defaults: what it does for other values must be the same as before. Default
+            `False`.
         overwrite: whether to delete the search in the directory. Default `False`.
         retrain: whether the best student is trained once more, with a seed of its own,
             in place of that of the best trial. Default `False`.
@@ -175,13 +193,19 @@ def search(
     (['temperature', 'alpha'], 3)
     """
     check_backend()
+    resume, overwrite = check_bool("resume", resume), check_bool("overwrite", overwrite)
+    retrain, verbose = check_bool("retrain", retrain), check_bool("verbose", verbose)
+    if on_trial_end is not None and not callable(on_trial_end):
+        raise TypeError(
+            "on_trial_end must be a function of a trial's row, a dict, or None; got "
+            f"{on_trial_end!r}."
+        )
     _check_arguments(algorithm, teacher, soft_targets, resume, overwrite)
     seats = processes.Seats.of(n_jobs)
     max_trials = check_int("max_trials", max_trials, len(_FIXED_POINTS))
     check_kind(train)
-    run = RunDirectory(
-        os.path.abspath(os.path.expanduser(directory)), "the search", _LABELS
-    )
+    path = os.path.abspath(check_path("directory", directory))
+    run = RunDirectory(path, "the search", _LABELS)
     hypermodel = DistillationHyperModel(
         build_student,
         temperature=temperature,
@@ -222,14 +246,14 @@ def search(
             # The hidden layers that the loss matches are cached too.
             distiller = hypermodel.build(keras_tuner.HyperParameters())
             layers = distiller.teacher_layer_names
-            path = given.data.soft_targets
-            SoftTargets.write(path, teacher, train, layers=layers, verbose=verbose)
+            store = given.data.soft_targets
+            SoftTargets.write(store, teacher, train, layers=layers, verbose=verbose)
         hypermodel.loss = loss or _loss_of(given.data)
         tuner = given.tuner(max_trials, _fixed_points(given))
         remedy = "Give the same to resume it, or choose another directory."
-        run.claim(_settings(given, tuner.space), _SETTINGS, remedy)
+        _claim(run, _settings(given, tuner.space), remedy)
         if resume and tuner.oracle.is_on_disk:
-            tuner.oracle.resume(died=seats.is_here)
+            _warn_of(tuner.oracle.resume(seats.is_here, given.is_whole))
         with (
             _short_collections(),
             _progress(tuner, verbose, on_trial_end) as show,
@@ -248,7 +272,7 @@ def _check_arguments(
             'parallel_config("dask") or ("ray"); or give a DistillationHyperModel to one '
             "of KerasTuner's own tuners. Else unset the variable."
         )
-    if algorithm not in ORACLES:
+    if not isinstance(algorithm, str) or algorithm not in ORACLES:
         raise ValueError(
             f"algorithm must be one of {', '.join(map(repr, ORACLES))}, got "
             f"{algorithm!r}. For KerasTuner's others, give a DistillationHyperModel to "
@@ -288,9 +312,12 @@ def _check_processes(
 
 def _objective(objective: Any) -> tuple[str, str]:
     if isinstance(objective, keras_tuner.Objective):
-        name, direction = objective.name, objective.direction
+        name = check_str("objective.name", objective.name)
+        direction = check_choice(
+            "objective.direction", objective.direction, ["min", "max"]
+        )
     elif isinstance(objective, str):
-        name, direction = objective, None
+        name, direction = objective, ""
         short = objective.removeprefix("val_")
         if short in _OBJECTIVES:
             return _OBJECTIVES[short]
@@ -305,7 +332,7 @@ def _objective(objective: Any) -> tuple[str, str]:
             'each temperature and alpha. Choose "accuracy" or "nll", which are measured '
             "on validation data at T = 1."
         )
-    if direction is None:
+    if not direction:
         raise ValueError(
             f'objective must be "accuracy" or "nll", got {name!r}; for a metric of your '
             f'own say keras_tuner.Objective("val_{name.removeprefix("val_")}", "max").'
@@ -323,7 +350,35 @@ def _path_of(soft_targets: Any, run: RunDirectory) -> str:
         return run.file(_SOFT_TARGETS)
     if isinstance(soft_targets, SoftTargets):
         return soft_targets.path
-    return os.fspath(soft_targets)
+    return check_path("soft_targets", soft_targets)
+
+
+def _claim(run: RunDirectory, settings: dict[str, Any], remedy: str) -> None:
+    """Writes the settings of a search, or refuses those that differ from its own."""
+    found = run.read_json(_SETTINGS)
+    if found is None:
+        run.write_json(_SETTINGS, settings)
+        return
+    run.refuse_differences(_readable(found), _readable(settings), remedy)
+
+
+def _readable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings with a phrase for each hyperparameter."""
+    by_name = {
+        one["config"]["name"]: {"kind": one["class_name"], **one["config"]}
+        for one in as_json(settings["hyperparameters"])
+    }
+    return {**settings, "hyperparameters": {n: phrase(c) for n, c in by_name.items()}}
+
+
+def _warn_of(lost: list[str]) -> None:
+    if lost:
+        warnings.warn(
+            f"what was kept of the trials {', '.join(lost)} is gone or damaged; they are "
+            "run again.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _loss_of(data: SearchData) -> Any:
@@ -368,7 +423,14 @@ def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, An
     if first is None:  # its length could not be known
         raise ValueError(EMPTY_VALIDATION)
     train = data.first_training_batch(given.batch_size)
-    _check_first_batches(distiller, train, first)
+    shapes = _check_first_batches(distiller, train)
+
+    def check(batch: tuple, where: str = "the validation data") -> None:
+        weights = batch[2] if len(batch) > 2 else None
+        check_labels(batch[1], shapes, distiller.loss, weights, where)
+
+    check(first)
+    data.check_training_labels(functools.partial(check, where="train"))
     _check_objective(distiller, first, given.objective[0])
     cached = data.store.manifest["layers"]
     missing = [name for name in distiller.teacher_layer_names if name not in cached]
@@ -389,7 +451,7 @@ def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, An
             for key in ("teacher", "examples", "top_k", "views", "augment", "seed")
         },
         "labels": data.labels_fingerprint(),
-        "validation": fingerprint(batches),
+        "validation": fingerprint(batches, check),
         "dtype_policy": keras.config.dtype_policy().name,
         **given.settings,
     }
@@ -416,8 +478,8 @@ def _fixed_points(given: Search) -> list[dict[str, float]]:
     return [{**point, "temperature": of} for point in _FIXED_POINTS]
 
 
-def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) -> None:
-    """Refuses data that the student does not take, or labels that do not fit the loss."""
+def _check_first_batches(distiller: Distiller, train: tuple) -> dict[Any, tuple]:
+    """Refuses data that the student does not take; returns the outputs' shapes."""
     shapes = ", ".join(
         str(tuple(part.shape)) for part in tf.nest.flatten(train[0].inputs)
     )
@@ -429,10 +491,7 @@ def _check_first_batches(distiller: Distiller, train: tuple, validation: tuple) 
             f"{shapes}: {str(error).splitlines()[0]}"
         ) from error
     distiller.check_first_batch(train)
-    outputs_shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
-    check_labels(
-        validation[1], outputs_shapes, distiller.loss, where="the validation data"
-    )
+    return {key: tuple(output.shape) for key, output in by_output(outputs)}
 
 
 def _check_objective(distiller: Distiller, batch: tuple, objective: str) -> None:
@@ -495,11 +554,11 @@ def _run(
 def _ended(oracle: SearchOracle, outcome: processes.Outcome) -> Trial:
     """Tells the oracle what became of a trial, and returns it."""
     trial = Trial.from_state(outcome.task)
-    metrics = message = None
+    metrics = message = student = None
     if outcome.error is not None:
         message = _reason(outcome.error)
     else:
-        metrics, found = outcome.value
+        metrics, found, student = outcome.value
         trial.hyperparameters = keras_tuner.HyperParameters.from_config(found)
     return oracle.finish(
         trial,
@@ -508,6 +567,7 @@ def _ended(oracle: SearchOracle, outcome: processes.Outcome) -> Trial:
         worker=outcome.worker,
         seconds=outcome.seconds,
         deaths=outcome.deaths,
+        student=student,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 from typing import Any
 
+import h5py
 import keras
 import keras_tuner
 import numpy as np
@@ -78,15 +80,17 @@ class Search:
         """The folder for TensorBoard."""
         return os.path.join(self.directory, LOGS)
 
-    def run(self, state: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    def run(
+        self, state: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Any], str]:
         """Trains a trial, and keeps its best student.
 
         Args:
             state: of the trial.
 
         Returns:
-            The mean of its executions' best epochs, and the hyperparameters that its
-            building asked for.
+            The mean of its executions' best epochs, the hyperparameters that its building
+            asked for, and the digest of its student's file.
         """
         trial = Trial.from_state(state)
         folder = self._folder(trial)
@@ -116,7 +120,23 @@ class Search:
             name: float(np.mean([r[name] for r in results])) for name in results[0]
         }
         tensorboard.write_trial(self.logs, trial, means, curves)
-        return means, trial.hyperparameters.get_config()
+        student = _digest(folder.file(_WEIGHTS))
+        return means, trial.hyperparameters.get_config(), student
+
+    def is_whole(self, trial: Trial, student: str | None) -> bool:
+        """Tells whether a trial's student is there as it was written.
+
+        Args:
+            trial: that was completed.
+            student: digest of its file; `None` where an earlier version wrote none.
+        """
+        path = self._folder(trial).file(_WEIGHTS)
+        try:
+            if student is None:
+                h5py.File(path, "r").close()  # tells of one that was cut
+            return student in (None, _digest(path))
+        except OSError:
+            return False
 
     def _is_better(self, score: float, best: float) -> bool:
         return keras_tuner.Objective(*self.objective).better_than(score, best)
@@ -156,8 +176,7 @@ class Search:
             raise ValueError(
                 f"the objective {name!r} is not among what validation gives: {names}."
             )
-        find = np.nanargmax if direction == "max" else np.nanargmin
-        return distiller, history, int(find(np.asarray(history[name])))
+        return distiller, history, _best_epoch(name, direction, history[name])
 
     def build(self, hp: keras_tuner.HyperParameters) -> Distiller:
         """Returns a new distiller; Keras forgets those before."""
@@ -169,8 +188,22 @@ class Search:
         """Returns a student trained anew with the values of a trial and a fresh seed."""
         return self._trained(trial, self.executions_per_trial)[0].student
 
-    def load(self, trial: Trial) -> Distiller:
-        """Returns the distiller of a trial with its best student."""
+    def load(self, trial: Trial, written: str | None = None) -> Distiller:
+        """Returns the distiller of a trial with its best student.
+
+        Args:
+            trial: that was completed.
+            written: digest of its student's file, if it is known.
+
+        Raises:
+            OSError: if that is gone or damaged.
+        """
+        if not self.is_whole(trial, written):
+            raise OSError(
+                f"the student of trial {trial.trial_id} is gone or damaged: "
+                f"{self._folder(trial).file(_WEIGHTS)!r}; call search again with "
+                "resume=True, which trains it anew."
+            )
         distiller = self.build(trial.hyperparameters)
         student = distiller.student
         with maybe_distribute(self.strategy):
@@ -221,7 +254,7 @@ class SearchTuner(keras_tuner.Tuner):
 
     def load_model(self, trial: Trial) -> Distiller:
         """Returns the distiller of a trial with its best student."""
-        return self.given.load(trial)
+        return self.given.load(trial, self.oracle.students.get(trial.trial_id))
 
     def save(self) -> None:
         """The oracle is saved by itself; a tuner has no state of its own."""
@@ -239,6 +272,30 @@ class _Watch(keras.callbacks.Callback):
         if not np.isfinite((logs or {}).get("loss", 0.0)):
             self.diverged = epoch
             self.model.stop_training = True
+
+
+def _best_epoch(name: str, direction: str, scores: list[float]) -> int:
+    """Returns the epoch that counts, which is that whose weights are kept.
+
+    Raises:
+        FailedTrialError: if no score is finite, or one is better than any finite one.
+    """
+    values = np.asarray(scores, "float64")
+    is_max = direction == "max"
+    if (
+        not np.isfinite(values).any()
+        or (values == (np.inf if is_max else -np.inf)).any()
+    ):
+        raise FailedTrialError(
+            f"the objective {name} is not finite: {', '.join(map(str, scores))} in its "
+            "epochs."
+        )
+    return int((np.nanargmax if is_max else np.nanargmin)(values))
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_judged(name: str) -> bool:
