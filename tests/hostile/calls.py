@@ -56,7 +56,7 @@ ROWS = [
             lambda name=name: getattr(distiller(False), name)(X, Y),
             "You must call `compile",
         )
-        for name in ("fit", "evaluate", "train_on_batch")
+        for name in ("fit", "evaluate", "train_on_batch", "test_on_batch")
     ],
     Row(
         "Distiller.evaluate",
