@@ -451,6 +451,83 @@ def narrow(width):
     return lambda generalist, outputs: mlp(width, classes=outputs)
 
 
+RECORD, MODEL = "specialist-0000.json", "specialist-0000.keras"
+
+
+def other_weights(folder):
+    model = keras.saving.load_model(folder / MODEL, compile=False)
+    model.set_weights([w + 0.1 for w in model.get_weights()])
+    model.save(folder / MODEL)
+
+
+def neighbours(folder):
+    for ending in ("json", "keras"):
+        shutil.copy(
+            folder / f"specialist-0001.{ending}", folder / f"specialist-0000.{ending}"
+        )
+
+
+def truncated(name):
+    def cut(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return cut
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(other_weights, id="other weights"),
+        pytest.param(neighbours, id="its neighbour's"),
+        pytest.param(truncated(MODEL), id="truncated"),
+        pytest.param(lambda folder: (folder / MODEL).write_bytes(b""), id="empty"),
+        pytest.param(truncated(RECORD), id="truncated record"),
+        pytest.param(lambda folder: (folder / RECORD).write_text("[]"), id="no record"),
+    ],
+)
+def test_a_specialist_that_is_not_as_it_was_written_is_trained_anew(
+    skewed, trained, tmp_path, damage
+):
+    unbroken, folder = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path)
+    other = tmp_path / "specialist-0001.keras"
+    before = other.read_bytes(), other.stat().st_mtime_ns
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    with pytest.warns(UserWarning, match=f"damaged.*: {MODEL}. They are trained anew"):
+        again = builder.fit(skewed, work_dir=tmp_path, **FAST)
+    assert same_bits(unbroken, again)
+    assert (other.read_bytes(), other.stat().st_mtime_ns) == before
+
+
+def test_without_settings_only_what_was_trained_alike_is_taken(
+    skewed, trained, tmp_path
+):
+    unbroken, folder = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / MODEL).stat().st_mtime_ns
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    (tmp_path / "settings.json").unlink()
+    assert same_bits(unbroken, builder.fit(skewed, work_dir=tmp_path, **FAST))
+    assert (tmp_path / MODEL).stat().st_mtime_ns == before
+    (tmp_path / "settings.json").unlink()
+    with pytest.warns(UserWarning, match="no specialists of this run"):
+        other = builder.fit(
+            skewed, work_dir=tmp_path, seed=1, **{**FAST, "soft_epochs": 0}
+        )
+    assert not same_bits(unbroken, other)
+
+
+def test_a_finished_directory_keeps_what_was_trained_and_no_more(skewed, trained):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    with pytest.raises(ValueError, match="of another kind"):
+        builder.fit(skewed, work_dir=trained[1], **{**FAST, "seed": 9})
+    names = {file.name for file in trained[1].iterdir()}
+    pairs = {f"specialist-000{m}.{end}" for m in (0, 1) for end in ("json", "keras")}
+    assert names == {"settings.json", ".lock", *pairs}
+
+
 def test_another_function_of_the_same_name_is_refused(skewed, tmp_path):
     generalist = mlp()
     arguments = {**FAST, "soft_epochs": 0, "work_dir": tmp_path}

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from keras_distill.run_directory import file_digest
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
 
 #: Files whose digest held in this process, as they were then.
 _held: set[tuple] = set()
 #: Keys of a manifest that differ although the soft targets are the same.
 _OF_A_RUN = ("created", "seconds", "versions")
-
-
-def digest(file: str) -> str:
-    """Returns the BLAKE2b of a file's bytes, 64 hex digits."""
-    found = hashlib.blake2b(digest_size=32)
-    with tf.io.gfile.GFile(file, "rb") as opened:
-        while chunk := opened.read(1 << 22):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def check_shard(file: str, entry: Mapping[str, Any], anew: bool = False) -> None:
@@ -42,7 +33,7 @@ def check_shard(file: str, entry: Mapping[str, Any], anew: bool = False) -> None
     if known in _held and not anew:
         return
     is_same = state is not None and state[0] == entry["bytes"]
-    if not is_same or wanted not in (None, digest(file)):
+    if not is_same or wanted not in (None, file_digest(file)):
         raise ValueError(
             f"{file} is not the file that {FINISHED} names: it is damaged, of another "
             "store, or written anew. Delete it and manifest.json, and write again with "

@@ -16,9 +16,14 @@ import tensorflow as tf
 from keras_distill import processes, progress
 from keras_distill.arguments import check_int
 from keras_distill.outputs import by_output
-from keras_distill.run_directory import FINGERPRINT_BYTES, SETTINGS, RunDirectory
+from keras_distill.run_directory import (
+    FINGERPRINT_BYTES,
+    SETTINGS,
+    RunDirectory,
+    file_digest,
+)
 from keras_distill.several_logits import one_mean
-from keras_distill.soft_targets import digests, shards
+from keras_distill.soft_targets import shards
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
 from keras_distill.top_k import TopKLogits
@@ -208,7 +213,7 @@ class _Run:
                     raise ValueError(shards.damaged(file))
                 size = int(tf.io.gfile.stat(file).length)
                 entry = {"file": name, "rows": count, "bytes": size}
-                files.append({**entry, "digest": digests.digest(file)})
+                files.append({**entry, "digest": file_digest(file)})
             of_views.add(digest.hexdigest()[:32])
         if len(of_views) > 1:
             raise ValueError(f"{_UNSTEADY}.")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,8 +201,14 @@ class SpecialistBuilder:
         )
         if not seats.is_here:
             processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
+<<<<<<< HEAD
         ranks = as_teacher(self.generalist, outputs=()).input_ranks
         source = TrainingData(data, self.classes, ranks or [], batched)
+=======
+        teacher = as_teacher(self.generalist, from_logits=True)
+        ranks, accepts_nan = teacher.input_ranks or [], teacher.accepts_nan
+        source = TrainingData(data, self.classes, ranks, batched, accepts_nan)
+>>>>>>> 496f8dd (A specialist that is not as it was written is trained anew; properties of the fixed point)
         self._check_counts(source.counts)
         with contextlib.ExitStack() as stack:
             if work_dir is None:
@@ -220,7 +227,10 @@ class SpecialistBuilder:
             job = Job(directory, settings, source, self.build_specialist)
             self._settle(job)
             self._train(job, seats, threads, verbose)
-            return self._composed(job)
+            ensemble = self._composed(job)
+            done = map(training.progress_name, range(len(self.clusters)))
+            directory.remove(GENERALIST, *done)
+            return ensemble
 
     def _check_counts(self, counts: np.ndarray) -> None:
         for index, cluster in enumerate(self.clusters):
@@ -238,9 +248,8 @@ class SpecialistBuilder:
 
     def _settle(self, job: Job) -> None:
         """Begins a work directory, or makes sure that it is of the same kind."""
-        if not (job.folder.has(run_directory.SETTINGS) and job.folder.has(GENERALIST)):
-            with job.folder.whole(GENERALIST) as path:
-                self.generalist.save(path, include_optimizer=False)
+        with job.folder.whole(GENERALIST) as path:
+            self.generalist.save(path, include_optimizer=False)
         # Before any training: a wrong model is refused at once.
         built = [job.new_specialist(index) for index in self._one_of_each_size()]
         job.settings = dataclasses.replace(
@@ -250,7 +259,11 @@ class SpecialistBuilder:
             data=job.data.fingerprint(),
         )
         remedy = "Choose another work_dir, or delete it."
-        job.folder.claim(dataclasses.asdict(job.settings), remedy=remedy)
+        try:
+            job.folder.claim(dataclasses.asdict(job.settings), remedy=remedy)
+        except ValueError:
+            job.folder.remove(GENERALIST)  # every run writes its own
+            raise
         job.folder.remove_temporary()
 
     def _one_of_each_size(self) -> list[int]:
@@ -266,7 +279,17 @@ class SpecialistBuilder:
         missing = self._missing(job)
         if not missing:
             return
+        recorded = [m for m in missing if job.folder.has(training.record_name(m))]
+        if recorded:
+            names = ", ".join(map(training.model_name, recorded))
+            warnings.warn(
+                f"in {job.folder.path!r} these are damaged, or no specialists of this run: "
+                f"{names}. They are trained anew.",
+                UserWarning,
+                stacklevel=3,
+            )
         job.folder.remove(*map(training.progress_name, missing))
+        job.folder.remove(*map(training.record_name, recorded))
         # The longest first, so that no process is left alone with it.
         missing.sort(key=lambda m: -job.sampler(m).special)
         path = job.folder.path

@@ -10,8 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill.labels import weights_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import sources
+from keras_distill.teachers import nan_by_example, nan_in_inputs
 
 #: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
 _SHUFFLED = 10_000
@@ -27,6 +29,7 @@ class TrainingData:
         classes: number of classes.
         ranks: of the model's inputs with their batch axis, ascending.
         batched: bool, whether a dataset's elements are batches; `None` finds out.
+        accepts_nan: whether the generalist is made for NaN in its inputs.
 
     Raises:
         TypeError: if it is none of these.
@@ -37,6 +40,7 @@ class TrainingData:
     classes: int
     ranks: list[int]
     batched: bool | None = None
+    accepts_nan: bool = False
 
     def __post_init__(self) -> None:
         self.is_arrays = sources.is_arrays(self.data)
@@ -45,6 +49,7 @@ class TrainingData:
             sources.check_arrays(self.data)
             self._check_structure(self.data)
             x, *others = keras.tree.map_structure(np.asarray, tuple(self.data))
+            self._check_numbers(tf.nest.flatten(x), *others[1:])
             # What tf.data takes for a structure.
             self.data = (tuple(x) if isinstance(x, list) else x, *others)
             self.labels = self._integers(self.data[1])
@@ -62,6 +67,16 @@ class TrainingData:
                 "specialists are trained on labelled data: give (x, y) or (x, y, "
                 "sample_weight) arrays, or a dataset of these."
             )
+
+    def _check_numbers(self, inputs: list[np.ndarray], weight: Any = None) -> None:
+        """Refuses inputs that are NaN, and weights that are no weights."""
+        has_nan = any(
+            part.dtype.kind == "f" and np.isnan(part).any() for part in inputs
+        )
+        if has_nan and not self.accepts_nan:
+            raise ValueError(nan_in_inputs("in the training data"))
+        if weight is not None:
+            weights_of(weight, np.shape(weight)[:1])
 
     def _integers(self, y: np.ndarray) -> np.ndarray:
         """Returns labels as int64 `(examples,)`."""
@@ -94,10 +109,13 @@ class TrainingData:
         def prints(x: Any) -> tf.Tensor:
             return tf.reshape(tf.bitcast(examples_fingerprint(x), tf.uint64), [-1])
 
-        read = batches.map(lambda x, y, *weight: (prints(x), y))
-        firsts = [one for _ in range(2) for one, _ in read.take(1).as_numpy_iterator()]
+        read = batches.map(
+            lambda x, y, *weight: (prints(x), y, nan_by_example(x), weight)
+        )
+        firsts = [one for _ in range(2) for one, *_ in read.take(1).as_numpy_iterator()]
         counts, total = np.zeros(self.classes, "int64"), np.uint64(0)
-        for one, y in read.as_numpy_iterator():
+        for one, y, is_nan, weight in read.as_numpy_iterator():
+            self._check_numbers([np.where(is_nan, np.nan, 0.0)], *weight)
             counts += np.bincount(self._integers(y), minlength=self.classes)
             with np.errstate(over="ignore"):
                 total += one.sum(dtype="uint64")

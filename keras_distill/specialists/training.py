@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import socket
@@ -18,7 +19,12 @@ from keras_distill.arguments import check_float, check_int, check_model, check_s
 from keras_distill.distiller import Distiller
 from keras_distill.outputs import to_logits
 from keras_distill.processes import seeded
-from keras_distill.run_directory import RunDirectory
+from keras_distill.run_directory import (
+    RunDirectory,
+    as_json,
+    checksum,
+    file_digest,
+)
 from keras_distill.specialists import heads
 from keras_distill.specialists.clusters import Cluster
 from keras_distill.specialists.ensemble import check_outputs
@@ -102,6 +108,10 @@ class Settings:
                 "hard_epochs and soft_epochs are both 0, so nothing would be trained; "
                 "give one of them."
             )
+
+    def digest(self) -> str:
+        """Returns what tells these settings from others."""
+        return checksum(as_json(dataclasses.asdict(self)))
 
 
 @dataclasses.dataclass
@@ -192,7 +202,8 @@ class Job:
             teacher_from_logits=True,
             student_from_logits=True,
         )
-        optimizer = keras.optimizers.get(self.settings.optimizer)
+        # A copy: Keras changes what it is given.
+        optimizer = keras.optimizers.get(copy.deepcopy(self.settings.optimizer))
         optimizer.learning_rate = CosineDecay(stage.learning_rate, steps * stage.epochs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         distiller.compile(optimizer, loss)
@@ -231,13 +242,28 @@ class Job:
             "began": began,
             "ended": time.time(),
             "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "settings": self.settings.digest(),
+            "digest": file_digest(self.folder.file(model_name(index))),
         }
         self.folder.write_json(record_name(index), record)
 
     def record(self, index: int) -> dict[str, Any] | None:
-        """Returns the record of a specialist that was trained to the end, or `None`."""
-        is_whole = self.folder.has(model_name(index))
-        return self.folder.read_json(record_name(index)) if is_whole else None
+        """Returns the record of a specialist that was trained to the end, or `None`.
+
+        It is none of this run's where the record is damaged or of other settings, or the
+        model's file is another than the one that was recorded.
+        """
+        if not self.folder.has(model_name(index)):
+            return None
+        try:
+            record = self.folder.read_json(record_name(index))
+        except ValueError:
+            return None
+        wanted = {"specialist": index, "settings": self.settings.digest()}
+        if record is None or any(record.get(key) != wanted[key] for key in wanted):
+            return None
+        file = self.folder.file(model_name(index))
+        return record if record.get("digest") == file_digest(file) else None
 
     def epochs_done(self, indices: list[int]) -> int:
         """Returns how many epochs specialists have done, whoever trains them."""
