@@ -278,16 +278,12 @@ def _differ(label: str, found: Any, wanted: Any) -> list[str]:
     return [f"{label} is {found!r}, not {wanted!r}"]
 
 
-<<<<<<< HEAD
 def _or_none(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-=======
 def checksum(content: Mapping[str, Any]) -> str:
     """Returns the SHA-256 of a content as JSON, 64 hex digits."""
->>>>>>> 496f8dd (A specialist that is not as it was written is trained anew; properties of the fixed point)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -201,14 +201,9 @@ class SpecialistBuilder:
         )
         if not seats.is_here:
             processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
-<<<<<<< HEAD
-        ranks = as_teacher(self.generalist, outputs=()).input_ranks
-        source = TrainingData(data, self.classes, ranks or [], batched)
-=======
-        teacher = as_teacher(self.generalist, from_logits=True)
+        teacher = as_teacher(self.generalist, outputs=())
         ranks, accepts_nan = teacher.input_ranks or [], teacher.accepts_nan
         source = TrainingData(data, self.classes, ranks, batched, accepts_nan)
->>>>>>> 496f8dd (A specialist that is not as it was written is trained anew; properties of the fixed point)
         self._check_counts(source.counts)
         with contextlib.ExitStack() as stack:
             if work_dir is None:
