@@ -804,6 +804,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if labels or weights are wrong, or the teacher's answer has NaN or
                 infinity.
         """
+        teacher = self._state.teacher
+        if self.student.built and teacher is not None and not teacher.has_answered:
+            self._check_first_batch((x, y, sample_weight))
         self._check_labels(y, sample_weight, "this batch")
         outputs = first_batch.known_outputs(self.student, self._state)
         if (table := check_class_weight(class_weight)) and y is not None:

@@ -21,6 +21,7 @@ from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import as_labelled, classes_of, weights_of
 from keras_distill.metrics import binned
+from keras_distill.outputs import has_several
 from keras_distill.soft_targets.sources import specs_of
 from keras_distill.teachers import Teacher, as_teacher
 
@@ -118,6 +119,7 @@ class Comparison:
         """Returns the table in Markdown."""
         rows = self._rows()
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = (" | ".join(row) for row in [rows[0], rule, *rows[1:]])
         return "\n".join(f"| {line} |" for line in lines)
 
@@ -202,8 +204,8 @@ def evaluate(
         raise ValueError("all sample weights are 0, so there is nothing to judge.")
     if bad := int(np.isnan(found.confidence).sum()):
         raise ValueError(
-            f"the model answers NaN or infinity for {bad} of {len(found.weight)} labels; "
-            "look at its weights, and for NaN in the inputs."
+            f"the model{f' {name!r}' if name else ''} answers NaN or infinity for {bad} of "
+            f"{len(found.weight)} labels; look at its weights, and for NaN in the inputs."
         )
     weight = found.weight / found.weight.sum()
     _, accuracy, confidence, share = binned(found.confidence, found.correct, 15, weight)
@@ -258,9 +260,10 @@ def _judge_batch(
                 f"the model's outputs have shape {z.shape} and the teacher's "
                 f"{teacher_logits.shape}; only models of the same classes can agree."
             )
-        if np.isnan(teacher_logits[counts]).any():
+        total = np.logaddexp.reduce(teacher_logits[counts].astype("float64"), axis=-1)
+        if not np.isfinite(total).all():
             raise ValueError(
-                "the teacher answers NaN, so there is nothing to agree with."
+                "the teacher answers NaN or infinity, so there is nothing to agree with."
             )
         agreed = teacher_logits.argmax(-1) == z.argmax(-1)
     z = z[counts].astype("float64")
@@ -331,13 +334,15 @@ def _compiled(teacher: Teacher, first: Any, spec: Any) -> Callable[[Any], Any]:
     @tf.function(input_signature=[specs_of(spec, 1, None)])
     def logits_and_mask(x: Any) -> Any:
         answer = teacher(x, 1.0)
-        if isinstance(answer.logits, (dict, list, tuple)):
-            raise ValueError(
-                "evaluate judges one output; give a callable that picks it, as in "
-                "lambda x: model(x)['name']."
-            )
+        if has_several(answer.logits):
+            return answer.logits, None
         return tf.cast(answer.logits, tf.float32), mask_of(answer.outputs)
 
+    if has_several(logits_and_mask.get_concrete_function().structured_outputs[0]):
+        raise ValueError(
+            "evaluate judges one output; give a callable that picks it, as in lambda x: "
+            "model(x)['name']."
+        )
     return logits_and_mask
 
 

@@ -93,9 +93,11 @@ def faults_of(
     for weight in keras.tree.flatten(sample_weight):
         if weight is not None:
             weight = _in_float(weight)
+            if isinstance(weight, np.ndarray):  # as the step will have it
+                with np.errstate(over="ignore"):
+                    weight = weight.astype("float32")
             yield Fault(
-                "sample weights must be finite numbers >= 0, got {value} in {where}: a "
-                "negative weight would train the student away from its teacher.",
+                "sample weights must be >= 0 and finite in float32, got {value} in {where}.",
                 ~((weight >= 0) & (weight < math.inf)),
                 weight,
             )
@@ -120,8 +122,10 @@ def _of_one_output(
     name = loss_name(loss).lower()
     dtype, axes = _dtype_of(y), getattr(y.shape, "rank", len(y.shape))
     is_float = "float" in dtype
+    if not _is_of_keras(loss):  # it may take whatever it likes
+        return
     if not ("crossentropy" in name and "categorical" in name):
-        if is_float and _is_of_keras(loss):
+        if is_float:
             yield _not_finite(y)
         return
     classes = shape[-1]
@@ -144,11 +148,8 @@ def _of_one_output(
             f"{tuple(y.shape)}; for integer labels use "
             "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
         )
-    if is_keras_crossentropy(loss):
-        is_half = dtype in ("float16", "bfloat16")
-        yield from _of_rows(y, weight, mask, 2e-2 if is_half else 1e-3, on_host)
-    elif is_float and _is_of_keras(loss):
-        yield _not_finite(y)
+    is_half = dtype in ("float16", "bfloat16")
+    yield from _of_rows(y, weight, mask, 2e-2 if is_half else 1e-3, on_host)
 
 
 def _check_shape_of_integers(ours: tuple, outputs: tuple) -> None:

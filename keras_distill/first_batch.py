@@ -26,7 +26,7 @@ from keras_distill.outputs import (
     symbolic_outputs,
 )
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
-from keras_distill.sharing import check_shares_nothing
+from keras_distill.sharing import check_reads_nothing, check_shares_nothing
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
     without_soft_targets,
@@ -169,7 +169,9 @@ def _check_teaching(
         teacher.look_at(inputs, matching.outputs_with_classes)
         if not teacher.accepts_nan and bool(ops.any(nan_by_example(inputs))):
             raise ValueError(nan_in_inputs("for batch 0"))
-        outputs = teacher(inputs, state.temperature.value_at(0))
+        with tf.GradientTape() as tape:
+            outputs = teacher(inputs, state.temperature.value_at(0))
+        check_reads_nothing(student, tape.watched_variables())
         check_finite(outputs, "batch 0")
         answer = outputs.logits
         shapes = {key: tuple(part.shape) for key, part in by_output(answer)}

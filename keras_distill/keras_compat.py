@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,9 @@ def build_loss_and_metrics(model: keras.Model, y: Any, y_pred: Any) -> None:
     )
     for part in (model._compile_loss, model._compile_metrics):
         if part is not None and not part.built:
-            part.build(y, y_pred)
+            # Labels in another structure than the outputs: Keras reconciles them itself.
+            with contextlib.suppress(KeyError, ValueError):
+                part.build(y, y_pred)
 
 
 def metrics_of_labels(model: keras.Model) -> list[keras.metrics.Metric]:

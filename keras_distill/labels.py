@@ -25,7 +25,8 @@ def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
     """
     if isinstance(data, tuple) and len(data) in (2, 3):
         x, y, *rest = data
-        given = (x, y) if not rest or rest[0] is None else data
+        x = tuple(x) if isinstance(x, list) else x  # several inputs, to Keras
+        given = (x, y, *(one for one in rest if one is not None))
         shapes = [tuple(getattr(one, "shape", ())) for one in tf.nest.flatten(given)]
         lengths = {int(shape[0]) for shape in shapes if shape}
         if len(lengths) > 1:
@@ -39,7 +40,7 @@ def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
     if not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"the {what} must be a tf.data.Dataset of (x, y) batches or a tuple of arrays "
-            f"(x, y), got {type(data).__name__}."
+            f"(x, y), got {_kinds(data)}."
         )
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
@@ -48,7 +49,30 @@ def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
     spec = data.element_spec
     if not isinstance(spec, tuple) or len(spec) < 2 or spec[1] is None:
         raise ValueError(f"the {what} brings no labels; it must yield (x, y).")
+    parts = [part for part in tf.nest.flatten(spec) if isinstance(part, tf.TensorSpec)]
+    if any(part.shape.rank is None for part in parts):
+        raise ValueError(
+            f"the {what} does not say the shapes of its elements; give it shapes with "
+            "tf.ensure_shape."
+        )
+    if any(part.shape.rank == 0 for part in parts):
+        raise ValueError(
+            f"the {what} gives single examples; give batches of them, by .batch(64)."
+        )
     return data
+
+
+def _kinds(data: Any) -> str:
+    name = type(data).__name__
+    if not isinstance(data, tuple):
+        return name
+    return f"{name} of {', '.join(type(part).__name__ for part in data)}"
+
+
+def _in_numbers(values: Any) -> np.ndarray:
+    """Returns an array; what NumPy does not know as float, such as bfloat16, as float32."""
+    values = np.asarray(values)
+    return values.astype("float32") if values.dtype.name == "bfloat16" else values
 
 
 def classes_of(
@@ -69,7 +93,7 @@ def classes_of(
     Raises:
         ValueError: if they are not numbers, of another shape, or out of range.
     """
-    y = np.asarray(y)
+    y = _in_numbers(y)
     classes = shape[-1]
     if y.dtype.kind not in "iufb":
         raise ValueError(
@@ -120,15 +144,16 @@ def weights_of(weight: Any, shape: tuple) -> np.ndarray:
     """
     if weight is None:
         return np.ones(shape)
-    weight = np.asarray(weight)
+    weight = _in_numbers(weight)
     if weight.dtype.kind not in "iufb":
         raise ValueError(f"sample weights must be numbers, got dtype {weight.dtype}.")
     given, weight = weight.shape, weight.astype("float64")
     if weight.ndim > 1 and weight.shape[-1] == 1:
         weight = weight[..., 0]
     if weight.shape != shape[: weight.ndim] or not weight.ndim:
+        whole = f" or {shape}" if len(shape) > 1 else ""
         raise ValueError(
-            f"sample weights must have shape {shape[:1]} or {shape}, one per label, got "
+            f"sample weights must have shape {shape[:1]}{whole}, one per label, got "
             f"{given}."
         )
     if not np.isfinite(weight).all() or (weight < 0).any():

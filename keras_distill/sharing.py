@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -16,18 +15,20 @@ from keras_distill.teachers import Teacher
 
 
 def check_shares_nothing(
-    student: keras.Model, teacher: Any, role: str = "teacher"
+    student: keras.Model, teacher: Any, role: str = "teacher", remedy: str = ""
 ) -> None:
     """Refuses a teacher that training the student would change.
 
-    Variables are compared, not models: a layer may be shared through a nested model, a
-    list of teachers, or what a function refers to. A frozen layer may be shared, and so
-    may one that training leaves as it is, such as `keras.layers.Normalization`.
+    Variables are compared, not models: a layer may be shared through a nested model or a
+    list of teachers. A frozen layer may be shared, and so may one that training leaves as
+    it is, such as `keras.layers.Normalization`. What a function reads is known when it
+    runs: `check_reads_nothing`.
 
     Args:
         student: `keras.Model`; one without variables yet shares none.
         teacher: as it was given.
         role: what the error calls the teacher.
+        remedy: what to do, a sentence; by default, to copy the model.
 
     Raises:
         ValueError: naming the variable and its layer.
@@ -37,7 +38,11 @@ def check_shares_nothing(
         if model is student:
             raise ValueError(
                 f"student and {role} are the same object, so there is nothing to learn; "
-                "build a smaller student, or copy the model with keras.models.clone_model."
+                + (
+                    remedy
+                    or "build a smaller student, or copy the model with "
+                    "keras.models.clone_model."
+                )
             )
         if trained is None:
             trained = {
@@ -47,12 +52,35 @@ def check_shares_nothing(
         for variable in model.variables:
             if id(variable) in trained:
                 _, layer = trained[id(variable)]
-                raise ValueError(
-                    f"the {role} shares the variable {variable.path!r} of the layer "
-                    f"{layer.name!r} with the student, so it would be trained with it; "
-                    "copy the model by keras.models.clone_model and set_weights, or "
-                    "freeze the layer (layer.trainable = False)."
-                )
+                raise _shared(variable, layer, role, remedy)
+
+
+def check_reads_nothing(student: keras.Model, read: Iterable[tf.Variable]) -> None:
+    """Refuses a teacher that read a variable of the student's when it answered.
+
+    Args:
+        student: built.
+        read: variables, as `tf.GradientTape.watched_variables` has them.
+
+    Raises:
+        ValueError: naming the variable and its layer.
+    """
+    seen = {id(variable) for variable in read}
+    for layer, variable in _changed_by_training(student):
+        if id(variable.value) in seen:
+            raise _shared(variable, layer, "teacher", "")
+
+
+def _shared(variable: Any, layer: keras.Layer, role: str, remedy: str) -> ValueError:
+    return ValueError(
+        f"the {role} shares the variable {variable.path!r} of the layer {layer.name!r} with "
+        "the student, so it would be trained with it; "
+        + (
+            remedy
+            or "copy the model by keras.models.clone_model and set_weights, or freeze the "
+            "layer (layer.trainable = False)."
+        )
+    )
 
 
 def _changed_by_training(model: keras.Model) -> Iterator[tuple[keras.Layer, Any]]:
@@ -89,14 +117,6 @@ def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:
         parts = [value.func, *value.args, *value.keywords.values()]
     elif inspect.ismethod(value):
         parts = [value.__self__]
-    elif inspect.isfunction(value):
-        parts = [*inspect.getclosurevars(value).nonlocals.values()]
-        # Its `globals` has those too that are called like an attribute.
-        loaded = [i.argval for i in dis.get_instructions(value) if "GLOBAL" in i.opname]
-        parts += [value.__globals__.get(name) for name in loaded]
-        parts += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, tf.types.experimental.PolymorphicFunction):
-        parts = [value.python_function]
     elif isinstance(value, Teacher):
         parts = [value.model, value.function, *getattr(value, "members", ())]
     else:

@@ -8,6 +8,7 @@ import tensorflow as tf
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
+import keras_distill as kd
 from keras_distill.distiller import Distiller
 from keras_distill.evaluation import compare, evaluate
 from keras_distill.metrics import calibration_error, reliability
@@ -212,6 +213,46 @@ def test_labels_and_weights_of_every_form_that_keras_takes(data):
     hidden = np.where(np.arange(64) < 32, y, -1), np.repeat([1.0, 0.0], 32)
     half = evaluate(model, (x[:32], y[:32]), timing=False)
     assert evaluate(model, (x, *hidden), timing=False) == half
+
+
+def test_several_inputs_in_a_list_and_bfloat16(data):
+    x, y = data
+    a, b = keras.Input((FEATURES,)), keras.Input((FEATURES,))
+    model = keras.Model([a, b], keras.layers.Dense(5)(keras.layers.Add()([a, b])))
+    wanted = evaluate(model, ((x, x), y), timing=False)
+    assert evaluate(model, ([x, x], y), timing=False) == wanted
+    half = tf.cast(np.eye(5)[y], tf.bfloat16), tf.ones(len(x), tf.bfloat16)
+    assert evaluate(model, ([x, x], *half), timing=False) == wanted
+
+
+def test_refusals_say_what_to_do_and_whose_it_is(data):
+    x, y = data
+    good, bad = mlp(6), mlp(6)
+    bad.set_weights([np.full_like(w, np.nan) for w in bad.get_weights()])
+    with pytest.raises(ValueError, match="the model 'bad' answers NaN"):
+        compare({"ok": good, "bad": bad}, (x, y), timing=False, verbose=False)
+    with pytest.raises(ValueError, match=r"gives single examples; .*\.batch\(64\)"):
+        evaluate(good, tf.data.Dataset.from_tensor_slices((x, y)), timing=False)
+    inputs = keras.Input((FEATURES,))
+    outputs = [keras.layers.Dense(5)(inputs), keras.layers.Dense(5)(inputs)]
+    with pytest.raises(ValueError, match="^evaluate judges one output"):
+        evaluate(keras.Model(inputs, outputs), (x, y), timing=False)
+    unknown = tf.data.Dataset.from_generator(
+        lambda: iter([(x, y)]),
+        output_signature=(tf.TensorSpec(None), tf.TensorSpec(None)),
+    )
+    with pytest.raises(ValueError, match="does not say the shapes of its elements"):
+        evaluate(good, unknown, timing=False)
+    with pytest.raises(TypeError, match="got tuple of ndarray, list"):
+        evaluate(good, (x, y.tolist()), timing=False)
+
+    def infinite(x):
+        return tf.fill((tf.shape(x)[0], 5), -np.inf)
+
+    with pytest.raises(ValueError, match="the teacher answers NaN or infinity"):
+        evaluate(good, (x, y), teacher=kd.as_teacher(infinite, True), timing=False)
+    table = compare({"o|k": good}, (x, y), timing=False, verbose=False).to_markdown()
+    assert "| o\\|k |" in table
 
 
 def test_the_likelihood_of_soft_labels_is_the_cross_entropy(data):

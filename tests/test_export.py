@@ -357,6 +357,12 @@ def test_strange_names_are_no_versions(tmp_path, name, version):
     assert os.path.basename(path) == version
 
 
+def test_after_the_last_number_there_is_none(tmp_path):
+    (tmp_path / str(2**63 - 1)).mkdir()
+    with pytest.raises(ValueError, match="after which there is none for a server"):
+        export_savedmodel(named(), tmp_path, verbose=False)
+
+
 def test_a_file_may_have_the_name_of_a_version(tmp_path):
     (tmp_path / "1").write_text("mine")
     path = export_savedmodel(named(), tmp_path, verbose=False)

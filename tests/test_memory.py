@@ -105,7 +105,7 @@ def of_ours():
     return collections.Counter(
         type(one).__qualname__
         for one in gc.get_objects()
-        if type(one).__module__.startswith("keras_distill")
+        if str(type(one).__module__).startswith("keras_distill")
     )
 
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -620,6 +621,134 @@ def test_a_wrong_build_specialist_is_refused_at_once(
     with pytest.raises(error, match=message):
         builder.fit(skewed, work_dir=tmp_path, **FAST)
     assert not list(tmp_path.glob("specialist-*"))
+
+
+def caching(make):
+    made = []
+
+    def build(generalist, outputs):
+        made.append(make(outputs)) if not made else None
+        return made[0]
+
+    return build
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 classes")
+@pytest.mark.parametrize("kind", ["generalist", "its layers", "one for all", "frozen"])
+def test_a_specialist_trains_weights_of_its_own(skewed, kind):
+    generalist, common = mlp(), mlp(6, classes=6)
+    common.trainable = False
+    hidden = keras.Model(generalist.inputs, generalist.get_layer("hidden").output)
+
+    def on(model):
+        return lambda copy, outputs: keras.Sequential(
+            [keras.Input((FEATURES,)), model, keras.layers.Dense(outputs)]
+        )
+
+    build = {
+        "generalist": on(generalist),
+        "its layers": on(hidden),
+        "one for all": caching(lambda outputs: mlp(4, classes=outputs)),
+        "frozen": on(common),
+    }[kind]
+    clusters = [[0, 1], [2, 3]]  # of one size, for which one model would do
+    builder = kd.SpecialistBuilder(generalist, clusters, build_specialist=build)
+    before = generalist.get_weights()
+    arguments = {**FAST, "soft_epochs": 0, "hard_epochs": 1}
+    if kind == "frozen":
+        builder.fit(skewed, **arguments)
+    else:
+        with pytest.raises(ValueError, match="build_specialist must make new layers"):
+            builder.fit(skewed, **arguments)
+    after = generalist.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+STOPPED = """
+import os, pathlib, sys, time
+import keras
+import numpy as np
+import keras_distill as kd
+
+folder, n_jobs = sys.argv[1], int(sys.argv[2])
+main = os.getpid()
+
+def build(generalist, outputs):
+    if os.getpid() != main:
+        pathlib.Path(folder + "-pids", str(os.getpid())).touch()
+        if not os.path.exists(folder + "-go"):
+            time.sleep(600)
+    keras.utils.set_random_seed(outputs)
+    return keras.Sequential([keras.Input((8,)), keras.layers.Dense(outputs)])
+
+keras.utils.set_random_seed(0)
+generalist = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6)])
+x = np.random.default_rng(0).normal(size=(60, 8)).astype("float32")
+builder = kd.SpecialistBuilder(generalist, [[0, 1], [2, 3, 4]], build_specialist=build)
+try:
+    model = builder.fit((x, np.arange(60) % 6), hard_epochs=1, soft_epochs=0, n_jobs=n_jobs,
+                        threads=1, work_dir=folder, verbose=False)
+except OSError as error:
+    print(type(error).__name__, error)
+else:
+    np.savez(folder + ".npz", *[w for m in model.specialists for w in m.get_weights()])
+"""
+
+
+@pytest.mark.filterwarnings("ignore:1 of 6 classes")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_builder_leaves_no_process_and_goes_on(tmp_path, number):
+    folder, pids = tmp_path / "[w]* é", tmp_path / "[w]* é-pids"
+    pids.mkdir()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {**os.environ, "TMPDIR": str(temporary)}
+    with forking.Process(["-c", STOPPED, folder, 2], env=env) as process:
+        forking.wait_for(lambda: len(os.listdir(pids)) == 2)
+        # Another run may not enter meanwhile.
+        other = forking.run(["-c", STOPPED, folder, 1])
+        assert (
+            "BlockingIOError another process is at work on specialists" in other.stdout
+        )
+        process.send_signal(number)
+        process.wait(30)
+    workers = list(map(int, os.listdir(pids)))
+    forking.wait_for(lambda: not any(map(is_running, workers)), 10)
+    assert not list(folder.glob(".tmp-*")) or number != signal.SIGINT
+    (tmp_path / "[w]* é-go").touch()
+    done = forking.run(["-c", STOPPED, folder, 1])
+    assert done.returncode == 0, done.stderr
+    unbroken = tmp_path / "unbroken"
+    assert forking.run(["-c", STOPPED, unbroken, 1]).returncode == 0
+    found, wanted = np.load(f"{folder}.npz"), np.load(f"{unbroken}.npz")
+    assert all(np.array_equal(found[key], wanted[key]) for key in wanted.files)
+    assert not list(folder.glob(".tmp-*"))
+
+
+def is_running(pid):
+    try:
+        return (
+            pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][1] != "Z"
+        )
+    except FileNotFoundError:
+        return False
+
+
+READ_ONLY = "import os, sys; os.setuid(65534)\n" + STOPPED
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only the superuser can become somebody else"
+)
+def test_a_work_dir_that_cannot_be_written_is_said(tmp_path):
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    done = forking.run(["-c", READ_ONLY, tmp_path / "work", 1])
+    assert "specialists could not be written to" in done.stdout, done.stderr
+    (tmp_path / "file").write_text("mine")
+    done = forking.run(["-c", STOPPED, tmp_path / "file", 1])
+    assert "Error" in done.stdout, done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_class_without_an_example_is_named(skewed):

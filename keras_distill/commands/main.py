@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill import _quiet
+from keras_distill.arguments import check_backend
 from keras_distill.commands import cache, demo, search, specialists
 
 #: Kinds of error whose message says it all.
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _stopped_by_signals():
             options = _parser().parse_args(arguments)
+            check_backend()
             options.run(options)
     except KeyboardInterrupt as error:
         print("\nkeras-distill: stopped.", file=sys.stderr)

@@ -116,6 +116,7 @@ def export_savedmodel(
             f"the export directory {directory!r} is a file; give a directory, in which "
             "the numbered versions go."
         )
+    next_version(directory)  # or there is none
     specs = _input_specs(model, input_signature)
     batch = check.example_batch(specs, example)
     from_logits = said_or_found(from_logits, model, None)
@@ -229,7 +230,13 @@ def next_version(directory: str) -> int:
     found = [re.fullmatch("([0-9]+)/?", name) for name in names]
     numbers = [int(match[1]) for match in found if match]
     # Those past int64 are none to a server.
-    return 1 + max((n for n in numbers if n < 2**63 - 1), default=0)
+    last = max((n for n in numbers if n < 2**63), default=0)
+    if last == 2**63 - 1:
+        raise ValueError(
+            f"{directory!r} has the version {last}, after which there is none for a server; "
+            "export to another directory."
+        )
+    return last + 1
 
 
 def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]:

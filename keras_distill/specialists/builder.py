@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_distill import processes, progress, run_directory
 from keras_distill.arguments import check_bool, check_int, check_path, check_verbose
+from keras_distill.sharing import check_shares_nothing
 from keras_distill.specialists import training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
@@ -29,6 +30,10 @@ from keras_distill.teachers import as_teacher
 _REMEDY = (
     "Pass (x, y) arrays or a function that makes the dataset itself, without models or "
     "datasets from outside it, or n_jobs=1."
+)
+_OWN = (
+    "build_specialist must make new layers each time, or take them from the generalist that "
+    "it is given, a copy of its own."
 )
 
 
@@ -246,7 +251,10 @@ class SpecialistBuilder:
         with job.folder.whole(GENERALIST) as path:
             self.generalist.save(path, include_optimizer=False)
         # Before any training: a wrong model is refused at once.
-        built = [job.new_specialist(index) for index in self._one_of_each_size()]
+        sizes = self._one_of_each_size()
+        built = [job.new_specialist(index) for index in sizes]
+        if self.build_specialist is not None:
+            self._check_of_their_own([*built, job.new_specialist(sizes[0])])
         job.settings = dataclasses.replace(
             job.settings,
             generalist=run_directory.teacher_fingerprint(self.generalist),
@@ -260,6 +268,13 @@ class SpecialistBuilder:
             job.folder.remove(GENERALIST)  # every run writes its own
             raise
         job.folder.remove_temporary()
+
+    def _check_of_their_own(self, specialists: list[keras.Model]) -> None:
+        """Refuses what would train the generalist, or two specialists as one."""
+        for index, specialist in enumerate(specialists):
+            check_shares_nothing(specialist, self.generalist, "generalist", _OWN)
+            for other in specialists[:index]:
+                check_shares_nothing(specialist, other, "specialist before", _OWN)
 
     def _one_of_each_size(self) -> list[int]:
         sizes = {len(c): index for index, c in enumerate(self.clusters)}

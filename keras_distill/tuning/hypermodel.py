@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from keras_distill.arguments import check_backend, check_each
+from keras_distill.arguments import check_backend, check_each, check_model
 from keras_distill.distiller import Distiller
 from keras_distill.losses.base import SumOfLosses
 from keras_distill.losses.matching import check_distillation_loss
@@ -154,6 +154,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
                 f"build_student must return a keras.Model, got {student!r}; does it end "
                 "with a return statement?"
             )
+        check_model("the model of build_student", student)
         self._students.check(student)
         return student
 
