@@ -18,7 +18,7 @@ from .test_cli import STUDENT
 
 # So much that it is stopped in the middle.
 COMMANDS = {
-    "demo": (["demo", "--epochs", "400"], "out"),
+    "demo": (["demo", "--epochs", "400", "--output", "out"], "out"),
     "cache": (["cache", "teacher.keras", "digits", "out", "--batch-size", "1"], "out"),
     "cache-2": (
         ["cache", "teacher.keras", "digits", "out", "--batch-size", "1", "--workers", "2"],
