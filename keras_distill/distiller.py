@@ -805,7 +805,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 infinity.
         """
         teacher = self._state.teacher
-        if self.student.built and teacher is not None and not teacher.has_answered:
+        is_ready = self.compiled and self.student.built
+        if is_ready and teacher is not None and not teacher.has_answered:
             self._check_first_batch((x, y, sample_weight))
         self._check_labels(y, sample_weight, "this batch")
         outputs = first_batch.known_outputs(self.student, self._state)

@@ -97,7 +97,7 @@ def faults_of(
                 with np.errstate(over="ignore"):
                     weight = weight.astype("float32")
             yield Fault(
-                "sample weights must be >= 0 and finite in float32, got {value} in {where}.",
+                "sample weights must be finite numbers >= 0, got {value} in {where}, as float32.",
                 ~((weight >= 0) & (weight < math.inf)),
                 weight,
             )
