@@ -130,7 +130,7 @@ def test_a_search_ended_by_sigterm_is_gone_on_with(folder, workers):
     with forking.Process([*command, "100"], folder, environment(folder)) as process:
         wait_for(lambda: (folder / "out/trials/trial_002").exists())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143, process.stderr
+        assert process.wait(60) == 143, process.stderr
         assert "Go on with the same command and --resume." in process.stderr
         assert "Traceback" not in process.stderr
     wait_for(lambda: not list((folder / "tmp").iterdir()), 5)
