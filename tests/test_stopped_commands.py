@@ -119,6 +119,7 @@ def test_the_processes_of_a_killed_command_end(name, folder):
     wait_for(lambda: not family(folder), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_search_ended_by_sigterm_is_gone_on_with(folder, workers):
     """Forked, so that it is cheap."""
