@@ -292,14 +292,14 @@ def check_scalar(name: str, value: Any) -> Any:
 
 
 def check_keras_file(role: str, path: str) -> None:
-    """Refuses a path that is no `.keras` file.
+    """Refuses a path that is no file of a Keras model.
 
     Raises:
         FileNotFoundError: naming the role.
     """
-    if not os.path.isfile(path) or not path.endswith(".keras"):
+    if not os.path.isfile(path) or not path.endswith((".keras", ".h5", ".hdf5")):
         raise FileNotFoundError(
-            f"the {role} {path!r} is not there or not a .keras file; save it with "
+            f"the {role} {path!r} is not there or not a .keras or .h5 file; save it with "
             f"model.save('{role}.keras')."
         )
 

@@ -88,8 +88,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     Args:
         student: `keras.Model`, with logits or probabilities `(batch, ..., classes)`, or
             a dict or list of them.
-        teacher: a `keras.Model`, a list of teachers, a path to a `.keras` file or a
-            SavedModel, or a callable from a batch to logits. `None` (default) if the
+        teacher: a `keras.Model`, a list of teachers, a path to a `.keras` or `.h5` file
+            or a SavedModel, or a callable from a batch to logits. `None` (default) if the
             batches bring `DistillationInputs`.
         temperature: float > 0, or a `LearningRateSchedule` of the optimizer's step.
             Default 4.

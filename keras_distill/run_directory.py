@@ -335,8 +335,8 @@ def teacher_fingerprint(teacher: Any) -> dict[str, Any]:
         }
     if isinstance(teacher, (str, os.PathLike)):
         path = check_path("teacher", teacher)
-        if path.endswith(".keras"):
-            return teacher_fingerprint(keras.saving.load_model(path))
+        if path.endswith((".keras", ".h5", ".hdf5")):
+            return teacher_fingerprint(keras.saving.load_model(path, compile=False))
         return {"kind": "SavedModel", "weights": _of_folder(path)}
     if isinstance(teacher, keras.Model):
         return {

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill import teacher_files
 from keras_distill.arguments import (
     check_backend,
     check_choice,
@@ -309,7 +310,7 @@ def as_teacher(
 
     Args:
         teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
-            `.keras` file or a SavedModel directory; or a callable from a batch to
+            `.keras`, `.h5` or `.hdf5` file or a SavedModel directory; or a callable from a batch to
             outputs.
         from_logits: bool, whether the outputs are logits (`True`) or probabilities
             (`False`); `None` (default) finds out from the model's last layer.
@@ -350,7 +351,7 @@ def as_teacher(
     if callable(teacher) and not isinstance(teacher, type):
         return Teacher(teacher, from_logits, None, f"callable {teacher!r}")
     raise TypeError(
-        "teacher must be a keras.Model, a list of teachers, a path to a .keras file or "
+        "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file or "
         f"a SavedModel, or a callable from a batch to logits; got {teacher!r}."
         f"{' Give an instance of it.' if isinstance(teacher, type) else ''}"
     )
@@ -401,100 +402,16 @@ def _ensemble(
 def _teacher_from_path(
     path: str, from_logits: Any, outputs: Collection | None
 ) -> Teacher:
-    if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(
-            f"teacher path {path!r} does not exist; give a .keras file or a SavedModel "
-            "directory."
-        )
-    if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
-        return _saved_model_teacher(path, from_logits)
-    if path.endswith(".keras"):
-        return _model_teacher(load_model_file("teacher", path), from_logits, outputs)
-    raise ValueError(
-        f"teacher path {path!r} is neither a .keras file nor a directory with a "
-        "saved_model.pb. "
-        + (
-            "An export directory holds numbered versions: give one of those, as in "
-            "'savedmodels/mnist/1'."
-            if tf.io.gfile.isdir(path)
-            else "Of another format, give the model itself, as keras.models.load_model "
-            "reads it."
-        )
-    )
-
-
-def load_model_file(role: str, path: str) -> keras.Model:
-    """Returns the model of a `.keras` file, read in Keras's safe mode.
-
-    Raises:
-        ValueError: if it is damaged, has code in it, or needs classes that are not there.
-    """
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # of h5py, zipfile, json and Keras, whatever they raise
-        reason = f"{type(error).__name__}: {error}"
-        remedy = (
-            "it is damaged, or of another version of Keras; save it anew with "
-            "model.save('model.keras')"
-        )
-        if "unsafe" in reason or "safe_mode" in reason:
-            remedy = (
-                "it holds code of its own (a Lambda layer), which a file may not run; if "
-                "you trust it, pass keras.saving.load_model(path, safe_mode=False)"
-            )
-        elif "Could not locate" in reason:
-            remedy = (
-                "it needs classes or functions of your own; import or register them, or "
-                "pass keras.saving.load_model(path, custom_objects=...)"
-            )
-        raise ValueError(
-            f"the {role} {path!r} cannot be read: {remedy}. Keras said: "
-            f"{' '.join(reason.split())[:200].rstrip('. ')}."
-        ) from error
-
-
-def _saved_model_teacher(path: str, from_logits: Any) -> Teacher:
-    try:
-        loaded = tf.saved_model.load(path)
-    except Exception as error:  # of protobuf, and many of TensorFlow's
-        raise ValueError(
-            f"the SavedModel {path!r} cannot be read; it is damaged or not whole: "
-            f"{' '.join(str(error).split())[:200].rstrip('. ')}."
-        ) from error
-    signature = loaded.signatures.get("serving_default")
-    if signature is None:
-        raise ValueError(
-            f"the SavedModel {path!r} has no signature 'serving_default'; give a "
-            "callable that calls the one you mean."
-        )
-    inputs = signature.structured_input_signature[1]
-    outputs = signature.structured_outputs
-    # Our own exports answer with logits, probabilities and label: logits teach.
-    has_logits = {"logits", "probabilities"} <= set(outputs)
-    if has_logits and from_logits is False:
+    loaded = teacher_files.read("teacher", path)
+    if isinstance(loaded, keras.Model):
+        return _model_teacher(loaded, from_logits, outputs)
+    if loaded.has_logits and from_logits is False:
         raise ValueError(
             f"from_logits is False, but the SavedModel {path!r} answers with logits too, "
             "which teach; leave from_logits out."
         )
-    from_logits = True if has_logits else said_or_found(from_logits, None, None)
-
-    def function(x: Any) -> Any:
-        by_name = x if isinstance(x, dict) else dict.fromkeys(inputs, x)
-        if set(by_name) != set(inputs) or (len(inputs) > 1 and by_name is not x):
-            raise ValueError(
-                f"the SavedModel {path!r} takes the inputs {', '.join(inputs)}; give a "
-                "dict of them."
-            )
-        answer = signature(
-            **{name: tf.cast(by_name[name], inputs[name].dtype) for name in inputs}
-        )
-        if has_logits:
-            return answer["logits"]
-        answer = {key: out for key, out in answer.items() if out.dtype.is_floating}
-        return next(iter(answer.values())) if len(answer) == 1 else answer
-
-    function.keep_alive = loaded  # type: ignore[attr-defined]
-    teacher = Teacher(function, from_logits, None, f"SavedModel {path!r}")
-    if all(spec.shape.rank is not None for spec in inputs.values()):
-        teacher.input_ranks = sorted(spec.shape.rank for spec in inputs.values())
+    teacher = Teacher(
+        loaded, loaded.has_logits or from_logits, None, f"SavedModel {path!r}"
+    )
+    teacher.input_ranks = loaded.input_ranks
     return teacher

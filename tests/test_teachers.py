@@ -79,7 +79,8 @@ def test_keras_applications_teacher_with_and_without_softmax():
 
 def test_every_way_to_hand_over_one_teacher_trains_the_same(teacher, data, tmp_path):
     expected = trained_by(teacher, data)
-    teacher.save(tmp_path / "teacher.keras")
+    for ending in ("keras", "h5", "hdf5"):
+        teacher.save(tmp_path / f"teacher.{ending}")
     teacher.export(tmp_path / "exported", verbose=False)
     ours = export_savedmodel(teacher, tmp_path / "ours", verbose=False)
     softmax_file = tmp_path / "softmax.keras"
@@ -87,6 +88,8 @@ def test_every_way_to_hand_over_one_teacher_trains_the_same(teacher, data, tmp_p
     ways = {
         "path": tmp_path / "teacher.keras",
         "str": str(tmp_path / "teacher.keras"),
+        "h5": tmp_path / "teacher.h5",
+        "hdf5": str(tmp_path / "teacher.hdf5"),
         "softmax": softmax_file,
         "our SavedModel": ours,
         "list of one": [teacher],
@@ -254,13 +257,17 @@ def test_a_path_in_the_home_folder_is_one_everywhere(teacher, tmp_path, monkeypa
     kd.SoftTargets.write(folder, "~/teacher.keras", x, verbose=False)
     kd.SoftTargets.open(folder, teacher="~/teacher.keras")
     kd.SoftTargets.open(folder, teacher=teacher)
+    teacher.save(tmp_path / "teacher.h5")
+    kd.SoftTargets.open(folder, teacher="~/teacher.h5")
     np.testing.assert_allclose(as_teacher("~/teacher.keras")(x, 1.0).logits, teacher(x))
 
 
 def test_wrong_paths_are_refused(tmp_path, teacher):
-    (tmp_path / "weights.h5").write_text("")
-    with pytest.raises(ValueError, match="neither a .keras file nor a directory with"):
-        Distiller(mlp(), tmp_path / "weights.h5")
+    (tmp_path / "model.onnx").write_text("")
+    with pytest.raises(
+        ValueError, match="neither a .keras or .h5 file nor a directory"
+    ):
+        Distiller(mlp(), tmp_path / "model.onnx")
     export_savedmodel(teacher, tmp_path / "served", verbose=False)
     with pytest.raises(ValueError, match="An export directory holds numbered versions"):
         Distiller(mlp(), tmp_path / "served")

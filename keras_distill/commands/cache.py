@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "SoftTargets.open(PATH).join(datasets.load(DATASET, shuffle=False, "
         "batch_size=None).train).",
         {
-            "teacher": "a .keras file or a SavedModel directory",
+            "teacher": "a .keras or .h5 file or a SavedModel directory",
             "dataset": '"digits", or a TFDS dataset: mnist, ...',
             "path": "folder for the soft targets",
         },

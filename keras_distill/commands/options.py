@@ -13,7 +13,7 @@ import keras
 
 import keras_distill as kd
 from keras_distill.arguments import check_int, check_keras_file, check_path
-from keras_distill.teachers import load_model_file
+from keras_distill.teacher_files import load_model_file
 
 #: Name, kind (a type, a list of choices, or `bool` for a flag), default and help.
 Option = tuple[str, Any, Any, str]

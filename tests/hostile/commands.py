@@ -102,7 +102,7 @@ TWO = [
 ]
 UNREAD = [
     ("@none.keras", "is not there"),
-    ("@taken", "is not there or not a .keras file"),
+    ("@taken", "is not there or not a .keras or .h5 file"),
     ("@empty.keras", "cannot be read: it is damaged"),
     ("@text.keras", "cannot be read: it is damaged"),
     ("@lambda.keras", "holds code of its own"),

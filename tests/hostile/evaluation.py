@@ -149,7 +149,7 @@ COMPARE = [
         ("dataset", None, NO_DATASET),
         ("dataset", (X, Y[1:]), r"have different lengths: \[23, 24\]"),
         ("dataset", (X, but(Y, 9)), "labels must be from 0 to 3"),
-        ("teacher", "no/such.keras", "does not exist; give a .keras file"),
+        ("teacher", "no/such.keras", "does not exist; give a .keras or .h5 file"),
         ("timing", 1, "timing must be True or False, got 1"),
         ("verbose", "no", "verbose must be True or False, .*got 'no'"),
     ]
