@@ -12,6 +12,7 @@ from keras_distill import _quiet  # noqa: F401
 # names are imported on first use, from where __init__.pyi says.
 import keras_distill.distiller
 import keras_distill.losses.logits
+import keras_distill.losses.values
 import keras_distill.specialists.ensemble  # noqa: F401
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

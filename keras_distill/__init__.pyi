@@ -12,6 +12,8 @@ from .losses.base import SumOfLosses as SumOfLosses
 from .losses.features import FeatureLoss as FeatureLoss
 from .losses.kl import SoftTargetLoss as SoftTargetLoss
 from .losses.logits import LogitLoss as LogitLoss
+from .losses.values import CosineLoss as CosineLoss
+from .losses.values import SquaredErrorLoss as SquaredErrorLoss
 from .metrics import TeacherAgreement as TeacherAgreement
 from .soft_targets.distillation_inputs import DistillationInputs as DistillationInputs
 from .soft_targets.store import SoftTargets as SoftTargets

@@ -373,3 +373,27 @@ def check_from_logits(name: str, value: Any) -> Any:
             f"got {value!r}."
         )
     return bool(value)
+
+
+#: What the numbers of an output may describe.
+KINDS = ("softmax", "sigmoid", "values")
+
+
+def check_output_kinds(name: str, value: Any) -> Any:
+    """Returns the kind of outputs: a str, `None`, or a dict of them by output.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(value, dict):
+        return {
+            key: check_output_kinds(f"{name}[{key!r}]", value[key]) for key in value
+        }
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in KINDS:
+        raise ValueError(
+            f"{name} must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}, None to find "
+            f"out, or a dict of these by output; got {value!r}."
+        )
+    return value

@@ -14,6 +14,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_distill import first_batch, keras_compat
+from keras_distill.arguments import check_output_kinds
 from keras_distill.faults import (
     Fault,
     check_class_weight,
@@ -23,7 +24,6 @@ from keras_distill.faults import (
 )
 from keras_distill.features import layer_extractor
 from keras_distill.losses.base import PACKAGE
-from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.matching import (
     Matching,
     Reduce,
@@ -38,16 +38,17 @@ from keras_distill.losses.weights import (
 from keras_distill.metrics import TeacherAgreement, check_teacher_metrics
 from keras_distill.outputs import (
     ModelOutputs,
+    answer_for,
     at,
+    by_key,
     by_output,
-    each_output,
+    in_structure_of,
+    in_students_form,
     is_settled,
     said_or_found,
-    shapes_of,
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
-from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets import distillation_inputs, views
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
@@ -72,7 +73,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         loss = alpha * hard(y, z_s) + (1 - alpha) * soft(z_t, z_s) + regularisation
 
     for each example, where `hard` is the loss given to `compile`, at T = 1, and `soft`
-    the distillation loss; by default `T**2 * KL(softmax(z_t / T) || softmax(z_s / T))`, in nats.
+    the distillation loss. By default, for an output of K classes that exclude each other,
+    `T**2 * KL(softmax(z_t / T) || softmax(z_s / T))`, in nats; of K yes/no questions
+    `T**2 *` the mean over K of `KL(sigmoid(z_t / T) || sigmoid(z_s / T))`; of values the mean
+    squared difference (under Keras's `CosineSimilarity`, `CosineLoss`). Which of them an
+    output is, its last layer and its loss say.
 
     The teacher is not a part of this model. It is neither trained, tracked, saved nor
     changed; it runs with `training=False`, outside the gradient. `call`, `evaluate` and
@@ -83,7 +88,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     Batches may be `(x, y)`, `(x, y, sample_weight)` or `x` alone (then only the soft
     loss is there, still weighed by `1 - alpha`); `x` may be a `DistillationInputs`.
     Sample weights, class weights, Keras masks and the reduction of the hard loss act on
-    both terms.
+    both terms. Labels of the hard loss's `ignore_class` have no hard loss, and the student
+    learns from the teacher there; a sample weight of 0 leaves them out of both.
 
     Args:
         student: `keras.Model`, with logits or probabilities `(batch, ..., classes)`, or
@@ -96,14 +102,18 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         alpha: float from 0 to 1, or such a schedule: the weight of the hard loss.
             Default 0.1.
         distillation_loss: a distillation loss of this package or of `keras.distillation`, a sum
-            of them, or a dict or list of them, one per output (`None` for an output that
-            is not distilled). Default `SoftTargetLoss()`, for every output.
+            of them, or a dict by output name or a list of them, one per output; an output
+            with `None`, or left out, is not distilled, and has its own loss alone. Default:
+            `SoftTargetLoss()`, or `SquaredErrorLoss()` for values, for every output.
         teacher_from_logits: bool, whether the teacher (or the cached soft targets) are
-            logits (`True`) or probabilities (`False`); or a dict of bools by output.
+            logits (`True`) or probabilities (`False`); or a dict of bools by output name.
             `None` (default) finds out from its last layer.
         student_from_logits: the same for the student.
         teacher_average: for a list of teachers, the mean of "probabilities" at the
-            temperature in force (default), or of "logits".
+            temperature in force (default), or of "logits"; of values always their mean.
+        output_kinds: what the student's numbers describe: "softmax", "sigmoid" or "values";
+            or a dict of these by output name. `None` (default) finds out from last layer,
+            loss, teacher and labels.
         name: str.
         **kwargs: passed to `keras.Model`.
 
@@ -145,6 +155,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         teacher_from_logits: Any = None,
         student_from_logits: Any = None,
         teacher_average: str = "probabilities",
+        output_kinds: Any = None,
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
@@ -159,7 +170,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._judging = False
-        matching = Matching(distillation_loss or SoftTargetLoss())
+        matching = Matching(by_key(distillation_loss, student, "distillation_loss"))
+        output_kinds = by_key(
+            check_output_kinds("output_kinds", output_kinds), student, "output_kinds"
+        )
         student_from_logits = said_or_found(
             student_from_logits,
             student,
@@ -171,6 +185,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ScheduledScalar("temperature", temperature),
             ScheduledScalar("alpha", alpha),
             student_from_logits,
+            output_kinds,
         )
         if names := matching.layer_names("student"):
             self._state.student_runs = layer_extractor(student, names, "student")
@@ -235,13 +250,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ).matching(matching.layer_names("teacher"))
             if bound.averages_probabilities:
                 check_mean_at_one_temperature(matching.terms)
-        first_batch.check_same_shapes(
-            shapes_of(self.student),
-            {} if bound is None else bound.shapes,
-            matching.outputs_with_classes,
-        )
-        matching.bind(self.student, None if bound is None else bound.model)
         self._state.given_teacher, self._state.teacher = teacher, bound
+        first_batch.find_kinds(self.student, self._state, getattr(self, "loss", None))
+        matching.bind(self.student, None if bound is None else bound.model)
         # An attribute, so that Keras trains and saves them.
         self.loss_layers = matching.trainable_layers
         self._retrace()
@@ -250,6 +261,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def student_from_logits(self) -> Any:
         """Whether the student gives logits; a dict where its outputs differ."""
         return self._state.student_from_logits
+
+    @property
+    def output_kinds(self) -> Any:
+        """What the student's outputs are, as far as is known; a dict where they differ."""
+        return self._state.matching.kinds
 
     @property
     def distillation_loss(self) -> Any:
@@ -270,7 +286,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step, plus the teacher."""
-        state, (x, y, sample_weight) = self._state, unpacked(data)
+        state, (x, y, sample_weight) = self._state, self._unpacked(data)
         state.labelled = y is not None
         temperature, alpha, found = state.scalars_at(self.optimizer)
         teacher = self._teacher_outputs(x, temperature)
@@ -282,7 +298,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             found += of_teacher + self._label_faults(y, y_pred, sample_weight)
             is_good = state.counter.noted(found)
             teacher, y, sample_weight = defused((teacher, y, sample_weight), is_good)
-            sample_weight = step_weights(sample_weight, state.class_weight, y, y_pred)
+            kinds = state.matching.kinds
+            teacher = in_students_form(teacher, y_pred, kinds)
+            sample_weight = step_weights(
+                sample_weight, state.class_weight, y, y_pred, kinds
+            )
             # A term whose weight is 0 is left out, whatever it is.
             has_hard, has_soft = alpha > 0.0, alpha < 1.0
             hard_loss = self.compute_loss(
@@ -290,7 +310,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             )
             outputs, layers = keras_compat.gated((y_pred, layers), has_soft)
             student = ModelOutputs(
-                outputs, to_logits(outputs, self.student_from_logits), layers
+                outputs, to_logits(outputs, self.student_from_logits, kinds), layers
             )
             soft_loss = self._soft_loss(teacher, student, sample_weight, temperature)
             regularization = self._regularization()
@@ -313,6 +333,15 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self._update_teacher_metrics(teacher, y_pred)
         return self.step_logs(self.compute_metrics(x, y, y_pred, sample_weight))
 
+    def _unpacked(self, batch: Any) -> tuple[Any, Any, Any]:
+        """Returns a batch's parts, those by output name in the structure of the outputs."""
+        x, y, sample_weight = unpacked(batch)
+        y, sample_weight = (
+            in_structure_of(given, self.student, what)
+            for given, what in ((y, "labels"), (sample_weight, "sample_weight"))
+        )
+        return x, y, sample_weight
+
     def _label_faults(self, y: Any, y_pred: Any, sample_weight: Any) -> list[Fault]:
         """Returns what may be wrong with the labels and weights of a batch."""
         shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
@@ -324,9 +353,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         names = self.teacher_layer_names
         if cached is not None:
-            cached = each_output(lambda one: one_mean(one, temperature), cached)
+            cached = first_batch.cached_logits(cached, self._state, temperature)
         if cached is not None and self.teacher_from_logits is False:
-            cached = to_logits(cached, False)
+            cached = to_logits(cached, False, self.output_kinds)
         if cached is not None and all(name in x.layers for name in names):
             layers = {name: x.layers[name] for name in names}
             return ModelOutputs(cached, cached, layers)
@@ -409,12 +438,15 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 )
             for key, output in by_output(y_pred):
                 if judged is None or key in judged:
-                    metric.update_state(at(teacher.logits, key), output)
+                    from_logits = answer_for(self.student_from_logits, key)
+                    kind = answer_for(self.output_kinds, key)
+                    logits = to_logits(output, from_logits, kind)
+                    metric.add(at(teacher.logits, key), logits, kind)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""
         with self._only_judging():
-            state, (x, y, sample_weight) = self._state, unpacked(data)
+            state, (x, y, sample_weight) = self._state, self._unpacked(data)
             y_pred = self(x, training=False)
             found = self._label_faults(y, y_pred, sample_weight)
             if state.teacher_metrics:
@@ -422,6 +454,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 teacher, of_teacher = teachers_faults(
                     self._teacher_outputs(x, temperature), y_pred, state.teacher
                 )
+                teacher = in_students_form(teacher, y_pred, self.output_kinds)
                 found += of_schedules + of_teacher
             elif y is None:
                 raise ValueError(
@@ -507,10 +540,14 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             **kwargs: as for `keras.Model.compile`.
 
         Raises:
-            ValueError: if `from_logits` of the loss disagrees with the student's last
-                layer.
+            ValueError: if the loss, or its `from_logits`, disagrees with the student's last
+                layer or the teacher's.
         """
-        first_batch.check_loss_takes_outputs(loss, self.student_from_logits)
+        loss, loss_weights = first_batch.losses_by_output(
+            self.student, loss, loss_weights
+        )
+        self._state.kinds_settled = False
+        first_batch.find_kinds(self.student, self._state, loss)
         check_teacher_metrics(metrics, kwargs.get("weighted_metrics"))
         self._state.user_metrics = metrics
         self._state.teacher_metrics = []
@@ -721,9 +758,14 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 self.teacher_from_logits,
                 x,
                 *(
-                    (y, sample_weight)
-                    if all_labels is None
-                    else (all_labels, all_weights)
+                    in_structure_of(given, self.student, what)
+                    for given, what in (
+                        (y if all_labels is None else all_labels, "labels"),
+                        (
+                            sample_weight if all_labels is None else all_weights,
+                            "sample_weight",
+                        ),
+                    )
                 ),
             )
         state.labelled = y is not None
@@ -763,6 +805,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Refuses arrays of labels and weights, as far as outputs are known."""
         outputs = first_batch.known_outputs(self.student, self._state)
         if outputs is not None:
+            y = in_structure_of(y, self.student, "labels")
+            sample_weight = in_structure_of(
+                sample_weight, self.student, "sample_weight"
+            )
             shapes = {key: tuple(out.shape) for key, out in by_output(outputs)}
             check_labels(y, shapes, self.loss, sample_weight, where)
 
@@ -814,7 +860,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             if sample_weight is not None:
                 raise ValueError("give class_weight or sample_weight, not both.")
             if hasattr(outputs, "shape"):  # Keras takes tags of a sequence for one-hot
-                weights = class_weight_table(table, outputs.shape[-1])
+                weights = class_weight_table(table, outputs.shape, self.output_kinds)
                 sample_weight = weights_of_labels(weights, y, outputs)
                 table = None
         self._state.counter.reset()
@@ -869,7 +915,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             "student": serialize(self.student),
             "temperature": self._state.temperature.config(),
             "alpha": self._state.alpha.config(),
-            "distillation_loss": serialize(self.distillation_loss),
+            "distillation_loss": serialize(self._state.matching.given),
+            "output_kinds": self._state.output_kinds,
             "teacher_from_logits": self.teacher_from_logits,
             "student_from_logits": self.student_from_logits,
             "teacher_average": self.teacher_average,
@@ -884,8 +931,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 config[key], custom_objects
             )
         # JSON has no integer keys, which the outputs of a list have.
-        for key in ("student_from_logits", "teacher_from_logits"):
-            if isinstance(config[key], dict):
+        for key in ("student_from_logits", "teacher_from_logits", "output_kinds"):
+            if isinstance(config.get(key), dict):
                 config[key] = {
                     int(name) if name.isdigit() else name: value
                     for name, value in config[key].items()

@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.arguments import check_float, check_int
+from keras_distill.last_layers import is_of_keras, kind_of_loss, loss_name
 from keras_distill.outputs import at, by_output, has_several
 
 
@@ -122,11 +123,16 @@ def _of_one_output(
     name = loss_name(loss).lower()
     dtype, axes = _dtype_of(y), getattr(y.shape, "rank", len(y.shape))
     is_float = "float" in dtype
-    if not _is_of_keras(loss):  # it may take whatever it likes
+    if not is_of_keras(loss):  # it may take whatever it likes
         return
     if not ("crossentropy" in name and "categorical" in name):
+        kind = kind_of_loss(loss)
+        if kind in ("sigmoid", "values"):
+            _check_shape_of_numbers(y, dtype, shape, kind)
         if is_float:
             yield _not_finite(y)
+        if kind == "sigmoid" and dtype != "bool":
+            yield _of_yes_or_no(y)
         return
     classes = shape[-1]
     if not ("int" in dtype or is_float or dtype == "bool"):
@@ -170,6 +176,34 @@ def _check_shape_of_integers(ours: tuple, outputs: tuple) -> None:
             f"the loss takes one integer label for each softmax, in the shape {wanted}, "
             f"got labels of shape {ours}."
         )
+
+
+def _check_shape_of_numbers(y: Any, dtype: str, outputs: tuple, kind: str) -> None:
+    """Refuses labels that are not one number for each of the outputs'."""
+    ours = "yes/no questions" if kind == "sigmoid" else "values"
+    if not ("int" in dtype or "float" in dtype or dtype == "bool"):
+        raise ValueError(
+            f"labels must be numbers, got dtype {dtype}; the loss compares them with the "
+            f"student's {ours}."
+        )
+    shape = tuple(y.shape) if getattr(y.shape, "rank", 0) is not None else None
+    if shape is None or len(outputs) < 2 or outputs[-1] in (None, 1):
+        return
+    if len(shape) < len(outputs) or shape[-1] not in (None, outputs[-1]):
+        raise ValueError(
+            f"the student's outputs are {outputs[-1]} {ours}, so that labels must have the "
+            f"shape {('batch', *outputs[1:])}, got {shape}. For classes that exclude each other "
+            "use keras.losses.SparseCategoricalCrossentropy or CategoricalCrossentropy."
+        )
+
+
+def _of_yes_or_no(y: Any) -> Fault:
+    values = _in_float(y)
+    return Fault(
+        "labels of yes/no questions must be from 0 to 1, got {value} in {where}.",
+        (values < 0) | (values > 1),
+        values,
+    )
 
 
 def _check_shape_of_weights(weight: Any, outputs: tuple) -> None:
@@ -290,21 +324,3 @@ def check_class_weight(class_weight: Any) -> dict[int, float] | None:
         )
         for one, weight in class_weight.items()
     }
-
-
-def loss_name(loss: Any) -> str:
-    """Returns what a loss is called."""
-    if isinstance(loss, str):
-        return loss
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _is_of_keras(loss: Any) -> bool:
-    module = getattr(loss, "__module__", None) or type(loss).__module__
-    return isinstance(loss, str) or module.startswith("keras.")
-
-
-def is_keras_crossentropy(loss: Any) -> bool:
-    """Tells whether Keras's `from_logits` has its meaning for this loss."""
-    is_known = hasattr(loss, "from_logits") or _is_of_keras(loss)
-    return is_known and "crossentropy" in loss_name(loss).lower()

@@ -12,18 +12,36 @@ import tensorflow as tf
 from keras import ops
 
 from keras_distill.arguments import check_model
-from keras_distill.faults import check_labels, is_keras_crossentropy, loss_name
+from keras_distill.faults import check_labels
+from keras_distill.last_layers import (
+    judges_direction,
+    kind_of_loss,
+    loss_name,
+    symbolic_outputs,
+    takes_logits,
+)
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
 from keras_distill.outputs import (
+    agreed_kinds,
+    answer_for,
     by_output,
-    each_output,
     gives_logits,
+    has_several,
+    in_structure_of,
     is_settled,
+    keyed,
+    keys_of,
+    kind_of_other,
+    kinds_of,
     look_like_probabilities,
+    losses_by_key,
+    remember_kinds,
     settle,
-    symbolic_outputs,
+    settled_kinds,
+    shapes_of,
+    single,
 )
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.sharing import check_reads_nothing, check_shares_nothing
@@ -72,8 +90,14 @@ def check_first_batch(
     Raises:
         ValueError: if it cannot be trained on, with what to do.
     """
-    outputs = _student_outputs(student, state, loss, without_soft_targets(x))
+    outputs = _student_outputs(student, state, without_soft_targets(x))
     shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
+    find_kinds(student, state, loss, y, shapes)
+    _settle_logits(student, state, without_soft_targets(x))
+    matching = state.matching
+    check_loss_takes_outputs(
+        loss, state.student_from_logits, matching.kinds, matching.outputs_with_classes
+    )
     _check_teaching(student, state, teacher_from_logits, shapes, x)
     check_shares_nothing(student, state.given_teacher)  # now that both are built
     check_labels(y, shapes, loss, sample_weight)
@@ -104,7 +128,8 @@ def check_first_batch(
             raise ValueError(
                 "class_weight is for students with one output; give sample weights."
             )
-        class_weight_table(state.class_weight, next(iter(shapes.values()))[-1])
+        shape = next(iter(shapes.values()))
+        class_weight_table(state.class_weight, shape, state.matching.kinds)
 
 
 def known_outputs(student: keras.Model, state: StepState) -> Any:
@@ -114,27 +139,132 @@ def known_outputs(student: keras.Model, state: StepState) -> Any:
     return state.student_outputs
 
 
-def _student_outputs(
-    student: keras.Model, state: StepState, loss: Any, inputs: Any
-) -> Any:
+def _student_outputs(student: keras.Model, state: StepState, inputs: Any) -> Any:
     """Returns symbolic outputs, seen on a batch only where nothing else says them."""
-    if known_outputs(student, state) is None or not is_settled(
-        state.student_from_logits
-    ):
-        outputs = student(
-            keras.tree.map_structure(ops.convert_to_tensor, inputs), training=False
-        )
-        known = state.student_from_logits
-        if known is None:  # its layers may say it now that it is built
-            known = gives_logits(student, state.matching.outputs_with_classes)
-        state.student_from_logits = settle(
-            outputs, known, "student", "student_from_logits"
-        )
-        check_loss_takes_outputs(loss, state.student_from_logits)
+    if known_outputs(student, state) is None:
+        outputs = student(_as_tensors(inputs), training=False)
         state.student_outputs = keras.tree.map_structure(
             lambda out: keras.KerasTensor((None, *out.shape[1:]), out.dtype), outputs
         )
     return state.student_outputs
+
+
+def _settle_logits(student: keras.Model, state: StepState, inputs: Any) -> None:
+    """Settles on a batch whether the student gives logits, where nothing else says it."""
+    known = state.student_from_logits
+    if known is None:  # its layers may say it now that it is built
+        known = gives_logits(student, state.matching.outputs_with_classes)
+    if not is_settled(known):
+        outputs = student(_as_tensors(inputs), training=False)
+        kinds = state.matching.kinds
+        known = settle(outputs, known, "student", "student_from_logits", kinds)
+    state.student_from_logits = known
+
+
+def _as_tensors(inputs: Any) -> Any:
+    return keras.tree.map_structure(ops.convert_to_tensor, inputs)
+
+
+def find_kinds(
+    student: keras.Model,
+    state: StepState,
+    loss: Any,
+    y: Any = None,
+    shapes: dict | None = None,
+) -> None:
+    """Finds what each output is, as far as it is known; a first batch settles the rest.
+
+    Args:
+        student: any.
+        state: of the distiller.
+        loss: as given to `compile`.
+        y: labels of the first batch, or of all the data.
+        shapes: of the student's outputs, by key; `None` before a first batch was seen.
+
+    Raises:
+        ValueError: if layers, losses, labels and the teacher contradict each other.
+    """
+    matching, teacher = state.matching, state.teacher
+    matched = matching.outputs_with_classes
+    known = shapes_of(student) if shapes is None else shapes
+    if shapes is None or not state.kinds_settled:
+        kinds = kinds_of(student, loss, state.output_kinds, matched)
+        losses = losses_by_key(student, loss)
+        keys = list(known) or list(losses)
+        matching.directions = {k for k, one in losses.items() if judges_direction(one)}
+        compared = matching.kinds_compared()
+        kinds = {
+            key: answer_for(kinds, key) or _only(compared.get(key, compared.get(None)))
+            for key in keys
+        }
+        if teacher is not None:
+            kinds = agreed_kinds(kinds, teacher.kinds, "the teacher's are", keys)
+        if shapes is not None:
+            mine = {k: v for k, v in shapes.items() if matched is None or k in matched}
+            settled = settled_kinds(kinds, mine, student, y, "of the Distiller")
+            kinds = {
+                key: answer_for(settled, key) if key in mine else None for key in keys
+            }
+            state.kinds_settled = True
+        matching.kinds = single(kinds) if isinstance(kinds, dict) else kinds
+        matching.check_kinds()
+        remember_kinds(student, matching.kinds)
+    if shapes is None:
+        check_loss_takes_outputs(
+            loss, state.student_from_logits, matching.kinds, matched
+        )
+    theirs = {} if teacher is None else teacher.shapes
+    check_same_shapes(known, theirs, matched, matching.kinds)
+
+
+def _only(kinds: Any) -> str | None:
+    return kinds[0] if kinds and len(kinds) == 1 else None
+
+
+def losses_by_output(student: keras.Model, loss: Any, weights: Any) -> tuple[Any, Any]:
+    """Returns losses and their weights, given by output name, as Keras takes them.
+
+    A loss left out is none, a weight left out is 1.
+
+    Args:
+        student: any.
+        loss: as given to `compile`.
+        weights: as given to `compile`.
+
+    Raises:
+        ValueError: if an output is named that there is not.
+    """
+    if isinstance(weights, dict):
+        keys, names = keys_of(student)
+        if keys != [None] or names:
+            loss = dict(
+                zip(keys, keyed(loss, keys, names, "loss").values(), strict=True)
+            )
+            weights = keyed(weights, keys, names, "loss_weights")
+            weights = {k: 1.0 if w is None else w for k, w in weights.items()}
+    loss = in_structure_of(loss, student, "loss")
+    return loss, in_structure_of(weights, student, "loss_weights", 1.0)
+
+
+def cached_logits(cached: Any, state: StepState, temperature: Any) -> Any:
+    """Returns the logits that cached answers stand for, by output.
+
+    Args:
+        cached: of a batch.
+        state: of the distiller.
+        temperature: float scalar > 0, that in force.
+    """
+    kinds, outputs = state.matching.kinds, state.student_outputs
+    ours = {key: tuple(out.shape) for key, out in by_output(outputs)}
+    means = {}
+    for key, one in by_output(cached):
+        theirs = one.logits if isinstance(one, MemberLogits) else one
+        shape = tuple(getattr(theirs, "shape", ()))
+        kind = kind_of_other(answer_for(kinds, key), ours.get(key, ()), shape)
+        means[key] = one_mean(one, temperature, kind)
+    if not has_several(cached):
+        return means[None]
+    return means if isinstance(cached, dict) else type(cached)(means.values())
 
 
 def _check_teaching(
@@ -153,8 +283,8 @@ def _check_teaching(
     state.temperature.check_also(lambda number: None)
     if cached is not None:
         now = state.temperature.value_at(0)
-        several, cached = cached, each_output(lambda one: one_mean(one, now), cached)
-        check_cached_are_logits(cached, from_logits)
+        several, cached = cached, cached_logits(cached, state, now)
+        check_cached_are_logits(cached, from_logits, matching.kinds)
         check_finite(x.layers, "batch 0")
         matching.check_cached_layers(x.layers, student)
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
@@ -166,7 +296,9 @@ def _check_teaching(
         return
     else:
         inputs = keras.tree.map_structure(ops.convert_to_tensor, x)
-        teacher.look_at(inputs, matching.outputs_with_classes)
+        teacher.look_at(
+            inputs, matching.outputs_with_classes, matching.kinds, student_shapes
+        )
         if not teacher.accepts_nan and bool(ops.any(nan_by_example(inputs))):
             raise ValueError(nan_in_inputs("for batch 0"))
         with tf.GradientTape() as tape:
@@ -177,7 +309,9 @@ def _check_teaching(
         shapes = {key: tuple(part.shape) for key, part in by_output(answer)}
         teacher.has_answered = True
     check_rows(student, without_soft_targets(x), answer)
-    check_same_shapes(student_shapes, shapes, matching.outputs_with_classes)
+    check_same_shapes(
+        student_shapes, shapes, matching.outputs_with_classes, matching.kinds
+    )
 
 
 def check_rows(student: keras.Model, x: Any, answer: Any) -> None:
@@ -204,13 +338,16 @@ def check_student_and_teacher(student: Any, teacher: Any) -> None:
     check_shares_nothing(student, teacher)
 
 
-def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> None:
+def check_same_shapes(
+    student: dict, teacher: dict, distilled: set | None, kinds: Any = "softmax"
+) -> None:
     """Refuses a student whose distilled outputs are not shaped like the teacher's.
 
     Args:
         student: shape by output, with `None` for an axis that is not known.
         teacher: likewise.
         distilled: keys of the outputs that must agree; `None` for all.
+        kinds: of the student's outputs.
 
     Raises:
         ValueError: if classes or other axes differ, or there is a single class.
@@ -218,11 +355,12 @@ def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> No
     keys = student if distilled is None else distilled
     for key in keys:
         name = "" if key is None else f" in output {key!r}"
-        if key in student and student[key][-1] == 1:
+        kind = answer_for(kinds, key)
+        if kind == "softmax" and key in student and student[key][-1:] == (1,):
             raise ValueError(
                 f"the student has 1 class{name}: a softmax over it is always 1, so there "
-                "is nothing to learn. Build the models with one output per class, 2 for "
-                "a yes or no."
+                "is nothing to learn. For a yes or no end it in a sigmoid, or use "
+                "keras.losses.BinaryCrossentropy(from_logits=True)."
             )
         if not student or not teacher:
             continue
@@ -242,14 +380,22 @@ def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> No
                 f"have; its outputs are {', '.join(map(repr, student))}."
             )
         ours, theirs = student[key], teacher[key]
-        if None not in (ours[-1], theirs[-1]) and ours[-1] != theirs[-1]:
+        if not (ours and theirs):
+            continue
+        of_one = kind != "values" and {ours[-1], theirs[-1]} == {1, 2}
+        if None not in (ours[-1], theirs[-1]) and ours[-1] != theirs[-1] and not of_one:
+            what = {"sigmoid": "questions", "values": "values"}.get(kind, "classes")
             raise ValueError(
-                f"the student has {ours[-1]} classes{name} and the teacher {theirs[-1]}; "
+                f"the student has {ours[-1]} {what}{name} and the teacher {theirs[-1]}; "
                 f"build the student with {theirs[-1]}."
             )
         if len(ours) != len(theirs) or any(
             a is not None and b is not None and a != b
-            for a, b in zip(ours[1:], theirs[1:], strict=True)
+            for a, b in zip(
+                ours[1 : -1 if of_one else None],
+                theirs[1 : -1 if of_one else None],
+                strict=True,
+            )
         ):
             raise ValueError(
                 f"the student's outputs{name} have shape {tuple(ours)} and the teacher's "
@@ -257,32 +403,41 @@ def check_same_shapes(student: dict, teacher: dict, distilled: set | None) -> No
             )
 
 
-def check_loss_takes_outputs(loss: Any, student_from_logits: Any) -> None:
+def check_loss_takes_outputs(
+    loss: Any, student_from_logits: Any, kinds: Any = None, matched: set | None = None
+) -> None:
     """Refuses a cross-entropy whose `from_logits` disagrees with the student.
 
     Args:
         loss: as given to `compile`.
         student_from_logits: bool or `None`, or a dict of them by output.
+        kinds: of the student's outputs.
+        matched: keys of the outputs that are distilled; `None` for all. The others' losses
+            are taken as Keras takes them.
     """
     for key, one in by_output(loss):
-        gives = student_from_logits
-        if isinstance(gives, dict):
-            gives = gives.get(key)
-        if gives is None or not is_keras_crossentropy(one):
+        if matched is not None and key not in matched:
             continue
-        takes = bool(getattr(one, "from_logits", False))
-        if takes and not gives:
+        gives, takes = answer_for(student_from_logits, key), takes_logits(one)
+        if gives is None or takes is None or takes == gives:
+            continue
+        is_binary = kind_of_loss(one) == "sigmoid"
+        if takes:
             raise ValueError(
                 f"loss {loss_name(one)} has from_logits=True but the student ends in a "
-                "softmax; use from_logits=False, or take the softmax off."
+                f"{answer_for(kinds, key) or 'softmax'}; use from_logits=False, or take the "
+                "activation off."
             )
-        if gives and not takes:
-            raise ValueError(
-                f"loss {loss_name(one)} expects probabilities (from_logits=False) but "
-                "the student ends in logits; use "
-                "keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "
-                "CategoricalCrossentropy(from_logits=True)."
-            )
+        names = (
+            "keras.losses.BinaryCrossentropy(from_logits=True)"
+            if is_binary
+            else "keras.losses.SparseCategoricalCrossentropy(from_logits=True) or "
+            "CategoricalCrossentropy(from_logits=True)"
+        )
+        raise ValueError(
+            f"loss {loss_name(one)} expects probabilities (from_logits=False) but "
+            f"the student ends in logits; use {names}."
+        )
 
 
 def check_finite(outputs: Any, where: str) -> None:
@@ -292,12 +447,14 @@ def check_finite(outputs: Any, where: str) -> None:
             raise ValueError(NOT_FINITE.format(where=where))
 
 
-def check_cached_are_logits(cached: Any, from_logits: Any) -> None:
+def check_cached_are_logits(cached: Any, from_logits: Any, kinds: Any = None) -> None:
     """Refuses cached soft targets that are not finite, or look like probabilities."""
     check_finite(cached, "batch 0")
     are_probabilities = all(
-        not isinstance(part, TopKLogits) and look_like_probabilities(part)
-        for _, part in by_output(cached)
+        not isinstance(part, TopKLogits)
+        and answer_for(kinds, key) != "values"
+        and look_like_probabilities(part)
+        for key, part in by_output(cached)
     )
     if from_logits is False and not are_probabilities:
         raise ValueError(

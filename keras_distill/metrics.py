@@ -12,7 +12,7 @@ from keras import ops
 from keras_distill.arguments import check_int
 from keras_distill.labels import classes_of, weights_of
 from keras_distill.losses.base import PACKAGE
-from keras_distill.outputs import to_logits
+from keras_distill.outputs import as_pairs, to_logits
 from keras_distill.top_k import TopKLogits
 
 
@@ -37,6 +37,14 @@ class TeacherAgreement(keras.metrics.MeanMetricWrapper):
 
     def __init__(self, name: str = "teacher_agreement", dtype: Any = None) -> None:
         super().__init__(_same_class, name=name, dtype=dtype)
+
+    def add(self, teacher_logits: Any, student_logits: Any, kind: Any) -> None:
+        """Adds a batch of one output of a kind."""
+        if kind == "sigmoid":  # a yes where the logit is above 0
+            teacher_logits, student_logits = map(
+                as_pairs, (teacher_logits, student_logits)
+            )
+        self.update_state(teacher_logits, student_logits)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

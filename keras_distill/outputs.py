@@ -1,4 +1,8 @@
-"""What a model's outputs are: logits or probabilities; one, or a dict or list of them.
+"""What a model's outputs are: of which kind, and whether logits or probabilities.
+
+The kind is what the numbers of an output describe: "softmax", classes that exclude each
+other; "sigmoid", yes/no questions; "values", real numbers. Everything asks here. One output
+has one answer; several have a dict of answers by key: the name in a dict, the index in a list.
 
 Treating a softmax's output as logits is the commonest silent error of distillation:
 every model of `keras.applications` ends in one.
@@ -6,18 +10,24 @@ every model of `keras.applications` ends in one.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Collection, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
-from keras_distill.arguments import check_from_logits
-from keras_distill.keras_compat import logits_of, made_by
+from keras_distill.arguments import check_from_logits, check_output_kinds
+from keras_distill.keras_compat import logits_of
+from keras_distill.last_layers import (
+    LastLayer,
+    kind_of_loss,
+    last_layer,
+    loss_name,
+    symbolic_outputs,
+)
 from keras_distill.several_logits import ONE_OUTPUT
 
 
@@ -67,27 +77,311 @@ def at(structure: Any, key: Any) -> Any:
     return structure[key]
 
 
-# Layers that pass on what they are given, so that the one before them decides.
-_PASSES_ON = (
-    keras.layers.Dropout,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-    keras.layers.Flatten,
-)
+def keyed(
+    given: Any, keys: Sequence, names: Sequence[str] = (), what: str = ""
+) -> dict:
+    """Returns what was given for all outputs, or by name, key or position, by key.
+
+    As Keras takes losses by the names of a Functional model's outputs, also where it returns
+    a list of them.
+
+    Args:
+        given: one for all; a dict by output name or key; or a list in their order.
+        keys: of the outputs, `[None]` for a single one.
+        names: of the outputs in the same order, where they have names.
+        what: was given, for the error.
+
+    Returns:
+        A dict with all keys; `None` for those that nothing was given for.
+
+    Raises:
+        ValueError: if it names an output that there is not, or has too many.
+    """
+    if not has_several(given):
+        return dict.fromkeys(keys, given)
+    found = dict.fromkeys(keys)
+    if not isinstance(given, dict):
+        if len(given) > len(keys):
+            raise ValueError(
+                f"{what} has {len(given)} parts, but the model has {len(keys)} output(s)."
+            )
+        found.update(zip(keys, given, strict=False))
+        return found
+    by_name = {**dict(zip(names, keys, strict=False)), **{key: key for key in keys}}
+    # JSON has no integer keys, which the outputs of a list have.
+    by_name.update({str(key): key for key in keys if isinstance(key, int)})
+    for name, value in given.items():
+        if name not in by_name:
+            known = ", ".join(repr(one) for one in (names or keys) if one is not None)
+            raise ValueError(
+                f"{what} names the output {name!r}, which the model does not have; its "
+                f"outputs are {known or 'one without a name'}."
+            )
+        found[by_name[name]] = value
+    return found
 
 
-_SOFTMAX = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
+def keys_of(model: Any) -> tuple[list, list[str]]:
+    """Returns keys and names of a model's outputs; `[None]` where they are not known."""
+    if not getattr(model, "outputs", None):
+        return [None], []
+    keys = [key for key, _ in by_output(symbolic_outputs(model))]
+    names = list(getattr(model, "output_names", None) or [])
+    return keys, names if len(names) == len(keys) else []
 
 
-_SIGMOID = (keras.activations.sigmoid, keras.ops.sigmoid, tf.nn.sigmoid)
+def by_key(given: Any, model: Any, what: str) -> Any:
+    """Returns what was given by output name by the output's key; see `keyed`.
+
+    A dict stays what it is where the model does not say its outputs.
+    """
+    if not isinstance(given, dict):
+        return given
+    keys, names = keys_of(model)
+    if keys == [None] and not names:
+        return given
+    found = keyed(given, keys, names, what)
+    return {key: value for key, value in found.items() if value is not None}
 
 
-_LOGITS = (
-    keras.activations.linear,
-    keras.activations.log_softmax,
-    keras.ops.log_softmax,
-    tf.nn.log_softmax,
-)
+def in_structure_of(given: Any, model: Any, what: str, default: Any = None) -> Any:
+    """Returns what was given by output name in the structure of a model's outputs.
+
+    Args:
+        given: a dict by output name, or anything else, which stays what it is.
+        model: a list of whose outputs, or a single one, has names.
+        what: was given, for the error.
+        default: of an output that is left out.
+
+    Raises:
+        ValueError: if it names an output that there is not.
+    """
+    if not isinstance(given, dict) or isinstance(given, ONE_OUTPUT):
+        return given
+    keys, names = keys_of(model)
+    if not names or isinstance(symbolic_outputs(model), dict):
+        return given
+    found = {**dict.fromkeys(keys, default), **by_key(given, model, what)}
+    return found[None] if keys == [None] else list(found.values())
+
+
+def single(answers: dict) -> Any:
+    """Returns the answer, if all outputs have the same; else the dict of them."""
+    first = next(iter(answers.values()), None)
+    return first if all(answer == first for answer in answers.values()) else answers
+
+
+def answer_for(answers: Any, key: Any) -> Any:
+    """Returns the answer for one output, of one for all or a dict of them."""
+    return answers.get(key) if isinstance(answers, dict) else answers
+
+
+# Kinds -------------------------------------------------------------------------------
+
+
+def kinds_of(
+    model: Any,
+    loss: Any = None,
+    said: Any = None,
+    outputs: Collection | None = None,
+    argument: str = "output_kinds",
+) -> Any:
+    """Returns the kind of each output, found from its last layer and its loss.
+
+    A softmax or sigmoid says its own; a layer that gives logits leaves it to the loss: a
+    categorical cross-entropy is for "softmax", a binary one for "sigmoid", any other of Keras
+    for "values".
+
+    Args:
+        model: any; a subclassed one says nothing, unless it has an attribute `output_kinds`.
+            `None` where there is none.
+        loss: as given to `compile`; `None` (default) takes that which the model was compiled
+            with, which does not contradict a last layer that says its kind, or what a
+            `Distiller` has found of its student.
+        said: by the user: a kind, or a dict of kinds by output name; `None` for nothing.
+        outputs: keys of the outputs that matter; the others have no kind. `None` for all.
+        argument: by which it was said, for the error.
+
+    Returns:
+        A kind, or `None` where nothing says it; a dict of these by key, where they differ.
+
+    Raises:
+        ValueError: if last layer, loss and what was said contradict each other.
+    """
+    said = by_key(check_output_kinds(argument, said), model, argument)
+    is_at_hand = loss is not None
+    if not is_at_hand:
+        loss = getattr(model, "loss", None)
+    if said is None:
+        said = check_output_kinds("output_kinds", getattr(model, "output_kinds", None))
+    if said is None and not is_at_hand and model is not None:
+        said = _FOUND.get(model)
+    losses = losses_by_key(model, loss)
+    if list(losses) == [None] and isinstance(said, dict):
+        losses = dict.fromkeys(said, loss)
+    keys, layers = list(losses), last_layers(model)
+    return single(
+        {
+            key: _kind(
+                layers.get(key),
+                losses[key] if is_at_hand or not _says_kind(layers.get(key)) else None,
+                answer_for(said, key),
+                "" if key is None else f" of output {key!r}",
+                argument,
+            )
+            if outputs is None or key in outputs
+            else None
+            for key in keys
+        }
+    )
+
+
+def losses_by_key(model: Any, loss: Any) -> dict:
+    """Returns the loss of each output, by its key, as far as the outputs are known."""
+    keys, names = keys_of(model)
+    if keys == [None] and not names and has_several(loss):
+        return dict(by_output(loss))
+    return keyed(loss, keys, names, "loss")
+
+
+#: What distillers have found of students, which are not compiled themselves.
+_FOUND: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def remember_kinds(model: Any, kinds: Any) -> None:
+    """Keeps the kinds of a model's outputs for as long as it lives in this process."""
+    _FOUND[model] = kinds
+
+
+def _says_kind(layer: LastLayer | None) -> bool:
+    return layer is not None and layer.kind is not None
+
+
+def last_layers(model: Any) -> dict[Any, LastLayer]:
+    """Returns what the last layers of a model say, by output; {} if they are not known."""
+    if not getattr(model, "outputs", None):
+        return {}
+    return {key: last_layer(one) for key, one in by_output(symbolic_outputs(model))}
+
+
+def _kind(
+    layer: LastLayer | None, loss: Any, said: str | None, where: str, argument: str
+) -> str | None:
+    of_layer = None if layer is None else layer.kind
+    of_loss = kind_of_loss(loss)
+    for kind, one, takes in (
+        ("softmax", "sigmoid", "each class for a yes/no question of its own"),
+        ("sigmoid", "softmax", "the classes for ones that exclude each other"),
+    ):
+        if of_layer == kind and one in (said, of_loss):
+            assert layer is not None
+            other = "sigmoid" if kind == "softmax" else "softmax"
+            what = (
+                f"{argument} says {said!r}"
+                if said == one
+                else f"loss {loss_name(loss)} takes {takes}"
+            )
+            fit = "categorical" if kind == "softmax" else "binary"
+            if said == kind:  # the user knows
+                continue
+            raise ValueError(
+                f"the last layer {layer.name!r}{where} is a {kind}, but {what}; end the "
+                f"model in a {other}, or use a {fit} cross-entropy."
+            )
+        if said == kind and of_loss == one and of_layer is None:
+            raise ValueError(
+                f"{argument}{where} says {said!r}, but loss {loss_name(loss)} takes {takes}; "
+                "use a loss for that kind of output, or leave it out."
+            )
+    if said is not None or of_layer is None:
+        return said or of_loss
+    # Values between 0 and 1, or the probability of a yes: the labels say.
+    return None if (of_layer, of_loss) == ("sigmoid", "values") else of_layer
+
+
+def settled_kinds(kinds: Any, shapes: dict, model: Any, y: Any, argument: str) -> Any:
+    """Returns the kinds with each that was left open, settled by the labels.
+
+    Integer or one-hot labels are for "softmax", labels of 0 and 1 for several questions at
+    once, or for a single output, for "sigmoid", others for "values". Without labels, a
+    sigmoid is one, and two or more outputs are a softmax's.
+
+    Args:
+        kinds: of `kinds_of`.
+        shapes: of the outputs, by key.
+        model: whose outputs they are.
+        y: labels, in the structure of the outputs; `None` for none.
+        argument: by which a kind can be said, for the error.
+
+    Raises:
+        ValueError: if there is a single output of which nothing says what it is.
+    """
+    layers, labels = last_layers(model), dict(by_output(y))
+    return single(
+        {
+            key: answer_for(kinds, key)
+            or _kind_by_labels(shape, layers.get(key), labels.get(key), key, argument)
+            for key, shape in shapes.items()
+        }
+    )
+
+
+def _kind_by_labels(
+    shape: tuple, layer: LastLayer | None, y: Any, key: Any, argument: str
+) -> str:
+    if y is None or not hasattr(y, "dtype"):
+        if layer is not None and layer.kind is not None:
+            return layer.kind
+        if len(shape) > 1 and shape[-1] != 1:
+            return "softmax"
+        name = "" if key is None else f" {key!r}"
+        raise ValueError(
+            f"nothing says what the single number of the output{name} is: a yes/no question "
+            'or a value. Compile with a loss for it, or say output_kinds="sigmoid" or '
+            f'"values" ({argument}).'
+        )
+    y = np.asarray(y)
+    if y.dtype.kind not in "iufb" and y.dtype.name != "bfloat16":
+        return "softmax"  # refused elsewhere, in words
+    y = y.astype("float64")
+    is_yes_or_no = bool(np.isin(y, (0.0, 1.0)).all())
+    if len(shape) < 2 or shape[-1] == 1:
+        return "sigmoid" if is_yes_or_no else "values"
+    if y.ndim == len(shape) and y.shape[-1] == shape[-1]:
+        if bool((y >= 0).all()) and np.allclose(y.sum(-1), 1.0, atol=1e-2):
+            return "softmax"
+        return "sigmoid" if is_yes_or_no else "values"
+    return "softmax"
+
+
+def agreed_kinds(ours: Any, theirs: Any, who: str, keys: Sequence) -> Any:
+    """Returns our kinds, those left open taken from another model.
+
+    Args:
+        ours: the student's, of `kinds_of`.
+        theirs: the teacher's, likewise.
+        who: says theirs, for the error.
+        keys: of the outputs.
+
+    Raises:
+        ValueError: if they contradict each other.
+    """
+    found = {}
+    for key in keys:
+        our, their = answer_for(ours, key), answer_for(theirs, key)
+        # One yes/no and two classes mean the same; shapes are compared elsewhere.
+        if our and their and our != their and "values" in (our, their):
+            name = "" if key is None else f" of output {key!r}"
+            raise ValueError(
+                f"the student's numbers{name} are of the kind {our!r} and {who} {their!r}: "
+                "what they say cannot be matched. Use one loss for both, or say "
+                "output_kinds=."
+            )
+        found[key] = our or their
+    return single(found)
+
+
+# Logits or probabilities -------------------------------------------------------------
 
 
 def gives_logits(model: Any, outputs: Collection | None = None) -> Any:
@@ -103,32 +397,21 @@ def gives_logits(model: Any, outputs: Collection | None = None) -> Any:
         `True` for logits, `False` for probabilities, `None` where the layers do not
         say (a subclassed model, a Lambda layer, an activation that is not known). If
         several outputs differ, a dict of these answers by the output's key.
-
-    Raises:
-        ValueError: if an output that matters ends in a sigmoid, whose classes do not
-            exclude each other, so that there is no softmax to distil.
     """
-    if not getattr(model, "outputs", None):
+    layers = last_layers(model)
+    if not layers:
         # A subclassed model may say it by an attribute of this name.
         return getattr(model, "outputs_are_logits", None)
-    answers = {
-        key: (outputs is not None and key not in outputs)
-        or _is_logits(output, model.name)
-        for key, output in by_output(symbolic_outputs(model))
-    }
-    first = next(iter(answers.values()))
-    return first if all(answer is first for answer in answers.values()) else answers
-
-
-def symbolic_outputs(model: keras.Model) -> Any:
-    """Returns the outputs of a built model in the structure that a batch has."""
-    outputs = model.outputs if isinstance(model, keras.Sequential) else model.output
-    is_list_of_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
-    return outputs[0] if is_list_of_one else outputs
+    return single(
+        {
+            key: layer.is_logits if outputs is None or key in outputs else True
+            for key, layer in layers.items()
+        }
+    )
 
 
 def is_settled(from_logits: Any) -> bool:
-    """Tells whether an answer of `gives_logits` leaves nothing open."""
+    """Tells whether an answer of `gives_logits` or `kinds_of` leaves nothing open."""
     if isinstance(from_logits, dict):
         return None not in from_logits.values()
     return from_logits is not None
@@ -140,7 +423,7 @@ def said_or_found(
     """Returns whether a model gives logits: what the user says of it, or its layers.
 
     Args:
-        said: bool, or a dict of bools by output; `None` to ask the layers.
+        said: bool, or a dict of bools by output name; `None` to ask the layers.
         model: any model; `None` where there is none.
         outputs: keys of the outputs that matter, as in `gives_logits`.
         argument: by which it was said, for the error.
@@ -148,13 +431,14 @@ def said_or_found(
     Raises:
         ValueError: if it is neither, or the last layer plainly says otherwise.
     """
-    said = check_from_logits(argument, said)
+    said = by_key(check_from_logits(argument, said), model, argument)
     if model is None:
         return said
+    found = gives_logits(model, outputs)
     if said is None:
-        return gives_logits(model, outputs)
+        return found
     for key, (is_logits, layer) in _plainly_said(model).items():
-        ours = said.get(key) if isinstance(said, dict) else said
+        ours = answer_for(said, key)
         matters = outputs is None or key in outputs
         if matters and ours is not None and ours is not is_logits:
             name = "" if key is None else f" of output {key!r}"
@@ -163,7 +447,11 @@ def said_or_found(
                 f"{argument} is {ours}, but the last layer {layer!r}{name} of "
                 f"{model.name!r} gives {kind}; leave {argument} out."
             )
-    return said
+    keys, _ = keys_of(model)
+    if not isinstance(said, dict) or keys == [None]:
+        return said
+    # What is left out is found out.
+    return {key: said.get(key, answer_for(found, key)) for key in keys}
 
 
 def _plainly_said(model: Any) -> dict[Any, tuple[bool, str]]:
@@ -171,103 +459,157 @@ def _plainly_said(model: Any) -> dict[Any, tuple[bool, str]]:
 
     A layer that is not Keras's own may be called like one and do something else.
     """
-    if not getattr(model, "outputs", None):
+    layers = last_layers(model)
+    if not layers:
         answer = getattr(model, "outputs_are_logits", None)
         return {} if answer is None else {None: (answer, type(model).__name__)}
-    found = {}
-    for key, output in by_output(symbolic_outputs(model)):
-        layer = _decided_by(output)
-        of_keras = type(layer).__module__.startswith("keras.")
-        says_so = getattr(layer, "outputs_are_logits", None) is not None
-        last = (-1, len(output.shape) - 1)
-        if (of_keras and getattr(layer, "axis", -1) in last) or says_so:
-            with contextlib.suppress(ValueError):  # a sigmoid
-                answer = _is_logits(output, model.name)
-                if answer is not None:
-                    found[key] = answer, layer.name
-    return found
+    return {
+        key: (layer.is_logits, layer.name)
+        for key, layer in layers.items()
+        if layer.is_plain and layer.is_logits is not None
+    }
 
 
-def _decided_by(tensor: Any) -> Any:
-    """Returns the layer or operation that says what a symbolic output is, or `None`."""
-    operation, tensor_index, inputs = made_by(tensor)
-    if isinstance(operation, keras.Model):
-        outputs = getattr(operation, "outputs", None)
-        return _decided_by(outputs[tensor_index]) if outputs else None
-    if isinstance(operation, _PASSES_ON) or (
-        isinstance(operation, keras.layers.Activation)
-        and operation.activation is keras.activations.linear
-    ):
-        return _decided_by(inputs[0])
-    if isinstance(operation, keras.layers.TimeDistributed):
-        return operation.layer
-    return operation
+def to_logits(outputs: Any, from_logits: Any, kinds: Any = "softmax") -> Any:
+    """Returns logits for outputs that are logits or probabilities; values as they are.
 
-
-def _is_logits(tensor: Any, model_name: str) -> bool | None:
-    operation = _decided_by(tensor)
-    if operation is None or isinstance(operation, keras.layers.InputLayer):
-        return None
-    # The layer, or the operation of keras.ops.
-    if type(operation).__name__ == "Softmax":
-        return False
-    return _activation_answer(operation, model_name)
-
-
-def _activation_answer(layer: Any, model_name: str) -> bool | None:
-    said = getattr(layer, "outputs_are_logits", None)
-    if said is not None:
-        return said
-    activation = getattr(layer, "activation", None)
-    if activation is None or isinstance(layer, keras.layers.RNN):
-        return None
-    if activation in _SIGMOID:
-        raise ValueError(
-            f"the last layer {layer.name!r} of {model_name!r} is a sigmoid: its classes "
-            "do not exclude each other, so there is no softmax over them. Give a model "
-            "that ends in logits or softmax (for two classes: two outputs), or say "
-            "from_logits yourself."
-        )
-    if activation in _SOFTMAX:
-        return False
-    return True if activation in _LOGITS else None
-
-
-def to_logits(outputs: Any, from_logits: Any) -> Any:
-    """Returns logits for outputs that are logits or probabilities.
-
-    Probabilities made by a Keras softmax in the same trace give back the logits they
-    were made from, exactly. Others give their logarithm, which is the logits up to a
-    constant that a softmax removes; below 1e-38 it is cut off, as float32 is.
+    Probabilities made by a softmax or sigmoid in the same graph give back the logits they
+    were made from, exactly. Others give their logarithm, which is the logits up to a constant
+    that a softmax removes, cut off below 1e-38; or, of a sigmoid, `log(p / (1 - p))`, cut off
+    where float32 has no number between p and 1.
 
     Args:
         outputs: `(batch, ..., classes)`, or a dict or list of such.
         from_logits: bool, whether they are logits already; or a dict of bools by the
             output's key.
+        kinds: of the outputs, or a dict of them by key. Default "softmax".
 
     Returns:
         The same structure.
     """
-    if from_logits is True:
+    if from_logits is True or kinds == "values":
         return outputs
-    if from_logits is False:
-        return keras.tree.map_structure(_log_probabilities, outputs)
     logits = {
-        key: output if from_logits[key] else _log_probabilities(output)
+        key: output
+        if answer_for(from_logits, key) or answer_for(kinds, key) == "values"
+        else _logits_of_probabilities(output, answer_for(kinds, key))
         for key, output in by_output(outputs)
     }
+    if not has_several(outputs):
+        return logits[None]
     return logits if isinstance(outputs, dict) else list(logits.values())
 
 
-def _log_probabilities(probabilities: Any) -> Any:
+_TINY = float(np.finfo("float32").tiny)
+_LEAST_NO = 2.0**-25  # half of what float32 has between 1 and the number before it
+
+
+def _logits_of_probabilities(probabilities: Any, kind: str | None) -> Any:
     logits = logits_of(probabilities)
     if logits is not probabilities:
         return logits
-    tiny = float(np.finfo("float32").tiny)
-    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), tiny))
+    p = ops.cast(probabilities, "float32")
+    log_p = ops.log(ops.maximum(p, _TINY))
+    return (
+        log_p - ops.log(ops.maximum(1.0 - p, _LEAST_NO)) if kind == "sigmoid" else log_p
+    )
 
 
-def settle(outputs: Any, from_logits: Any, who: str, argument: str) -> Any:
+def to_probabilities(logits: Any, kinds: Any) -> Any:
+    """Returns probabilities for logits at T = 1; values as they are.
+
+    Args:
+        logits: `(batch, ..., classes)`, or a dict or list of such.
+        kinds: of the outputs, or a dict of them by key.
+    """
+    functions = {"softmax": ops.softmax, "sigmoid": ops.sigmoid}
+    found = {
+        key: functions.get(answer_for(kinds, key), lambda value: value)(one)
+        for key, one in by_output(logits)
+    }
+    if not has_several(logits):
+        return found[None]
+    return found if isinstance(logits, dict) else list(found.values())
+
+
+def as_pairs(logits: Any) -> Any:
+    """Returns the logits of K yes/no questions as those of K softmaxes over [no, yes].
+
+    Args:
+        logits: `(..., K)`.
+
+    Returns:
+        `(..., K, 2)`, `[0, z]`: the same probabilities at any temperature.
+    """
+    return ops.stack([ops.zeros_like(logits), logits], -1)
+
+
+def in_form_of(logits: Any, ours: tuple, kind: str | None) -> Any:
+    """Returns a teacher's logits in the form of the student's: one yes/no, or two classes.
+
+    Args:
+        logits: `(batch, ..., classes)`.
+        ours: shape of the student's output.
+        kind: of the student's output.
+    """
+    if not hasattr(logits, "shape") or kind not in ("softmax", "sigmoid"):
+        return logits
+    theirs = logits.shape[-1]
+    if kind == "softmax" and ours[-1] == 2 and theirs == 1:
+        return as_pairs(logits)[..., 0, :]
+    if kind == "sigmoid" and ours[-1] == 1 and theirs == 2:
+        return logits[..., 1:] - logits[..., :1]
+    return logits
+
+
+def in_students_form(
+    teacher: ModelOutputs | None, y_pred: Any, kinds: Any
+) -> ModelOutputs | None:
+    """Returns a teacher's answer with its logits in the form of the student's outputs.
+
+    Args:
+        teacher: its answer.
+        y_pred: the student's outputs.
+        kinds: of these.
+    """
+    if teacher is None or not ({"softmax", "sigmoid"} & _among(kinds)):
+        return teacher
+    ours = {key: tuple(output.shape) for key, output in by_output(y_pred)}
+    found = {
+        key: in_form_of(one, ours[key], answer_for(kinds, key)) if key in ours else one
+        for key, one in by_output(teacher.logits)
+    }
+    logits = teacher.logits
+    if not has_several(logits):
+        return teacher._replace(logits=found[None])
+    whole = found if isinstance(logits, dict) else type(logits)(found.values())
+    return teacher._replace(logits=whole)
+
+
+def _among(kinds: Any) -> set:
+    return set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+
+
+def kind_of_other(kind: str | None, ours: tuple, theirs: tuple) -> str | None:
+    """Returns the kind of another model's output that teaches one of ours.
+
+    That of ours, unless one is a yes/no and the other its two classes.
+
+    Args:
+        kind: of our output.
+        ours: its shape.
+        theirs: the shape of the other's.
+    """
+    if kind == "softmax" and theirs[-1:] == (1,) and ours[-1:] == (2,):
+        return "sigmoid"
+    if kind == "sigmoid" and theirs[-1:] == (2,) and ours[-1:] == (1,):
+        return "softmax"
+    return kind
+
+
+def settle(
+    outputs: Any, from_logits: Any, who: str, argument: str, kinds: Any = None
+) -> Any:
     """Settles from values what the layers left open, and says so in a warning.
 
     Args:
@@ -275,40 +617,50 @@ def settle(outputs: Any, from_logits: Any, who: str, argument: str) -> Any:
         from_logits: an answer of `gives_logits`.
         who: "teacher" or "student", for the message.
         argument: the argument by which the user can say it, for the message.
+        kinds: of the outputs, as far as they are known.
 
     Returns:
         The answer with each `None` replaced: by `False` if every row of the output is
-        >= 0 and sums to 1, else by `True`.
+        >= 0 and sums to 1, or for a sigmoid if all is from 0 to 1; else by `True`.
     """
     if is_settled(from_logits):
         return from_logits
-    if not isinstance(outputs, (dict, list, tuple)):
-        return _values_are_logits(outputs, who, argument)
-    known = from_logits or {}
-    return {
-        key: _values_are_logits(output, f"{who}'s output {key!r}", argument)
-        if known.get(key) is None
-        else known[key]
-        for key, output in by_output(outputs)
-    }
+    known = from_logits if isinstance(from_logits, dict) else {}
+    found = {}
+    for key, output in by_output(outputs):
+        name = who if key is None else f"{who}'s output {key!r}"
+        found[key] = known.get(key)
+        if found[key] is None:
+            kind = answer_for(kinds, key)
+            found[key] = _values_are_logits(output, name, argument, kind)
+    return found if has_several(outputs) else found[None]
 
 
-def look_like_probabilities(outputs: Any) -> bool:
-    """Tells whether every row of concrete outputs is >= 0 and sums to 1."""
+def look_like_probabilities(outputs: Any, kind: str | None = None) -> bool:
+    """Tells whether every row of concrete outputs is >= 0 and sums to 1.
+
+    Of a sigmoid, whether every number is from 0 to 1.
+    """
     outputs = ops.convert_to_tensor(outputs)
     is_half = keras.backend.standardize_dtype(outputs.dtype) in ("float16", "bfloat16")
     values = ops.convert_to_numpy(ops.cast(outputs, "float32"))
+    if kind == "sigmoid":
+        return bool(((values >= 0.0) & (values <= 1.0)).all())
     sums_to_one = np.allclose(values.sum(-1), 1.0, atol=2e-2 if is_half else 1e-3)
     return bool(values.min() >= 0.0 and sums_to_one)
 
 
-def _values_are_logits(outputs: Any, who: str, argument: str) -> bool:
-    are_probabilities = look_like_probabilities(outputs)
-    kind = "probabilities" if are_probabilities else "logits"
+def _values_are_logits(outputs: Any, who: str, argument: str, kind: str | None) -> bool:
+    if kind == "values":
+        return True
+    are_probabilities = look_like_probabilities(outputs, kind)
+    what = "probabilities" if are_probabilities else "logits"
     reason = "are >= 0 and sum to 1" if are_probabilities else "do not sum to 1"
+    if kind == "sigmoid":
+        reason = f"are {'' if are_probabilities else 'not '}all from 0 to 1"
     warnings.warn(
         f"the layers of the {who} do not say whether it gives logits or probabilities; "
-        f"its values on the first batch {reason}, so they are taken as {kind}. Pass "
+        f"its values on the first batch {reason}, so they are taken as {what}. Pass "
         f"{argument}={not are_probabilities} to settle it.",
         UserWarning,
         stacklevel=2,

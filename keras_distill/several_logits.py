@@ -22,9 +22,9 @@ class MemberLogits(NamedTuple):
 
     logits: Any
 
-    def mean_at(self, temperature: Any) -> Any:
-        """Returns logits `(batch, ..., classes)`; see `mean_of_probabilities`."""
-        return mean_of_probabilities(self.logits, temperature)
+    def mean_at(self, temperature: Any, kind: str | None = None) -> Any:
+        """Returns logits `(batch, ..., classes)`; see `mean_of_members`."""
+        return mean_of_members(self.logits, temperature, kind)
 
 
 class MeanLogits(NamedTuple):
@@ -81,13 +81,37 @@ def mean_of_probabilities(logits: Any, temperature: Any) -> Any:
     return temperature * ops.where(is_small[..., 0], near, far)
 
 
-def one_mean(cached: Any, temperature: Any) -> Any:
+def mean_of_members(logits: Any, temperature: Any, kind: str | None) -> Any:
+    """Returns the mean of several teachers for one output of a kind.
+
+    Of values their mean; else logits whose tempered probabilities are the mean of theirs.
+
+    Args:
+        logits: `(..., members, classes)`.
+        temperature: float scalar > 0.
+        kind: "softmax" (also for `None`), "sigmoid" or "values".
+
+    Returns:
+        float32 `(..., classes)`.
+    """
+    if kind == "values":
+        return ops.mean(ops.cast(logits, "float32"), -2)
+    if kind != "sigmoid":
+        return mean_of_probabilities(logits, temperature)
+    # Each question is two classes with the logits [0, z]: (..., classes, members, 2).
+    pairs = ops.swapaxes(ops.stack([ops.zeros_like(logits), logits], -1), -3, -2)
+    mean = mean_of_probabilities(pairs, temperature)
+    return mean[..., 1] - mean[..., 0]
+
+
+def one_mean(cached: Any, temperature: Any, kind: str | None = None) -> Any:
     """Returns the logits or `TopKLogits` that a cached answer stands for.
 
     Args:
         cached: of one output.
         temperature: float scalar > 0, that in force.
+        kind: of the output; `None` for a softmax's.
     """
     if isinstance(cached, MemberLogits):
-        return cached.mean_at(temperature)
+        return cached.mean_at(temperature, kind)
     return cached.logits if isinstance(cached, MeanLogits) else cached

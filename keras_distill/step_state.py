@@ -26,6 +26,8 @@ class StepState:
         temperature: T.
         alpha: weight of the hard loss.
         student_from_logits: whether the student gives logits; by output where they differ.
+        output_kinds: of the student, as the user said.
+        kinds_settled: whether a first batch has said what was left open of them.
         student_runs: the student, with its matched layers beside its outputs; `None`
             where none is matched.
         given_teacher: as the user gave it.
@@ -46,6 +48,8 @@ class StepState:
     temperature: ScheduledScalar
     alpha: ScheduledScalar
     student_from_logits: Any
+    output_kinds: Any = None
+    kinds_settled: bool = False
     student_runs: Callable[..., Any] | None = None
     given_teacher: Any = None
     teacher: Teacher | None = None

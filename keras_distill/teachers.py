@@ -24,20 +24,25 @@ from keras_distill.arguments import (
     check_from_logits,
     check_model,
     check_names,
+    check_output_kinds,
     check_path,
 )
 from keras_distill.features import layer_extractor
 from keras_distill.outputs import (
     ModelOutputs,
+    answer_for,
     by_output,
     gives_logits,
     is_settled,
+    kind_of_other,
+    kinds_of,
     said_or_found,
     settle,
     shapes_of,
+    single,
     to_logits,
 )
-from keras_distill.several_logits import mean_of_probabilities
+from keras_distill.several_logits import mean_of_members
 
 
 class Teacher:
@@ -49,6 +54,7 @@ class Teacher:
             settled by `look_at` on the first batch.
         model: the `keras.Model` behind the function, if there is one.
         description: str, for messages.
+        kinds: of the outputs, as far as they are known; see `outputs.kinds_of`.
     """
 
     def __init__(
@@ -57,9 +63,11 @@ class Teacher:
         from_logits: Any,
         model: keras.Model | None = None,
         description: str = "teacher",
+        kinds: Any = None,
     ) -> None:
         self.function = function
         self.from_logits = from_logits
+        self.kinds = kinds
         self.model = model
         self.description = description
         #: Ranks of the inputs with their batch axis, ascending; `None` if not known.
@@ -122,7 +130,8 @@ class Teacher:
                 f"the {self.description} does not say whether it gives logits or "
                 "probabilities; pass teacher_from_logits=True or False."
             )
-        return ModelOutputs(outputs, to_logits(outputs, self.from_logits), layers)
+        logits = to_logits(outputs, self.from_logits, self.kinds)
+        return ModelOutputs(outputs, logits, layers)
 
     def _answer(self, x: Any) -> Any:
         try:
@@ -184,16 +193,44 @@ class Teacher:
         """Whether it is sure to give a row for each example, as a Keras model does."""
         return self.model is not None
 
-    def look_at(self, x: Any, outputs: Collection | None = None) -> None:
-        """Settles logits or probabilities on a first batch, where nothing else did."""
-        if not is_settled(self.from_logits):
-            answer = self._answer(x)
-            if self.from_logits is None and self.model is not None:
-                # Its layers may say it now that it is built.
-                self.from_logits = gives_logits(self.model, outputs)
-            self.from_logits = settle(
-                answer, self.from_logits, "teacher", "teacher_from_logits"
-            )
+    def look_at(
+        self,
+        x: Any,
+        outputs: Collection | None = None,
+        kinds: Any = None,
+        shapes: dict | None = None,
+    ) -> None:
+        """Settles on a first batch what nothing else did: kinds, logits or probabilities.
+
+        Args:
+            x: of the batch.
+            outputs: keys of the outputs that matter; `None` for all.
+            kinds: of the student's outputs.
+            shapes: of these, by key.
+        """
+        # Of what is logits already, the kind changes nothing.
+        if self.from_logits is True or (
+            is_settled(self.from_logits) and is_settled(self.kinds)
+        ):
+            return
+        answer = self._answer(x)
+        self.kinds = single(
+            {
+                key: answer_for(self.kinds, key)
+                or kind_of_other(
+                    answer_for(kinds, key),
+                    (shapes or {}).get(key, ()),
+                    tuple(getattr(part, "shape", ())),
+                )
+                for key, part in by_output(answer)
+            }
+        )
+        if self.from_logits is None and self.model is not None:
+            # Its layers may say it now that it is built.
+            self.from_logits = gives_logits(self.model, outputs)
+        self.from_logits = settle(
+            answer, self.from_logits, "teacher", "teacher_from_logits", self.kinds
+        )
 
     @property
     def shapes(self) -> dict[Any, tuple]:
@@ -258,14 +295,17 @@ class _Ensemble(Teacher):
         return bound
 
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
-        logits = keras.tree.map_structure(
-            lambda logits: (
-                ops.mean(ops.cast(logits, "float32"), -2)
-                if self.average == "logits"
-                else mean_of_probabilities(logits, temperature)
-            ),
-            self.by_member(x, temperature),
-        )
+        found = self.by_member(x, temperature)
+        kinds = self.members[0].kinds
+        means = {
+            key: mean_of_members(
+                one,
+                temperature,
+                "values" if self.average == "logits" else answer_for(kinds, key),
+            )
+            for key, one in by_output(found)
+        }
+        logits = keras.tree.pack_sequence_as(found, list(means.values()))
         return ModelOutputs(logits, logits, {})
 
     def by_member(self, x: Any, temperature: Any) -> Any:
@@ -291,9 +331,17 @@ class _Ensemble(Teacher):
     def averages_probabilities(self) -> bool:  # type: ignore[override]
         return self.average == "probabilities" and len(self.members) > 1
 
-    def look_at(self, x: Any, outputs: Collection | None = None) -> None:
+    def look_at(
+        self,
+        x: Any,
+        outputs: Collection | None = None,
+        kinds: Any = None,
+        shapes: dict | None = None,
+    ) -> None:
         for member in self.members:
-            member.look_at(x, outputs)
+            member.look_at(x, outputs, kinds, shapes)
+            member.kinds = kinds if member.kinds is None else member.kinds
+        self.kinds = self.members[0].kinds
 
     @property
     def shapes(self) -> dict[Any, tuple]:
@@ -305,6 +353,7 @@ def as_teacher(
     from_logits: Any = None,
     average: str = "probabilities",
     outputs: Collection | None = None,
+    output_kinds: Any = None,
 ) -> Teacher:
     """Makes a `Teacher` of anything that may teach.
 
@@ -318,6 +367,9 @@ def as_teacher(
             probabilities at the distiller's temperature, "logits" the mean of logits.
         outputs: keys of the outputs that have classes, as opposed to features; `None`
             (default) for all.
+        output_kinds: "softmax", "sigmoid" or "values", what the numbers describe; or a dict
+            of these by output name. `None` (default) finds out from the model's last layer
+            and the loss that it was compiled with.
 
     Returns:
         The `Teacher`.
@@ -340,21 +392,27 @@ def as_teacher(
     from_logits = check_from_logits("teacher_from_logits", from_logits)
     if isinstance(outputs, str):
         check_names("outputs", outputs)
+    output_kinds = check_output_kinds("output_kinds", output_kinds)
     if isinstance(teacher, Teacher):
-        return teacher.matching((), from_logits)
-    if isinstance(teacher, keras.Model):
-        return _model_teacher(teacher, from_logits, outputs)
-    if isinstance(teacher, (list, tuple)):
-        return _ensemble(teacher, from_logits, average, outputs)
-    if isinstance(teacher, (str, os.PathLike)):
-        return _teacher_from_path(check_path("teacher", teacher), from_logits, outputs)
-    if callable(teacher) and not isinstance(teacher, type):
-        return Teacher(teacher, from_logits, None, f"callable {teacher!r}")
-    raise TypeError(
-        "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file or "
-        f"a SavedModel, or a callable from a batch to logits; got {teacher!r}."
-        f"{' Give an instance of it.' if isinstance(teacher, type) else ''}"
-    )
+        bound = teacher.matching((), from_logits)
+    elif isinstance(teacher, keras.Model):
+        bound = _model_teacher(teacher, from_logits, outputs)
+    elif isinstance(teacher, (list, tuple)):
+        return _ensemble(teacher, from_logits, average, outputs, output_kinds)
+    elif isinstance(teacher, (str, os.PathLike)):
+        path = check_path("teacher", teacher)
+        bound = _teacher_from_path(path, from_logits, outputs)
+    elif callable(teacher) and not isinstance(teacher, type):
+        bound = Teacher(teacher, from_logits, None, f"callable {teacher!r}")
+    else:
+        raise TypeError(
+            "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file "
+            f"or a SavedModel, or a callable from a batch to logits; got {teacher!r}."
+            f"{' Give an instance of it.' if isinstance(teacher, type) else ''}"
+        )
+    if output_kinds is not None or not is_settled(bound.kinds):
+        bound.kinds = kinds_of(bound.model, None, output_kinds, outputs)
+    return bound
 
 
 def _model_teacher(
@@ -375,11 +433,18 @@ def _model_teacher(
 
 
 def _ensemble(
-    teachers: Sequence, from_logits: Any, average: str, outputs: Collection | None
+    teachers: Sequence,
+    from_logits: Any,
+    average: str,
+    outputs: Collection | None,
+    output_kinds: Any,
 ) -> Teacher:
     if not teachers:
         raise ValueError("teacher is an empty list; give at least one model.")
-    members = [as_teacher(member, from_logits, average, outputs) for member in teachers]
+    members = [
+        as_teacher(member, from_logits, average, outputs, output_kinds)
+        for member in teachers
+    ]
     if any(isinstance(member, _Ensemble) for member in members):
         raise ValueError(
             "teacher is a list of teachers within a list, and the inner mean would count as "
@@ -396,7 +461,18 @@ def _ensemble(
             f"the teachers have different numbers of classes: {counts}. Members of one "
             "list must share their classes."
         )
-    return _Ensemble(members, average)
+    kinds = {str(member.kinds) for member in members if is_settled(member.kinds)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the teachers' outputs are of different kinds: {', '.join(sorted(kinds))}. "
+            "Members of one list must say the same; output_kinds= says what."
+        )
+    together = _Ensemble(members, average)
+    together.kinds = next((m.kinds for m in members if is_settled(m.kinds)), None)
+    for member in members:
+        if not is_settled(member.kinds):
+            member.kinds = together.kinds
+    return together
 
 
 def _teacher_from_path(

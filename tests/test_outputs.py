@@ -64,9 +64,8 @@ def test_keras_applications_end_in_softmax_and_can_be_told_not_to():
     assert gives_logits(make(classifier_activation=None, **kwargs)) is True
 
 
-def test_sigmoid_is_refused():
-    with pytest.raises(ValueError, match="'out' of 'multi' is a sigmoid"):
-        gives_logits(mlp(activation="sigmoid", name="multi"))
+def test_a_sigmoid_gives_probabilities():
+    assert gives_logits(mlp(activation="sigmoid")) is False
 
 
 def test_sigmoid_that_is_not_distilled_is_left_alone():
@@ -128,6 +127,7 @@ def in_columns():
         (lambda: chain(chain(keras.layers.Dense(3))), False),
         (lambda: chain(keras.layers.Dense(3, activation="log_softmax")), False),
         (lambda: chain(keras.layers.Dense(3, activation="softmax")), True),
+        (lambda: chain(keras.layers.Dense(3, activation="sigmoid")), True),
         (lambda: chain(keras.layers.Dense(3), keras.layers.Softmax()), True),
         (lambda: chain(chain(keras.layers.Dense(3), keras.layers.Softmax())), True),
     ],
@@ -167,7 +167,6 @@ def test_what_the_last_layer_plainly_is_cannot_be_said_otherwise(model, said, tm
         lambda: chain(keras.layers.Dense(3, activation=lambda z: z)),
         lambda: chain(SoftmaxDense(3)),
         lambda: chain(keras.layers.Dense(3), keras.layers.ReLU()),
-        lambda: chain(keras.layers.Dense(3, activation="sigmoid")),
         in_columns,
     ],
 )

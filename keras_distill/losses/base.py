@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.arguments import check_float
+from keras_distill.arguments import KINDS, check_float
 from keras_distill.keras_compat import logits_of
 
 PACKAGE = "keras_distill"
@@ -33,6 +33,11 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     teacher_layer_name: str | None = None
     #: Whether `teacher_outputs` may be `TopKLogits`.
     takes_top_k = False
+    #: Kinds of outputs that it compares; any by default.
+    kinds: tuple[str, ...] = KINDS
+    #: Whether it compares distributions over the classes of the last axis: of K yes/no
+    #: questions it is given `(batch, ..., K, 2)`, and its mean over K is taken.
+    is_over_classes = False
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
@@ -40,8 +45,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         """Returns the loss of each example.
 
         Args:
-            teacher_outputs: float32 `(batch, ..., classes)`, logits; or the teacher
-                layer's output, for a distillation loss that names layers.
+            teacher_outputs: float32 `(batch, ..., classes)`, logits, or values; or the
+                teacher layer's output, for a distillation loss that names layers.
             student_outputs: the student's, of the same shape.
             temperature: float32 scalar > 0, the distiller's own.
 
@@ -55,14 +60,13 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     ) -> Any:
         """Returns the mean over all examples, for `keras.distillation.Distiller`."""
         total = 0.0
+        of = (lambda one: one) if self.kinds == ("values",) else logits_of
         for teacher, student in zip(
             keras.tree.flatten(teacher_outputs),
             keras.tree.flatten(student_outputs),
             strict=True,
         ):
-            total += ops.mean(
-                self.loss_per_example(logits_of(teacher), logits_of(student))
-            )
+            total += ops.mean(self.loss_per_example(of(teacher), of(student)))
         return total
 
     @property

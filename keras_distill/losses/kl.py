@@ -1,4 +1,4 @@
-"""SoftTargetLoss: the divergence of two tempered distributions."""
+"""SoftTargetLoss: the divergence of two tempered distributions, of classes or yes and no."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class SoftTargetLoss(DistillationLoss):
     student and teacher are. The gradient `T * (q - p)` is exact in the same way, and
     a student that is confidently wrong gets all of it: nothing is clipped.
 
+    Of an output of K yes/no questions, it is the mean over K of the same for each question,
+    with `p = sigmoid(z_teacher / T)`: the KL of two classes with the logits [0, z]. The mean,
+    because Keras's `BinaryCrossentropy` takes the mean.
+
     For a teacher's `TopKLogits`, the KL is that over k + 1 outcomes, the last being all
     other classes together: never more than the full KL, by the data processing
     inequality, and equal to it if k is the number of classes.
@@ -48,6 +52,8 @@ class SoftTargetLoss(DistillationLoss):
     """
 
     takes_top_k = True
+    kinds = ("softmax", "sigmoid")
+    is_over_classes = True
 
     def __init__(self, temperature: float | None = None) -> None:
         self.temperature = (

@@ -18,7 +18,8 @@ class LogitLoss(DistillationLoss):
 
     with the logits of both centred over the N classes, because a constant added to
     all logits of an example changes no probability. It is the limit of
-    `SoftTargetLoss` as T grows, and has no temperature.
+    `SoftTargetLoss` as T grows, and has no temperature. Of K yes/no questions, the mean over K
+    of the same for the logits [0, z]: `(z_student - z_teacher)**2 / 8`.
 
     Example:
     >>> loss = LogitLoss()
@@ -29,6 +30,9 @@ class LogitLoss(DistillationLoss):
     Reference: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.1; Ba and Caruana,
     arXiv:1312.6184.
     """
+
+    kinds = ("softmax", "sigmoid")
+    is_over_classes = True
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0

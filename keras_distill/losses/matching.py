@@ -9,27 +9,44 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_distill.arguments import KINDS
 from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.losses.weights import weight_for
-from keras_distill.outputs import ModelOutputs, at, by_output
+from keras_distill.outputs import ModelOutputs, answer_for, as_pairs, at, by_output
+
+#: What to use for a kind of output, in messages.
+_COMPARES = {
+    "softmax": "SoftTargetLoss() or LogitLoss()",
+    "sigmoid": "SoftTargetLoss() or LogitLoss()",
+    "values": "SquaredErrorLoss() or CosineLoss()",
+}
 
 
 class Matching:
     """Applies the distillation losses of a distiller to the answers of its two models.
 
     Args:
-        distillation_loss: a distillation loss, or a dict or list of them, one per output.
+        distillation_loss: a distillation loss, or a dict or list of them, one per output
+            (`None` for an output that is not matched); `None` for that of each output's
+            kind: `SoftTargetLoss`, or `SquaredErrorLoss` for values.
 
     Raises:
         TypeError: if it is none of these.
     """
 
-    def __init__(self, distillation_loss: Any) -> None:
+    def __init__(self, distillation_loss: Any = None) -> None:
         # Copies: a projection belongs to one distiller.
-        self.distillation_loss = _copied(check_distillation_loss(distillation_loss))
+        self.given = _copied(check_distillation_loss(distillation_loss))
+        self.distillation_loss = SoftTargetLoss() if self.given is None else self.given
         self.reduce = Reduce()
+        #: Of the student's outputs, once they are known; see `outputs.kinds_of`.
+        self.kinds: Any = None
+        #: Keys of outputs whose own loss looks at the direction of a vector alone.
+        self.directions: set = set()
 
     @property
     def is_by_output(self) -> bool:
@@ -39,7 +56,8 @@ class Matching:
     @property
     def terms(self) -> list[Any]:
         """All distillation losses, without their weights."""
-        return [term for _, _, term in self._terms([None])]
+        keys = list(self.kinds) if isinstance(self.kinds, dict) else [None]
+        return [term for _, _, term in self._terms(keys)]
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
@@ -52,9 +70,43 @@ class Matching:
         names = [getattr(term, f"{role}_layer_name", None) for term in self.terms]
         return list(dict.fromkeys(name for name in names if name is not None))
 
+    def kinds_compared(self) -> dict[Any, tuple[str, ...]]:
+        """Returns the kinds that the losses given for an output compare, by its key."""
+        found: dict[Any, tuple[str, ...]] = {}
+        for key, _, term in [] if self.given is None else self._terms([None]):
+            if not isinstance(term, FeatureLoss) and hasattr(term, "kinds"):
+                before = found.get(key, KINDS)
+                found[key] = tuple(kind for kind in before if kind in term.kinds)
+        return found
+
+    def check_kinds(self) -> None:
+        """Refuses a distillation loss that does not compare what an output is.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        by_itself = self.kinds if isinstance(self.kinds, dict) else {None: self.kinds}
+        for key, _, term in self._terms(list(by_itself)):
+            kinds = (
+                set(by_itself.values()) if key is ... else {answer_for(self.kinds, key)}
+            )
+            takes = getattr(term, "kinds", KINDS)
+            if isinstance(term, keras.distillation.LogitsDistillation):
+                takes = ("softmax",)
+            for kind in kinds - {None, *takes}:
+                name = "" if key in (None, ...) else f" {key!r}"
+                raise ValueError(
+                    f"{type(term).__name__} does not compare outputs of the kind {kind!r}, as "
+                    f"the student's output{name} is; use {_COMPARES[kind]}, or leave "
+                    "distillation_loss out."
+                )
+
     @property
     def outputs_with_classes(self) -> set | None:
-        """Keys of the outputs whose classes must be the teacher's; `None` for all."""
+        """Keys of the outputs that are matched to the teacher's; `None` for all.
+
+        Features, and outputs that are not matched, may be anything.
+        """
         keys = {
             key
             for key, _, term in self._terms([None])
@@ -104,12 +156,13 @@ class Matching:
         for key, weight, term in self._terms(outputs):
             value = self._term_loss(
                 term,
-                _seen_by(term, teacher, "teacher", key),
-                _seen_by(term, student, "student", key),
+                self._seen_by(term, teacher, "teacher", key),
+                self._seen_by(term, student, "student", key),
                 # The tensor that carries the Keras mask, if there is one.
                 _masked(term, student, key),
                 _weight_at(sample_weight, key),
                 temperature,
+                self._compares_pairs(term, key),
             )
             total += weight * ops.cast(value, "float32")
         return total
@@ -127,7 +180,29 @@ class Matching:
             # Keras's own distillation losses take all outputs in one structure.
             at_once = names_layers or not isinstance(term, DistillationLoss)
             for key in [...] if at_once else outputs:
-                yield key, weight, term
+                yield key, weight, self._of_kind(term, key)
+
+    def _of_kind(self, term: Any, key: Any) -> Any:
+        """Returns the loss of an output's kind in place of the default."""
+        if self.given is not None or answer_for(self.kinds, key) != "values":
+            return term
+        return CosineLoss() if key in self.directions else SquaredErrorLoss()
+
+    def _seen_by(self, term: Any, answer: ModelOutputs, role: str, key: Any) -> Any:
+        """Returns what a loss compares of a model's answer."""
+        layer = getattr(term, f"{role}_layer_name", None)
+        if layer is not None:
+            return answer.layers[layer]
+        if isinstance(term, FeatureLoss):
+            return at(answer.outputs, key)
+        seen = keras.tree.map_structure(_in_float, at(answer.logits, key))
+        if len(getattr(seen, "shape", (0, 0))) == 1:  # one number for each example
+            seen = ops.expand_dims(seen, -1)
+        return as_pairs(seen) if self._compares_pairs(term, key) else seen
+
+    def _compares_pairs(self, term: Any, key: Any) -> bool:
+        is_over_classes = getattr(term, "is_over_classes", False)
+        return is_over_classes and answer_for(self.kinds, key) == "sigmoid"
 
     def _term_loss(
         self,
@@ -137,10 +212,13 @@ class Matching:
         masked: Any,
         sample_weight: Any,
         temperature: Any,
+        is_pairs: bool,
     ) -> Any:
         """Returns one term's mean over the batch, divided by the replicas."""
         if isinstance(term, DistillationLoss):
             values = term.loss_per_example(target, prediction, temperature)
+            if is_pairs:  # the mean over the questions
+                values = ops.mean(values, -1)
             weight = weight_for(sample_weight, len(values.shape))
             return self.reduce(values, masked, weight)
         # One of Keras's own: loss objects in it divide by the replicas, functions do not.
@@ -199,16 +277,7 @@ def _weight_at(sample_weight: Any, key: Any) -> Any:
     return at(sample_weight, key)
 
 
-def _seen_by(term: Any, answer: ModelOutputs, role: str, key: Any) -> Any:
-    layer = getattr(term, f"{role}_layer_name", None)
-    if layer is not None:
-        return answer.layers[layer]
-    if isinstance(term, FeatureLoss):
-        return at(answer.outputs, key)
-    return keras.tree.map_structure(_in_float32, at(answer.logits, key))
-
-
-def _in_float32(logits: Any) -> Any:
+def _in_float(logits: Any) -> Any:
     dtype = keras.backend.standardize_dtype(logits.dtype)
     return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
 

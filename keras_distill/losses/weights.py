@@ -11,7 +11,9 @@ from keras import ops
 from keras_distill.outputs import by_output
 
 
-def step_weights(sample_weight: Any, class_weight: Any, y: Any, y_pred: Any) -> Any:
+def step_weights(
+    sample_weight: Any, class_weight: Any, y: Any, y_pred: Any, kind: Any = None
+) -> Any:
     """Returns the weights of a step's examples, by output; `None` for none.
 
     Args:
@@ -19,9 +21,10 @@ def step_weights(sample_weight: Any, class_weight: Any, y: Any, y_pred: Any) -> 
         class_weight: dict of weights by class, as given to `fit`; in place of these.
         y: labels.
         y_pred: the student's outputs.
+        kind: of the only output, where there are class weights.
     """
     if class_weight and y is not None:
-        table = class_weight_table(class_weight, y_pred.shape[-1])
+        table = class_weight_table(class_weight, y_pred.shape, kind)
         sample_weight = weights_of_labels(table, y, y_pred)
     return weights_by_output(sample_weight, y_pred)
 
@@ -60,12 +63,28 @@ def weight_for(weight: Any, rank: int) -> Any:
     )
 
 
-def class_weight_table(class_weight: dict[int, float], classes: int) -> np.ndarray:
+def class_weight_table(
+    class_weight: dict[int, float], shape: tuple, kind: Any = None
+) -> np.ndarray:
     """Returns `class_weight` as float32 `(classes,)`, 1 where it says nothing.
 
+    Args:
+        class_weight: dict of weights by class; of a yes/no question, 0 is no and 1 yes.
+        shape: of the output, `(batch, ..., classes)`.
+        kind: of the output.
+
     Raises:
-        ValueError: if it names a class that does not exist.
+        ValueError: if it names a class that does not exist, or there are none.
     """
+    classes = shape[-1]
+    if kind == "sigmoid" and classes == 1:
+        classes = 2
+    elif kind in ("sigmoid", "values"):
+        what = "values" if kind == "values" else f"{classes} yes/no questions"
+        raise ValueError(
+            f"class_weight is for classes that exclude each other, and the output is {what}; "
+            "give sample weights."
+        )
     outside = [c for c in class_weight if not 0 <= c < classes]
     if outside:
         raise ValueError(
@@ -86,4 +105,6 @@ def weights_of_labels(table: np.ndarray, y: Any, y_pred: Any) -> Any:
     if len(y.shape) == len(y_pred.shape):
         is_one_hot = y.shape[-1] == len(table)
         y = ops.argmax(y, -1) if is_one_hot else ops.squeeze(y, -1)
+    if len(table) == 2 and y_pred.shape[-1] == 1:  # labels that were smoothed, too
+        y = ops.cast(y, "float32") >= 0.5
     return ops.take(ops.convert_to_tensor(table), ops.cast(y, "int32"))

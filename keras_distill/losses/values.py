@@ -1,0 +1,91 @@
+"""SquaredErrorLoss and CosineLoss: what matches real numbers, and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill.losses.base import PACKAGE, DistillationLoss
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SquaredErrorLoss(DistillationLoss):
+    """Match the teacher's values.
+
+        1 / d * sum_i (s[i] - t[i])**2
+
+    over the d values of the last axis, as Keras's `mean_squared_error`. It is the
+    distillation loss of an output of values unless another is given, and has no
+    temperature.
+
+    Example:
+    >>> loss = SquaredErrorLoss()
+    >>> teacher, student = ops.array([[1.0, 2.0]]), ops.array([[1.0, 4.0]])
+    >>> print(float(loss.compute_loss(teacher, student)))
+    2.0
+
+    Reference: Chen et al., *Learning Efficient Object Detection Models with Knowledge
+    Distillation*, NeurIPS 2017, section 3.3, without the bound.
+    """
+
+    kinds = ("values",)
+
+    def loss_per_example(
+        self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
+    ) -> Any:
+        """Returns the mean squared difference of each example, shape `(batch, ...)`."""
+        difference = _in_float(student_outputs) - _in_float(teacher_outputs)
+        return ops.mean(ops.square(difference), -1)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class CosineLoss(DistillationLoss):
+    """Match the direction of the teacher's embedding.
+
+        1 - sum_i s[i] t[i] / (|s| |t|)
+
+    over the last axis: 0 for one direction, 2 for opposite ones. For vectors of unit length
+    it is half the squared distance. A vector of length 0 has no direction: its loss is 1.
+    It is the distillation loss of an output that is compiled with Keras's
+    `CosineSimilarity`, unless another is given, and has no temperature.
+
+    Example:
+    >>> loss = CosineLoss()
+    >>> teacher, student = ops.array([[1.0, 0.0]]), ops.array([[3.0, 4.0]])
+    >>> print(f"{float(loss.compute_loss(teacher, student)):.3f}")
+    0.400
+
+    Reference: Reimers and Gurevych, *Making Monolingual Sentence Embeddings Multilingual
+    using Knowledge Distillation*, arXiv:2004.09813, with the direction in place of the
+    squared difference.
+    """
+
+    kinds = ("values",)
+
+    def loss_per_example(
+        self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
+    ) -> Any:
+        """Returns 1 less the cosine of each example, shape `(batch, ...)`."""
+        teacher, student = _unit(teacher_outputs), _unit(student_outputs)
+        return 1.0 - ops.sum(teacher * student, -1)
+
+
+_SHORTEST = 1e-12  # the squared length below which a vector is none
+
+
+def _unit(vectors: Any) -> Any:
+    vectors = _in_float(vectors)
+    # Scaled first: the square of a large float32 is infinite, of a small one 0.
+    largest = ops.stop_gradient(ops.max(ops.abs(vectors), -1, keepdims=True))
+    vectors = vectors / ops.where(largest > 0.0, largest, 1.0)
+    length = ops.sum(ops.square(vectors), -1, keepdims=True)
+    return vectors * ops.rsqrt(ops.maximum(length, _SHORTEST))
+
+
+def _in_float(values: Any) -> Any:
+    """Returns float32, or float64 if the values are."""
+    values = ops.convert_to_tensor(values)
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    return ops.cast(values, keras.backend.result_type(dtype, "float32"))
