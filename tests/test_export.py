@@ -234,6 +234,160 @@ def test_subclassed_model_needs_a_signature(tmp_path):
     assert serve(path, x=tf.ones((2, 4)))["logits"].shape == (2, 3)
 
 
+IMAGE = tf.TensorSpec([None, 4], tf.float32, name="image")
+WORDS = tf.TensorSpec([None, 3], tf.int32, name="words")
+
+
+class Reader(keras.Model):
+    """Reads an image and words; how they are given is for its kinds to say."""
+
+    def __init__(self):
+        super().__init__()
+        self.see, self.read = keras.layers.Dense(3), keras.layers.Embedding(20, 3)
+
+    def both(self, image, words):
+        return self.see(image) + keras.ops.mean(self.read(words), 1)
+
+
+class ReaderOfDict(Reader):
+    def call(self, inputs, training=None):
+        return self.both(inputs["image"], inputs["words"])
+
+
+class ReaderOfList(Reader):
+    def call(self, inputs):
+        image, words = inputs
+        return self.both(image, words)
+
+
+class ReaderOfArguments(Reader):
+    def call(self, image, words, training=False):
+        return self.both(image, words)
+
+
+class ReaderOfOptionalWords(Reader):
+    def call(self, image, words=None):
+        return self.see(image) if words is None else self.both(image, words)
+
+
+class ReaderOfNest(Reader):
+    def call(self, inputs):
+        return self.both(inputs["seen"], inputs["read"][0])
+
+
+@pytest.mark.parametrize(
+    ("made", "signature", "taken"),
+    [
+        (ReaderOfDict, {"image": IMAGE, "words": WORDS}, None),
+        (ReaderOfList, [IMAGE, WORDS], None),
+        (ReaderOfList, (IMAGE, WORDS), None),
+        (ReaderOfArguments, [IMAGE, WORDS], None),
+        (
+            ReaderOfArguments,
+            [tf.TensorSpec([None, 4]), tf.TensorSpec([None, 3], tf.int32)],
+            None,
+        ),
+        (ReaderOfArguments, {"words": WORDS, "image": IMAGE}, None),
+        (ReaderOfOptionalWords, [IMAGE, WORDS], None),
+        (ReaderOfOptionalWords, {"image": IMAGE, "words": WORDS}, None),
+        (ReaderOfNest, {"seen": IMAGE, "read": [WORDS]}, "seen"),
+    ],
+)
+def test_a_subclassed_model_of_several_inputs(tmp_path, made, signature, taken):
+    """Called as its call says, whether it was built before or not."""
+    model, rng = made(), np.random.default_rng(0)
+    image, words = rng.normal(size=(5, 4)), rng.integers(20, size=(5, 3))
+    image, words = image.astype("float32"), words.astype("int32")
+    path = export_savedmodel(
+        model,
+        tmp_path,
+        input_signature=signature,
+        example=[image, words] if isinstance(signature, list) else None,
+        from_logits=True,
+        verbose=False,
+    )
+    answer = serve(path, **{taken or "image": image, "words": words})
+    expected = model.both(image, words).numpy()
+    np.testing.assert_allclose(answer["logits"], expected, atol=1e-6)
+    np.testing.assert_array_equal(answer["label"], expected.argmax(-1))
+
+
+def test_a_subclassed_model_takes_a_dict_of_one_input(tmp_path):
+    class Of(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs["image"])
+
+    signature = {"image": IMAGE}
+    path = export_savedmodel(
+        Of(), tmp_path, input_signature=signature, from_logits=True, verbose=False
+    )
+    assert serve(path, image=tf.ones((2, 4)))["logits"].shape == (2, 3)
+
+
+def test_raw_inputs_come_as_the_signature_has_them(tmp_path):
+    model = ReaderOfArguments()
+    path = export_savedmodel(
+        model,
+        tmp_path,
+        input_signature=[IMAGE, WORDS],
+        preprocess=lambda raw: (raw[0] / 2.0, raw[1] + 1),
+        from_logits=True,
+        verbose=False,
+    )
+    image, words = np.ones((2, 4), "float32"), np.ones((2, 3), "int32")
+    answer = serve(path, image=image, words=words)["logits"]
+    expected = model.both(image / 2.0, words + 1)
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("made", "signature", "message"),
+    [
+        (
+            ReaderOfDict,
+            [IMAGE, WORDS],
+            r"fails on \[image, words\], as input_signature",
+        ),
+        (ReaderOfList, IMAGE, "fails on image, as input_signature has them"),
+        (ReaderOfArguments, [IMAGE], r"fails on image, as input_signature"),
+        (ReaderOfArguments, {"image": IMAGE}, "fails on its arguments {image: image}"),
+        (ReaderOfDict, {}, "input_signature is empty, got {}; give a tf.TensorSpec"),
+        (
+            ReaderOfDict,
+            {"image": None},
+            "must be a tf.TensorSpec or a dict, .* got None",
+        ),
+    ],
+)
+def test_a_signature_that_the_model_does_not_take(tmp_path, made, signature, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        export_savedmodel(
+            made(), tmp_path / "m", input_signature=signature, verbose=False
+        )
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_signature_for_a_functional_model_of_several_inputs(tmp_path):
+    a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    specs = [tf.TensorSpec([None, 2], name="x"), tf.TensorSpec([None, 3], name="y")]
+    model = keras.Model(
+        [a, b], keras.layers.Dense(3)(keras.ops.concatenate([a, b], -1))
+    )
+    path = export_savedmodel(model, tmp_path, input_signature=specs, verbose=False)
+    answer = serve(path, x=tf.ones((2, 2)), y=tf.ones((2, 3)))["logits"]
+    expected = model([tf.ones((2, 2)), tf.ones((2, 3))])
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+    named = {"a": specs[0], "c": specs[1]}
+    with pytest.raises(
+        ValueError, match="input_signature has 'a', 'c', but .* 'a', 'b'"
+    ):
+        export_savedmodel(model, tmp_path, input_signature=named, verbose=False)
+
+
 def test_models_that_cannot_be_served(tmp_path):
     with pytest.raises(ValueError, match="the model has 1 class: a softmax over it is"):
         export_savedmodel(mlp(classes=1), tmp_path / "m")

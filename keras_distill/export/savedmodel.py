@@ -23,6 +23,7 @@ from keras_distill.arguments import (
 )
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
+from keras_distill.export.inputs import Inputs
 from keras_distill.outputs import (
     by_output,
     is_settled,
@@ -31,7 +32,6 @@ from keras_distill.outputs import (
     to_logits,
 )
 from keras_distill.run_directory import RunDirectory
-from keras_distill.soft_targets.sources import specs_of
 
 
 def export_savedmodel(
@@ -67,11 +67,14 @@ def export_savedmodel(
             `tf.io.gfile` takes.
         class_names: one str per class, kept in the graph.
         preprocess: from raw inputs to what the model takes, in TensorFlow or
-            `keras.ops`, or a Keras layer; kept in the graph.
-        input_signature: `tf.TensorSpec` of the raw inputs (or a dict of them), with
-            names; by default the model's own inputs, batch size free.
-        example: a batch of raw inputs for the check; by default random numbers of the
-            input signature.
+            `keras.ops`, or a Keras layer; kept in the graph. It is given what
+            `input_signature` says, or else the model's own inputs, several as a dict.
+        input_signature: `tf.TensorSpec` of the raw inputs, with a name, or a dict, list or
+            tuple of them; by default the model's own inputs, batch size free. A subclassed
+            model is called with that structure, or with one part for each argument where
+            its `call` takes several, a list by their order, a dict by their names.
+        example: a batch of raw inputs for the check, by name or in the structure of
+            `input_signature`; by default random numbers.
         from_logits: bool, whether the model gives logits; `None` (default) finds out.
         verbose: whether to show a progress bar.
 
@@ -117,13 +120,16 @@ def export_savedmodel(
             "the numbered versions go."
         )
     next_version(directory)  # or there is none
-    specs = _input_specs(model, input_signature)
-    batch = check.example_batch(specs, example)
+    inputs = Inputs.of(model, input_signature, preprocess is not None)
+    batch = check.example_batch(inputs.specs, inputs.by_name(example))
+    inputs.check(model, batch, preprocess)
     from_logits = said_or_found(from_logits, model, None)
     if not is_settled(from_logits):
-        outputs = model(_for_model(batch, specs, preprocess), training=False)
+        outputs = inputs.call(model, batch, preprocess)
         from_logits = settle(outputs, from_logits, "model", "from_logits")
-    serve = _serving_function(model, preprocess, class_names, from_logits, specs, batch)
+    serve = _serving_function(
+        model, preprocess, class_names, from_logits, inputs, batch
+    )
     expected = check.expected_answer(serve, batch)
 
     is_new, path = not tf.io.gfile.exists(directory), None
@@ -239,55 +245,18 @@ def next_version(directory: str) -> int:
     return last + 1
 
 
-def _input_specs(model: keras.Model, signature: Any) -> dict[str, tf.TensorSpec]:
-    """Returns the inputs' specs by name."""
-    if signature is None:
-        if not getattr(model, "inputs", None):
-            raise ValueError(
-                f"the inputs of the subclassed model {model.name!r} are not known; pass "
-                "input_signature=tf.TensorSpec([None, ...], tf.float32, name=...)."
-            )
-        signature = {t.name: specs_of(t, 1, None) for t in model.inputs}
-    if not isinstance(signature, dict):
-        parts = keras.tree.flatten(signature)
-        signature = {getattr(s, "name", None) or "inputs": s for s in parts}
-        if len(signature) < len(parts):
-            raise ValueError(
-                "the specs in input_signature must have names of their own, as in "
-                "tf.TensorSpec([None, 8], tf.float32, name='image')."
-            )
-    for name, spec in signature.items():
-        if not isinstance(spec, tf.TensorSpec):
-            raise TypeError(
-                f"input_signature must be a tf.TensorSpec or a dict of them, got {spec!r} "
-                f"for {name!r}."
-            )
-    return {n: tf.TensorSpec(s.shape, s.dtype, n) for n, s in signature.items()}
-
-
-def _for_model(
-    named: dict[str, Any], specs: dict[str, Any], preprocess: Callable | None
-) -> Any:
-    """Returns what the model takes, from inputs by name."""
-    values = dict(named) if len(specs) > 1 else next(iter(named.values()))
-    return values if preprocess is None else preprocess(values)
-
-
 def _serving_function(
     model: keras.Model,
     preprocess: Callable | None,
     class_names: Sequence[str] | None,
     from_logits: bool,
-    specs: dict[str, tf.TensorSpec],
+    inputs: Inputs,
     batch: dict[str, Any],
 ) -> Callable:
     names = None if class_names is None else tf.constant(list(class_names))
 
-    def serve(**inputs: Any) -> dict[str, Any]:
-        x = _for_model(inputs, specs, preprocess)
-        if len(specs) > 1 and preprocess is None and isinstance(model.input, list):
-            x = [inputs[tensor.name] for tensor in model.inputs]
-        outputs = to_logits(model(x, training=False), from_logits)
+    def serve(**named: Any) -> dict[str, Any]:
+        outputs = to_logits(inputs.call(model, named, preprocess), from_logits)
         answer = {}
         for key, logits in by_output(outputs):
             prefix = "" if key is None else f"{key}_"
@@ -311,7 +280,7 @@ def _serving_function(
 
     function = tf.function(serve)
     try:
-        function.get_concrete_function(**specs)
+        function.get_concrete_function(**inputs.specs)
     except Exception:
         serve(**batch)  # says the same without the traceback of a graph, if it says it
         raise

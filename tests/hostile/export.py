@@ -91,6 +91,11 @@ WRONG = [
     ("example", {}, "the example has .*but the model takes"),
     ("input_signature", "x", "input_signature must be a tf.TensorSpec or a dict"),
     ("input_signature", (None, 5), "specs in input_signature must have names of their"),
+    (
+        "input_signature",
+        [],
+        "input_signature is empty, got .*; give a tf.TensorSpec of",
+    ),
     ("input_signature", {"x": 5}, "input_signature must be a tf.TensorSpec.*got 5"),
     ("input_signature", [spec(None, 5), spec(None, 5)], "must have names of their own"),
     ("from_logits", "yes", "from_logits must be True, False, None"),
