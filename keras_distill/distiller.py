@@ -27,6 +27,7 @@ from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
     Matching,
     Reduce,
+    check_distillation_loss,
     check_mean_at_one_temperature,
 )
 from keras_distill.losses.weights import (
@@ -170,7 +171,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self.soft_loss_tracker = keras.metrics.Mean(name="soft_loss")
         self._judging = False
-        matching = Matching(by_key(distillation_loss, student, "distillation_loss"))
+        matching = Matching(
+            by_key(
+                check_distillation_loss(distillation_loss), student, "distillation_loss"
+            )
+        )
         output_kinds = by_key(
             check_output_kinds("output_kinds", output_kinds), student, "output_kinds"
         )
@@ -250,8 +255,14 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ).matching(matching.layer_names("teacher"))
             if bound.averages_probabilities:
                 check_mean_at_one_temperature(matching.terms)
-        self._state.given_teacher, self._state.teacher = teacher, bound
-        first_batch.find_kinds(self.student, self._state, getattr(self, "loss", None))
+        state, before = self._state, self._state.teacher
+        state.teacher = bound
+        try:
+            first_batch.find_kinds(self.student, state, getattr(self, "loss", None))
+        except ValueError:
+            state.teacher = before
+            raise
+        state.given_teacher = teacher
         matching.bind(self.student, None if bound is None else bound.model)
         # An attribute, so that Keras trains and saves them.
         self.loss_layers = matching.trainable_layers

@@ -35,6 +35,7 @@ from keras_distill.outputs import (
     keys_of,
     kind_of_other,
     kinds_of,
+    last_layers,
     look_like_probabilities,
     losses_by_key,
     remember_kinds,
@@ -187,8 +188,10 @@ def find_kinds(
     matching, teacher = state.matching, state.teacher
     matched = matching.outputs_with_classes
     known = shapes_of(student) if shapes is None else shapes
+    if shapes is None and teacher is not None:
+        teacher.forget_kinds()  # those of an earlier loss
     if shapes is None or not state.kinds_settled:
-        kinds = kinds_of(student, loss, state.output_kinds, matched)
+        kinds: Any = kinds_of(student, loss, state.output_kinds, matched)
         losses = losses_by_key(student, loss)
         keys = list(known) or list(losses)
         matching.directions = {k for k, one in losses.items() if judges_direction(one)}
@@ -198,7 +201,15 @@ def find_kinds(
             for key in keys
         }
         if teacher is not None:
-            kinds = agreed_kinds(kinds, teacher.kinds, "the teacher's are", keys)
+            # What was said is of both; what labels will say, no sigmoid of theirs does.
+            layers, said = last_layers(student), state.output_kinds
+            theirs = {
+                key: None
+                if answer_for(said, key) or _is_open(layers.get(key), losses.get(key))
+                else answer_for(teacher.kinds, key)
+                for key in keys
+            }
+            kinds = agreed_kinds(kinds, theirs, "the teacher's are", keys)
         if shapes is not None:
             mine = {k: v for k, v in shapes.items() if matched is None or k in matched}
             settled = settled_kinds(kinds, mine, student, y, "of the Distiller")
@@ -208,13 +219,21 @@ def find_kinds(
             state.kinds_settled = True
         matching.kinds = single(kinds) if isinstance(kinds, dict) else kinds
         matching.check_kinds()
+        if teacher is not None:
+            teacher.take_values(matching.kinds)
         remember_kinds(student, matching.kinds)
     if shapes is None:
         check_loss_takes_outputs(
             loss, state.student_from_logits, matching.kinds, matched
         )
-    theirs = {} if teacher is None else teacher.shapes
-    check_same_shapes(known, theirs, matched, matching.kinds)
+    shapes_of_teacher = {} if teacher is None else teacher.shapes
+    check_same_shapes(known, shapes_of_teacher, matched, matching.kinds)
+
+
+def _is_open(layer: Any, loss: Any) -> bool:
+    """Tells whether only labels say if an output is a yes/no or a value between 0 and 1."""
+    is_sigmoid = layer is not None and layer.kind == "sigmoid"
+    return is_sigmoid and kind_of_loss(loss) == "values"
 
 
 def _only(kinds: Any) -> str | None:

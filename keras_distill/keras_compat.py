@@ -154,11 +154,36 @@ def mask_of(tensor: Any) -> Any:
 
 
 def logits_of(probabilities: Any) -> Any:
-    """Returns what a softmax in the same trace was taken of, or what was given.
+    """Returns what a softmax or sigmoid in the same trace was taken of, or what was given.
 
-    Keras leaves it on the result for its own cross-entropy, which alone reads it.
+    Keras leaves it on the result for its own cross-entropy, which alone reads it. What was
+    reshaped since is found in TensorFlow's graph.
     """
-    return getattr(probabilities, "_keras_logits", probabilities)
+    logits = getattr(probabilities, "_keras_logits", None)
+    if logits is not None:
+        return logits
+    if tf.is_symbolic_tensor(probabilities):
+        return _before_activation(probabilities)
+    return probabilities
+
+
+def _before_activation(probabilities: tf.Tensor) -> tf.Tensor:
+    reshapes, found = [], probabilities
+    while found.op.type in ("Identity", "Reshape", "Squeeze", "ExpandDims"):
+        reshapes.append(found)
+        found = found.op.inputs[0]
+    # Rows of a softmax that became other rows have lost what they have in common.
+    is_softmax = found.op.type == "Softmax" and found.shape[-1:].is_compatible_with(
+        probabilities.shape[-1:]
+    )
+    if not (found.op.type == "Sigmoid" or is_softmax):
+        return probabilities
+    logits = found.op.inputs[0]
+    for reshaped in reversed(reshapes):
+        if reshaped.op.type != "Identity":
+            logits = tf.reshape(logits, tf.shape(reshaped))
+            logits.set_shape(reshaped.shape)
+    return logits
 
 
 def gated(structure: Any, is_open: Any) -> Any:

@@ -137,10 +137,9 @@ def by_key(given: Any, model: Any, what: str) -> Any:
     """
     if not isinstance(given, dict):
         return given
-    keys, names = keys_of(model)
-    if keys == [None] and not names:
+    if not getattr(model, "outputs", None):
         return given
-    found = keyed(given, keys, names, what)
+    found = keyed(given, *keys_of(model), what)
     return {key: value for key, value in found.items() if value is not None}
 
 

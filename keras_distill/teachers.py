@@ -67,7 +67,7 @@ class Teacher:
     ) -> None:
         self.function = function
         self.from_logits = from_logits
-        self.kinds = kinds
+        self.kinds = self.own_kinds = kinds
         self.model = model
         self.description = description
         #: Ranks of the inputs with their batch axis, ascending; `None` if not known.
@@ -175,6 +175,25 @@ class Teacher:
                     f"the {self.description} answers for {shape[0]} examples, but was asked "
                     f"for {examples[0]}."
                 )
+
+    def forget_kinds(self) -> None:
+        """Goes back to the kinds that it says by itself; asks again on a first batch."""
+        self.kinds, self.has_answered = self.own_kinds, False
+
+    def take_values(self, kinds: Any) -> None:
+        """Takes outputs for values that the student's are matched as.
+
+        Args:
+            kinds: of the student's outputs.
+        """
+        if isinstance(kinds, dict):
+            of = {
+                key: kind if kind == "values" else answer_for(self.kinds, key)
+                for key, kind in kinds.items()
+            }
+            self.kinds = of
+        elif kinds == "values":
+            self.kinds = kinds
 
     #: Whether the answer depends on the temperature.
     averages_probabilities = False
@@ -319,6 +338,16 @@ class _Ensemble(Teacher):
             )
         return keras.tree.map_structure(lambda *parts: ops.stack(parts, -2), *answers)
 
+    def forget_kinds(self) -> None:
+        super().forget_kinds()
+        for member in self.members:
+            member.forget_kinds()
+
+    def take_values(self, kinds: Any) -> None:
+        super().take_values(kinds)
+        for member in self.members:
+            member.take_values(kinds)
+
     @property
     def accepts_nan(self) -> bool:
         return all(member.accepts_nan for member in self.members)
@@ -412,6 +441,7 @@ def as_teacher(
         )
     if output_kinds is not None or not is_settled(bound.kinds):
         bound.kinds = kinds_of(bound.model, None, output_kinds, outputs)
+        bound.own_kinds = bound.kinds
     return bound
 
 
@@ -469,9 +499,10 @@ def _ensemble(
         )
     together = _Ensemble(members, average)
     together.kinds = next((m.kinds for m in members if is_settled(m.kinds)), None)
+    together.own_kinds = together.kinds
     for member in members:
         if not is_settled(member.kinds):
-            member.kinds = together.kinds
+            member.kinds = member.own_kinds = together.kinds
     return together
 
 

@@ -91,6 +91,14 @@ RANGE = "float32 can neither square nor divide"
 ALPHA = "alpha must be a number from 0 to 1"
 WEIGHTS = "sample weights must be finite numbers >= 0"
 
+
+def _matching(loss):
+    """Returns a call that matches classes by a loss that is not for them."""
+    return lambda: kd.Distiller(student(), teacher(), distillation_loss=loss).compile(
+        "sgd", SPARSE
+    )
+
+
 ROWS = [
     *[
         Row("Distiller", _with(temperature=wrong), TEMPERATURE)
@@ -117,7 +125,19 @@ ROWS = [
     Row("Distiller", lambda: kd.Distiller(student(), [teacher(), student()]), "same obj"),
     Row("Distiller", lambda: kd.Distiller(student(), functools.partial(student())), "same obj"),
     Row("Distiller", lambda: kd.Distiller(student(), model(7)), "student has 4 classes"),
-    Row("Distiller", lambda: kd.Distiller(model(1), model(1)), "a softmax over it is al"),
+    Row(
+        "Distiller.compile", lambda: kd.Distiller(model(1), model(1)).compile("sgd", SPARSE),
+        "a softmax over it is al",
+    ),
+    *[
+        Row("Distiller", _with(output_kinds=wrong), "output_kinds.* must be 'softmax', 'sigm")
+        for wrong in ("binary", 1, ["values"], {"a": "no"})
+    ],
+    Row("Distiller", _with(output_kinds={"a": "values"}), "output 'a', which the model"),
+    Row("SquaredErrorLoss", lambda: kd.SquaredErrorLoss() + 3, "only distillation losses"),
+    Row("SquaredErrorLoss", _matching(kd.SquaredErrorLoss()), "does not compare outputs of"),
+    Row("CosineLoss", lambda: NAN * kd.CosineLoss(), "a weight must be a finite"),
+    Row("CosineLoss", _matching(kd.CosineLoss()), "does not compare outputs of"),
     Row("Distiller", _with(distillation_loss="kl"), "must be a distillation loss"),
     Row("Distiller", _with(distillation_loss={"a": SPARSE}), "must be a distillation lo"),
     Row(
