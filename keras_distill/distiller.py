@@ -23,6 +23,7 @@ from keras_distill.faults import (
     whole_if_small,
 )
 from keras_distill.features import layer_extractor
+from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
     Matching,
@@ -381,7 +382,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         outputs = self._state.teacher(without_soft_targets(x), temperature)
         outputs = keras.tree.map_structure(ops.stop_gradient, outputs)
         if not self._state.teacher.accepts_nan:
-            outputs = with_nan_of(without_soft_targets(x), outputs)
+            inputs = self._state.teacher.inputs_of(without_soft_targets(x))
+            outputs = with_nan_of(inputs, outputs)
         if cached is not None:
             outputs = outputs._replace(logits=cached)
         return outputs
@@ -391,7 +393,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         if self._state.student_runs is None:
             outputs, layers = self(x, training=True), {}
         else:
-            found = self._state.student_runs(x, training=True)
+            inputs = inputs_for(self.student, x, "student")
+            found = self._state.student_runs(inputs, training=True)
             outputs, layers = found["outputs"], found["layers"]
         if not is_settled(self.student_from_logits):
             raise ValueError(
@@ -531,7 +534,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the student's outputs."""
-        return self.student(without_soft_targets(inputs))
+        inputs = without_soft_targets(inputs)
+        return self.student(inputs_for(self.student, inputs, "student"))
 
     def compile(
         self,
@@ -757,7 +761,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             )
         with self.distribute_strategy.scope():
             if not (self.student.built and self.trainable_weights):
-                self.student(_as_tensors(without_soft_targets(x)), training=False)
+                inputs = inputs_for(self.student, without_soft_targets(x), "student")
+                self.student(_as_tensors(inputs), training=False)
             if not self.trainable_weights:
                 raise ValueError(
                     "the student has no trainable weights; set student.trainable = True."

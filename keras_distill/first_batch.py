@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_distill.arguments import check_model
 from keras_distill.faults import check_labels
+from keras_distill.inputs import inputs_for
 from keras_distill.last_layers import (
     judges_direction,
     kind_of_loss,
@@ -91,10 +92,11 @@ def check_first_batch(
     Raises:
         ValueError: if it cannot be trained on, with what to do.
     """
-    outputs = _student_outputs(student, state, without_soft_targets(x))
+    inputs = inputs_for(student, without_soft_targets(x), "student")
+    outputs = _student_outputs(student, state, inputs)
     shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
     find_kinds(student, state, loss, y, shapes)
-    _settle_logits(student, state, without_soft_targets(x))
+    _settle_logits(student, state, inputs)
     matching = state.matching
     check_loss_takes_outputs(
         loss, state.student_from_logits, matching.kinds, matching.outputs_with_classes
@@ -318,7 +320,9 @@ def _check_teaching(
         teacher.look_at(
             inputs, matching.outputs_with_classes, matching.kinds, student_shapes
         )
-        if not teacher.accepts_nan and bool(ops.any(nan_by_example(inputs))):
+        if not teacher.accepts_nan and bool(
+            ops.any(nan_by_example(teacher.inputs_of(inputs)))
+        ):
             raise ValueError(nan_in_inputs("for batch 0"))
         with tf.GradientTape() as tape:
             outputs = teacher(inputs, state.temperature.value_at(0))
@@ -344,7 +348,8 @@ def check_rows(student: keras.Model, x: Any, answer: Any) -> None:
     answered = {tuple(part.shape[:1]) for part in keras.tree.flatten(answer)}
     rows = tuple(keras.tree.flatten(x)[0].shape[:1])
     if answered != {rows}:
-        outputs = student(keras.tree.map_structure(ops.convert_to_tensor, x))
+        inputs = inputs_for(student, x, "student")
+        outputs = student(keras.tree.map_structure(ops.convert_to_tensor, inputs))
         rows = tuple(keras.tree.flatten(outputs)[0].shape[:1])
     for wrong in answered - {rows, ()}:
         where = f"batch 0, of {rows[0]} examples"

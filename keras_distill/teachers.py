@@ -28,6 +28,7 @@ from keras_distill.arguments import (
     check_path,
 )
 from keras_distill.features import layer_extractor
+from keras_distill.inputs import inputs_for
 from keras_distill.outputs import (
     ModelOutputs,
     answer_for,
@@ -104,6 +105,14 @@ class Teacher:
         bound._extractor = layer_extractor(self.model, layer_names, "teacher")
         return bound
 
+    def inputs_of(self, x: Any) -> Any:
+        """Returns what the teacher takes of a batch: of a dict, by name.
+
+        Raises:
+            ValueError: if the batch lacks it.
+        """
+        return inputs_for(self.model, x, "teacher")
+
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         """Runs the teacher once, for inference.
 
@@ -121,7 +130,7 @@ class Teacher:
                 or probabilities.
         """
         if self._extractor is not None:
-            found = self._extractor(x, training=False)
+            found = self._extractor(self.inputs_of(x), training=False)
             outputs, layers = found["outputs"], found["layers"]
         else:
             outputs, layers = self._answer(x), {}
@@ -135,7 +144,7 @@ class Teacher:
 
     def _answer(self, x: Any) -> Any:
         try:
-            outputs = self.function(x)
+            outputs = self.function(self.inputs_of(x))
         except (NotImplementedError, AttributeError) as error:
             # How NumPy, and what calls it, say that a tensor has no values yet.
             if not re.search("symbolic tf.Tensor|SymbolicTensor.*numpy", str(error)):
@@ -347,6 +356,9 @@ class _Ensemble(Teacher):
         super().take_values(kinds)
         for member in self.members:
             member.take_values(kinds)
+
+    def inputs_of(self, x: Any) -> Any:
+        return [member.inputs_of(x) for member in self.members]
 
     @property
     def accepts_nan(self) -> bool:

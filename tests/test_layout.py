@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(keras_distill.__file__).parent
 LAYERS = (
     (
         "arguments", "progress", "keras_compat", "run_directory", "processes", "top_k",
-        "several_logits", "last_layers", "outputs", "labels",
+        "several_logits", "last_layers", "outputs", "labels", "inputs",
     ),
     ("losses", "features", "teachers", "teacher_files", "soft_targets", "schedules", "datasets", "models",
      "sharing"),

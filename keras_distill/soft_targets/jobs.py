@@ -187,7 +187,7 @@ class Job:
         ]
         finite = tf.reduce_all(tf.stack(known), 0)
         encoded, errors = self.rows.encode(fingerprint, augmented, logits, layers)
-        has_nan = nan_by_example(inputs)
+        has_nan = nan_by_example(self.bound.inputs_of(inputs))
         if self.bound.accepts_nan:
             has_nan = tf.zeros_like(has_nan)
         good = tf.reduce_all(finite & ~has_nan)

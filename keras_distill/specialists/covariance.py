@@ -126,7 +126,7 @@ def _answers(
 
     @tf.function(reduce_retracing=True)
     def run(x: Any) -> tuple[Any, Any]:
-        return teacher(x, temperature).logits, nan_by_example(x)
+        return teacher(x, temperature).logits, nan_by_example(teacher.inputs_of(x))
 
     done = 0
     for number, x in enumerate(batches):

@@ -19,6 +19,7 @@ from keras_distill.arguments import (
     check_int,
     check_model,
 )
+from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import symbolic_outputs, to_logits
 from keras_distill.specialists.clusters import check_clusters
@@ -167,7 +168,8 @@ class SpecialistEnsemble(keras.Model):
 
     def _log_probabilities(self, index: int, inputs: Any) -> Any:
         model = self.generalist if index == 0 else self.specialists[index - 1]
-        logits = to_logits(model(inputs, training=False), self._from_logits[index])
+        outputs = model(inputs_for(model, inputs), training=False)
+        logits = to_logits(outputs, self._from_logits[index])
         return ops.log_softmax(ops.cast(logits, "float32"), -1)
 
     def _answer(self, m: int, inputs: Any, active: Any) -> Any:

@@ -17,6 +17,7 @@ from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 
 from keras_distill.arguments import check_float, check_int, check_model, check_scalar
 from keras_distill.distiller import Distiller
+from keras_distill.inputs import inputs_for
 from keras_distill.outputs import to_logits
 from keras_distill.processes import seeded
 from keras_distill.run_directory import (
@@ -177,7 +178,9 @@ class Job:
         mix = heads.PriorCorrection(heads.log_ratio(head, cluster, self.data.counts))
 
         def teach(x: Any) -> Any:
-            logits = to_logits(generalist(x, training=False), from_logits)
+            logits = to_logits(
+                generalist(inputs_for(generalist, x), training=False), from_logits
+            )
             logits = tf.cast(logits, tf.float32)
             return mix.as_sampled(to_cluster(logits) if head == "dustbin" else logits)
 
