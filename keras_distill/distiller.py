@@ -306,6 +306,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
         with tf.GradientTape() as tape:
             y_pred, layers = self._student_outputs(x)
+            self._settle_kinds(y, y_pred)
             teacher, of_teacher = teachers_faults(teacher, y_pred, state.teacher)
             found += of_teacher + self._label_faults(y, y_pred, sample_weight)
             is_good = state.counter.noted(found)
@@ -353,6 +354,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             for given, what in ((y, "labels"), (sample_weight, "sample_weight"))
         )
         return x, y, sample_weight
+
+    def _settle_kinds(self, y: Any, y_pred: Any) -> None:
+        """Settles what each output is, in a loop of one's own that no look comes before."""
+        if not self._state.kinds_settled:
+            shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
+            first_batch.find_kinds(self.student, self._state, self.loss, y, shapes)
 
     def _label_faults(self, y: Any, y_pred: Any, sample_weight: Any) -> list[Fault]:
         """Returns what may be wrong with the labels and weights of a batch."""
@@ -464,6 +471,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             y_pred = self(x, training=False)
             found = self._label_faults(y, y_pred, sample_weight)
             if state.teacher_metrics:
+                self._settle_kinds(y, y_pred)
                 temperature, _, of_schedules = state.scalars_at(self.optimizer)
                 teacher, of_teacher = teachers_faults(
                     self._teacher_outputs(x, temperature), y_pred, state.teacher

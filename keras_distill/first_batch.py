@@ -230,6 +230,8 @@ def find_kinds(
         )
     shapes_of_teacher = {} if teacher is None else teacher.shapes
     check_same_shapes(known, shapes_of_teacher, matched, matching.kinds)
+    if teacher is not None:
+        check_same_kinds(known, matching.kinds, teacher.kinds)
 
 
 def _is_open(layer: Any, loss: Any) -> bool:
@@ -424,6 +426,30 @@ def check_same_shapes(
             raise ValueError(
                 f"the student's outputs{name} have shape {tuple(ours)} and the teacher's "
                 f"{tuple(theirs)}; all axes must agree."
+            )
+
+
+def check_same_kinds(shapes: dict, ours: Any, theirs: Any) -> None:
+    """Refuses classes that exclude each other beside yes/no questions, but for two classes.
+
+    Args:
+        shapes: of the student's outputs, by key.
+        ours: kinds of these.
+        theirs: kinds of the teacher's.
+    """
+    for key, shape in shapes.items():
+        our, their = answer_for(ours, key), answer_for(theirs, key)
+        if our and their and our != their and shape[-1:] not in ((1,), (2,), (None,)):
+            name = "" if key is None else f" in output {key!r}"
+            what = {
+                "softmax": "classes that exclude each other",
+                "sigmoid": "yes/no questions",
+                "values": "values",
+            }
+            raise ValueError(
+                f"the student's {shape[-1]} numbers{name} are {what[our]}, and the teacher's "
+                f"{what[their]}: what they say cannot be matched. Use one kind of last layer "
+                "and loss for both."
             )
 
 

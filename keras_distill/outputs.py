@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_distill.arguments import check_from_logits, check_output_kinds
@@ -328,7 +329,7 @@ def settled_kinds(kinds: Any, shapes: dict, model: Any, y: Any, argument: str) -
 def _kind_by_labels(
     shape: tuple, layer: LastLayer | None, y: Any, key: Any, argument: str
 ) -> str:
-    if y is None or not hasattr(y, "dtype"):
+    if y is None or not hasattr(y, "__array__") or tf.is_symbolic_tensor(y):
         if layer is not None and layer.kind is not None:
             return layer.kind
         if len(shape) > 1 and shape[-1] != 1:

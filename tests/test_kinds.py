@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.outputs import kinds_of, to_logits
@@ -525,6 +526,29 @@ def test_student_and_teacher_that_say_other_things():
         kd.Distiller(
             head(3, seed=1), head(3), distillation_loss=kd.SoftTargetLoss()
         ).compile("sgd", "mse")
+
+
+@pytest.mark.parametrize("kinds", [("softmax", "sigmoid"), ("sigmoid", "softmax")])
+def test_classes_and_questions_do_not_teach_each_other(kinds):
+    ours, theirs = kinds
+    with pytest.raises(
+        ValueError, match="the student's 3 numbers are .* cannot be mat"
+    ):
+        kd.Distiller(head(3, ours), head(3, theirs, seed=1))
+
+
+@pytest.mark.parametrize("entrance", ["step", "graph"])
+def test_a_loop_of_ones_own_is_settled_too(entrance):
+    distiller = kd.Distiller(head(1), head(1, seed=1))
+    distiller.compile("sgd", own)
+    x, y = keras.ops.array(X), keras.ops.array(LABELS[1][:, None])
+    if entrance == "step":  # labels have values
+        logs = distiller.train_step((x, y))
+        assert distiller.output_kinds == "sigmoid"
+        assert float(logs["soft_loss"]) > 0
+        return
+    with pytest.raises(ValueError, match="nothing says what the single number"):
+        tf.function(distiller.train_step)((x, y))
 
 
 def test_a_single_number_of_which_nothing_says_what_it_is():
