@@ -46,7 +46,6 @@ from keras_distill.outputs import (
     by_output,
     in_structure_of,
     in_students_form,
-    is_settled,
     said_or_found,
     to_logits,
 )
@@ -403,7 +402,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             inputs = inputs_for(self.student, x, "student")
             found = self._state.student_runs(inputs, training=True)
             outputs, layers = found["outputs"], found["layers"]
-        if not is_settled(self.student_from_logits):
+        if not all(
+            answer_for(self.student_from_logits, key) is not None
+            or answer_for(self.output_kinds, key) == "values"
+            for key, _ in by_output(outputs)
+        ):
             raise ValueError(
                 "the student does not say whether it gives logits or probabilities; "
                 "pass student_from_logits=True or False."

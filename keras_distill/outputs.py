@@ -219,21 +219,21 @@ def kinds_of(
     losses = losses_by_key(model, loss)
     if list(losses) == [None] and isinstance(said, dict):
         losses = dict.fromkeys(said, loss)
-    keys, layers = list(losses), last_layers(model)
-    return single(
-        {
-            key: _kind(
-                layers.get(key),
-                losses[key] if is_at_hand or not _says_kind(layers.get(key)) else None,
-                answer_for(said, key),
-                "" if key is None else f" of output {key!r}",
-                argument,
-            )
-            if outputs is None or key in outputs
-            else None
-            for key in keys
-        }
-    )
+    layers = last_layers(model)
+    found = {
+        key: _kind(
+            layers.get(key),
+            one if is_at_hand or not _says_kind(layers.get(key)) else None,
+            answer_for(said, key),
+            "" if key is None else f" of output {key!r}",
+            argument,
+        )
+        if outputs is None or key in outputs
+        else None
+        for key, one in losses.items()
+    }
+    # Of a model that does not say its outputs there may be others.
+    return found if not layers and None not in found else single(found)
 
 
 def losses_by_key(model: Any, loss: Any) -> dict:

@@ -314,6 +314,25 @@ def test_what_is_not_distilled_may_have_any_loss(loss):
     )
 
 
+def test_a_loss_for_one_output_says_nothing_of_the_others_of_a_subclassed_model():
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.marks = keras.layers.Dense(2, activation="sigmoid")
+            self.species = keras.layers.Dense(3)
+
+        def call(self, x):
+            return {"marks": self.marks(x), "species": self.species(x)}
+
+    distiller = kd.Distiller(
+        Two(), Two(), teacher_from_logits={"marks": False, "species": True},
+        student_from_logits={"marks": False, "species": True},
+    )  # fmt: skip
+    distiller.compile("sgd", {"marks": "binary_crossentropy"})
+    distiller.fit(X, {"marks": Y["marks"], "species": Y["species"]}, verbose=0)
+    assert distiller.output_kinds == {"marks": "sigmoid", "species": "softmax"}
+
+
 def test_things_are_given_by_name_where_a_model_returns_a_list():
     teacher, student = three_heads(0, True), three_heads(1, True)
     distiller = kd.Distiller(
