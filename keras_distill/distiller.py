@@ -96,7 +96,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         student: `keras.Model`, with logits or probabilities `(batch, ..., classes)`, or
             a dict or list of them.
         teacher: a `keras.Model`, a list of teachers, a path to a `.keras` or `.h5` file
-            or a SavedModel, or a callable from a batch to logits. `None` (default) if the
+            or a SavedModel, or a callable from a batch to outputs. `None` (default) if the
             batches bring `DistillationInputs`.
         temperature: float > 0, or a `LearningRateSchedule` of the optimizer's step.
             Default 4.
@@ -891,7 +891,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 sample_weight = weights_of_labels(weights, y, outputs)
                 table = None
         self._state.counter.reset()
-        logs = super().train_on_batch(x, y, sample_weight, table, return_dict)
+        with plain_errors():
+            logs = super().train_on_batch(x, y, sample_weight, table, return_dict)
         stop_if_bad(self._state.counter, "")
         return logs
 
@@ -918,7 +919,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """
         self._check_labels(y, sample_weight, "this batch")
         self._state.judging_counter.reset()
-        logs = super().test_on_batch(x, y, sample_weight, return_dict)
+        with plain_errors():
+            logs = super().test_on_batch(x, y, sample_weight, return_dict)
         stop_if_bad(self._state.judging_counter, "")
         return logs
 

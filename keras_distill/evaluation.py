@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import progress, run_directory
+from keras_distill import progress, run_directory, user_functions
 from keras_distill.arguments import check_bool, check_names, check_path, check_verbose
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import mask_of
@@ -141,6 +141,7 @@ class Comparison:
         run_directory.write_text(path, writers[ending]() + "\n")
 
 
+@user_functions.plain_errors()
 def evaluate(
     model: Any,
     dataset: Any,

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_distill.keras_compat import own_variables
 from keras_distill.teachers import Teacher
+from keras_distill.user_functions import UserFunction
 
 
 def check_shares_nothing(
@@ -119,6 +120,9 @@ def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:
         parts = [value.__self__]
     elif isinstance(value, Teacher):
         parts = [value.model, value.function, *getattr(value, "members", ())]
+    elif isinstance(value, UserFunction):
+        yield from _layers_in(value.function, depth, seen)
+        return
     else:
         parts = []
     for part in parts:

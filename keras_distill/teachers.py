@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from keras_distill.outputs import (
     ModelOutputs,
     answer_for,
     by_output,
+    each_output,
     gives_logits,
     is_settled,
     kind_of_other,
@@ -44,6 +44,7 @@ from keras_distill.outputs import (
     to_logits,
 )
 from keras_distill.several_logits import mean_of_members
+from keras_distill.user_functions import UserFunction, made_up
 
 
 class Teacher:
@@ -126,35 +127,29 @@ class Teacher:
 
         Raises:
             TypeError: if the answer is no tensor of numbers, or a dict or list of them.
-            ValueError: if it is for another number of examples, or not known to be logits
-                or probabilities.
+            ValueError: if it is for another number of examples.
         """
+        if not is_settled(self.from_logits):
+            self._settle(x)
         if self._extractor is not None:
             found = self._extractor(self.inputs_of(x), training=False)
             outputs, layers = found["outputs"], found["layers"]
         else:
             outputs, layers = self._answer(x), {}
-        if not is_settled(self.from_logits):
-            raise ValueError(
-                f"the {self.description} does not say whether it gives logits or "
-                "probabilities; pass teacher_from_logits=True or False."
-            )
         logits = to_logits(outputs, self.from_logits, self.kinds)
         return ModelOutputs(outputs, logits, layers)
 
+    def _settle(self, x: Any) -> None:
+        if tf.executing_eagerly():
+            self.look_at(x)
+        else:  # there are no values to settle it by
+            with tf.init_scope():
+                self.look_at(made_up(x))
+
     def _answer(self, x: Any) -> Any:
-        try:
-            outputs = self.function(self.inputs_of(x))
-        except (NotImplementedError, AttributeError) as error:
-            # How NumPy, and what calls it, say that a tensor has no values yet.
-            if not re.search("symbolic tf.Tensor|SymbolicTensor.*numpy", str(error)):
-                raise
-            raise ValueError(
-                f"the {self.description} needs the values of its inputs, which a compiled "
-                "step does not have; compile the distiller with run_eagerly=True, or use "
-                "TensorFlow alone in it."
-            ) from error
+        outputs = self.function(self.inputs_of(x))
         if not getattr(self.model, "outputs", None):
+            outputs = each_output(_with_an_axis, outputs)
             self._check_answer(x, outputs)
         return outputs
 
@@ -221,6 +216,20 @@ class Teacher:
         """Whether it is sure to give a row for each example, as a Keras model does."""
         return self.model is not None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what it gives, without a first batch."""
+        function = self.function
+        is_seen = not isinstance(function, UserFunction) or function.is_seen
+        return is_seen and self._is_settled
+
+    @property
+    def _is_settled(self) -> bool:
+        # Of what is logits already, the kind changes nothing.
+        return self.from_logits is True or (
+            is_settled(self.from_logits) and is_settled(self.kinds)
+        )
+
     def look_at(
         self,
         x: Any,
@@ -236,10 +245,7 @@ class Teacher:
             kinds: of the student's outputs.
             shapes: of these, by key.
         """
-        # Of what is logits already, the kind changes nothing.
-        if self.from_logits is True or (
-            is_settled(self.from_logits) and is_settled(self.kinds)
-        ):
+        if self._is_settled:
             return
         answer = self._answer(x)
         self.kinds = single(
@@ -264,6 +270,12 @@ class Teacher:
     def shapes(self) -> dict[Any, tuple]:
         """Shape by output, `None` for a free axis; empty where it cannot be seen."""
         return {} if self.model is None else shapes_of(self.model)
+
+
+def _with_an_axis(output: Any) -> Any:
+    """Returns one number for each example, as a regression gives it, as `(batch, 1)`."""
+    is_tensor = isinstance(output, tf.Tensor) and output.dtype.is_floating
+    return output[:, None] if is_tensor and output.shape.rank == 1 else output
 
 
 def nan_by_example(inputs: Any) -> Any:
@@ -372,6 +384,10 @@ class _Ensemble(Teacher):
     def averages_probabilities(self) -> bool:  # type: ignore[override]
         return self.average == "probabilities" and len(self.members) > 1
 
+    @property
+    def is_known(self) -> bool:
+        return all(member.is_known for member in self.members)
+
     def look_at(
         self,
         x: Any,
@@ -400,8 +416,12 @@ def as_teacher(
 
     Args:
         teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
-            `.keras`, `.h5` or `.hdf5` file or a SavedModel directory; or a callable from a batch to
-            outputs.
+            `.keras`, `.h5` or `.hdf5` file or a SavedModel directory; or a callable from a
+            batch to outputs `(batch, ..., classes)`. One that leaves TensorFlow (NumPy,
+            scikit-learn's `predict_proba`, ONNX Runtime) is called outside of the graph:
+            the step waits for it, each batch is copied to the host and back, and XLA cannot
+            compile the step; `SoftTargets.write` pays that once. Its first answer says the
+            dtype and shape of all.
         from_logits: bool, whether the outputs are logits (`True`) or probabilities
             (`False`); `None` (default) finds out from the model's last layer.
         average: for a list, "probabilities" (default) takes the mean of the members'
@@ -438,13 +458,17 @@ def as_teacher(
         bound = teacher.matching((), from_logits)
     elif isinstance(teacher, keras.Model):
         bound = _model_teacher(teacher, from_logits, outputs)
+    elif _is_prediction_of_a_model(teacher):
+        bound = _model_teacher(teacher.__self__, from_logits, outputs)
     elif isinstance(teacher, (list, tuple)):
         return _ensemble(teacher, from_logits, average, outputs, output_kinds)
     elif isinstance(teacher, (str, os.PathLike)):
         path = check_path("teacher", teacher)
         bound = _teacher_from_path(path, from_logits, outputs)
     elif callable(teacher) and not isinstance(teacher, type):
-        bound = Teacher(teacher, from_logits, None, f"callable {teacher!r}")
+        description = f"callable {teacher!r}"
+        function = UserFunction(teacher, description)
+        bound = Teacher(function, from_logits, None, description)
     else:
         raise TypeError(
             "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file "
@@ -457,6 +481,13 @@ def as_teacher(
     return bound
 
 
+def _is_prediction_of_a_model(teacher: Any) -> bool:
+    """Tells `model.predict`, which says batch by batch what the model itself does."""
+    function = getattr(teacher, "__func__", None)
+    ways = keras.Model.predict, keras.Model.predict_on_batch
+    return function in ways and isinstance(teacher.__self__, keras.Model)
+
+
 def _model_teacher(
     model: keras.Model, from_logits: Any, outputs: Collection | None
 ) -> Teacher:
@@ -466,11 +497,19 @@ def _model_teacher(
         "To teach from raw data, pass the callable lambda x: "
         "task(task.preprocessor(x), training=False).",
     )
+    description = f"{type(model).__name__} {model.name!r}"
+
+    def function(x: Any) -> Any:
+        return model(x, training=False)
+
     return Teacher(
-        lambda x: model(x, training=False),
+        # The call of a subclassed model may do what a function of the user's does.
+        function
+        if getattr(model, "outputs", None)
+        else UserFunction(function, description),
         said_or_found(from_logits, model, outputs),
         model,
-        f"{type(model).__name__} {model.name!r}",
+        description,
     )
 
 

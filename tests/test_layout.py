@@ -17,7 +17,7 @@ LAYERS = (
         "arguments", "progress", "keras_compat", "run_directory", "processes", "top_k",
         "several_logits", "last_layers", "outputs", "labels", "inputs",
     ),
-    ("losses", "features", "teachers", "teacher_files", "soft_targets", "schedules", "datasets", "models",
+    ("losses", "features", "teachers", "teacher_files", "user_functions", "soft_targets", "schedules", "datasets", "models",
      "sharing"),
     ("faults", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("tuning", "specialists", "export", "evaluation", "plots"),

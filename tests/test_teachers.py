@@ -220,21 +220,6 @@ def test_wrong_teachers_are_refused(teacher, error, message):
         Distiller(mlp(), teacher)
 
 
-def test_a_callable_may_leave_tensorflow_where_the_step_is_not_compiled(data):
-    x, _ = data
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES))
-
-    def in_numpy(x):
-        return (np.asarray(x) @ weights).astype("float32")
-
-    distiller = Distiller(mlp(6), in_numpy, teacher_from_logits=True, alpha=0.0)
-    distiller.compile("sgd", run_eagerly=True)
-    assert np.isfinite(distiller.fit(x, verbose=0).history["loss"][0])
-    distiller.compile("sgd")
-    with pytest.raises(ValueError, match="values of its inputs.*run_eagerly=True"):
-        distiller.fit(x, verbose=0)
-
-
 def test_a_saved_model_teaches_by_its_float_outputs(data, teacher, tmp_path):
     """What else it serves, a label or a name, is no soft target."""
     serve = tf.function(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import user_functions
 from keras_distill.outputs import by_output, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
@@ -77,6 +79,7 @@ class Job:
     @functools.cached_property
     def next_rows(self) -> Callable[[Any], tuple]:
         """What `_next_rows` is, compiled."""
+        self.look()
         return tf.function(self._next_rows, reduce_retracing=True)
 
     @property
@@ -114,14 +117,10 @@ class Job:
         if self.keeps_members:
             self._check_members()
         members = getattr(self.bound, "members", [self.bound])
-        if all(is_settled(member.from_logits) for member in members):
+        is_known = all(is_settled(member.from_logits) for member in members)
+        self.look()
+        if is_known:
             return
-        size = self.settings.batch_size
-        inputs = next(iter(self.source.batches(0, 1, size, size)))
-        if self.augment is not None:
-            seed = self.settings.seed
-            inputs = views.augmented(self.augment, inputs, seed, 0, np.int64(0))
-        self.bound.look_at(inputs)
         found = [member.from_logits for member in members]
         if any(one != found[0] for one in found):
             raise ValueError(
@@ -129,6 +128,19 @@ class Job:
                 "wrap each with keras_distill.as_teacher(teacher, from_logits=...)."
             )
         self.from_logits = found[0]  # for other processes
+
+    def look(self) -> None:
+        """Has the teacher answer the first batch, if only that tells what it answers."""
+        if self.bound.is_known:
+            return
+        size = self.settings.batch_size
+        inputs = next(iter(self.source.batches(0, 1, size, size)))
+        if self.augment is not None:
+            seed = self.settings.seed
+            inputs = views.augmented(self.augment, inputs, seed, 0, np.int64(0))
+        with self._said_of(inputs):
+            self.bound.look_at(inputs)
+            self.bound(inputs, 1.0)
 
     @property
     def keeps_members(self) -> bool:
@@ -152,18 +164,25 @@ class Job:
         seen = self.source.specs
         if self.augment is not None:
             seen = sources.specs_of(views.output_specs(self.augment, seen), 0, None)
-        try:
+        with self._said_of(seen):
             traced = tf.function(self._answer).get_concrete_function(seen)
-        except (TypeError, ValueError) as error:
-            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(seen))
+        return laid_out(self.settings, *traced.structured_outputs)
+
+    @contextlib.contextmanager
+    def _said_of(self, inputs: Any) -> Iterator[None]:
+        """Says of what a teacher raises what it was given, and what may be wrong."""
+        try:
+            yield
+        except Exception as error:  # whatever a function of the user's raises
+            shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(inputs))
             hint = "give it the data that it was made for"
             if self.batched is None and self.bound.input_ranks is None:
                 hint = "pass batched=False if they are single examples, not batches"
+            said = " ".join(str(error).split())[:300].rstrip(". ")
             raise ValueError(
                 f"the {self.bound.description} does not take batches of shape {shapes}; "
-                f"{hint}."
+                f"{hint}. It said: {said}."
             ) from error
-        return laid_out(self.settings, *traced.structured_outputs)
 
     def _answer(self, inputs: Any) -> Any:
         layers: dict[str, Any] = {}
@@ -231,6 +250,7 @@ class Job:
         for view, first, count in _consecutive(missing):
             self.write(view, first, count, told)
 
+    @user_functions.plain_errors()
     def write(
         self, view: int, shard: int, count: int | None, told: Callable[[int], Any]
     ) -> int:

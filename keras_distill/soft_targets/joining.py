@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import keras_compat
+from keras_distill import keras_compat, user_functions
 from keras_distill.run_directory import examples_fingerprint
 from keras_distill.soft_targets import digests, shards, sources, views
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
@@ -339,7 +339,8 @@ def _require(
 def plain_errors() -> Iterator[None]:
     """Turns what a joined dataset says from inside a graph into a plain `ValueError`."""
     try:
-        yield
+        with user_functions.plain_errors():
+            yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
         text = str(error)
         for mark, advice in ((_MARK, _ADVICE), (_UNREADABLE, _END)):

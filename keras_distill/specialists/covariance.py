@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 import tensorflow as tf
 
-from keras_distill import progress
+from keras_distill import progress, user_functions
 from keras_distill.arguments import check_int, check_temperature
 from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets.settings import Settings
@@ -28,6 +28,7 @@ _BLOCK = 4096
 _SPARSE_BLOCK = 65_536
 
 
+@user_functions.plain_errors()
 def class_covariance(
     generalist: Any,
     dataset: Any = None,
