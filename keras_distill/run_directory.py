@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import types
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import live_objects
 from keras_distill.arguments import check_path
 
 #: How the names of files begin that are not whole yet.
@@ -387,10 +389,18 @@ def _of_weights(model: keras.Model) -> str:
 def _architecture(model: keras.Model) -> str:
     """Returns the configuration with layers numbered, since names count up by process."""
     try:
-        config = json.dumps(model.get_config(), sort_keys=True, default=str)
+        with live_objects.named(model) as objects:
+            config = json.dumps(model.get_config(), sort_keys=True, default=str)
     except NotImplementedError:  # a subclassed model
         shapes = [tuple(variable.shape) for variable in model.weights]
         return f"{name_of(type(model))} {shapes}"
+    functions = {
+        name: live_objects.function_digest(thing)
+        for name, thing in objects.items()
+        if isinstance(thing, types.FunctionType)
+    }
+    if functions:
+        config += json.dumps(functions)
     names = dict.fromkeys(re.findall(r'"name": "([^"]+)"', config))
     numbers = {name: f"#{number}" for number, name in enumerate(names)}
     return re.sub(

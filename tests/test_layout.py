@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(keras_distill.__file__).parent
 # stand for all that is in them.
 LAYERS = (
     (
-        "arguments", "progress", "keras_compat", "run_directory", "processes", "top_k",
+        "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
         "several_logits", "last_layers", "outputs", "labels", "inputs",
     ),
     ("losses", "features", "teachers", "teacher_files", "user_functions", "soft_targets", "schedules", "datasets", "models",

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill import processes, progress, run_directory
+from keras_distill import live_objects, processes, progress, run_directory
 from keras_distill.arguments import check_bool, check_int, check_path, check_verbose
 from keras_distill.sharing import check_shares_nothing
-from keras_distill.specialists import training
+from keras_distill.specialists import heads, training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
     SpecialistEnsemble,
@@ -31,6 +31,11 @@ _REMEDY = (
     "Pass (x, y) arrays or a function that makes the dataset itself, without models or "
     "datasets from outside it, or n_jobs=1."
 )
+_SENDABLE = (
+    "They are the functions and classes of the generalist's layers: let them hold nothing "
+    "that only this process has, or pass n_jobs=1."
+)
+_BUILT = "the model of build_specialist"
 _OWN = (
     "build_specialist must make new layers each time, or take them from the generalist that "
     "it is given, a copy of its own."
@@ -225,9 +230,9 @@ class SpecialistBuilder:
             directory.make()
             stack.enter_context(directory.lock())
             job = Job(directory, settings, source, self.build_specialist)
-            self._settle(job)
+            objects = self._settle(job, seats.is_here)
             self._train(job, seats, threads, verbose)
-            ensemble = self._composed(job)
+            ensemble = self._composed(job, objects)
             done = map(training.progress_name, range(len(self.clusters)))
             directory.remove(GENERALIST, *done)
             return ensemble
@@ -246,15 +251,23 @@ class SpecialistBuilder:
                     "there is nothing for its dustbin; give data of the other classes."
                 )
 
-    def _settle(self, job: Job) -> None:
-        """Begins a work directory, or makes sure that it is of the same kind."""
+    def _settle(self, job: Job, is_here: bool) -> dict[int, dict[str, Any]]:
+        """Begins a work directory, or makes sure that it is of the same kind.
+
+        Returns:
+            The user's own classes and functions in a specialist, as `live_objects.load`
+            takes them, by its number of outputs.
+        """
         with job.folder.whole(GENERALIST) as path:
-            self.generalist.save(path, include_optimizer=False)
+            job.objects = live_objects.save(self.generalist, path, "the generalist")
+        if not is_here:
+            processes.check_can_be_sent(job.objects, _SENDABLE)
         # Before any training: a wrong model is refused at once.
         sizes = self._one_of_each_size()
         built = [job.new_specialist(index) for index in sizes]
         if self.build_specialist is not None:
             self._check_of_their_own([*built, job.new_specialist(sizes[0])])
+        objects = {m.output_shape[-1]: self._own_objects(m) for m in built}
         job.settings = dataclasses.replace(
             job.settings,
             generalist=run_directory.teacher_fingerprint(self.generalist),
@@ -268,6 +281,22 @@ class SpecialistBuilder:
             job.folder.remove(GENERALIST)  # every run writes its own
             raise
         job.folder.remove_temporary()
+        return objects
+
+    def _own_objects(self, specialist: keras.Model) -> dict[str, Any]:
+        """Returns what is the user's own in a specialist, by its names in the file.
+
+        Raises:
+            ValueError: if what `build_specialist` made cannot be written and read back.
+        """
+        if self.build_specialist is None:  # as the generalist could be
+            with live_objects.named(specialist) as objects:
+                return objects
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "trial.keras")
+            objects = live_objects.save(specialist, path, _BUILT)
+            live_objects.load(path, objects, _BUILT)
+        return objects
 
     def _check_of_their_own(self, specialists: list[keras.Model]) -> None:
         """Refuses what would train the generalist, or two specialists as one."""
@@ -337,13 +366,18 @@ class SpecialistBuilder:
                 f"{job.folder.path!r}; give a work_dir that all of them share."
             )
 
-    def _composed(self, job: Job) -> SpecialistEnsemble:
+    def _composed(
+        self, job: Job, objects: dict[int, dict[str, Any]]
+    ) -> SpecialistEnsemble:
         numbers = range(len(self.clusters))
         self.records = list(filter(None, map(job.record, numbers)))
-        files = [job.folder.file(training.model_name(m)) for m in numbers]
-        specialists = [keras.saving.load_model(file, compile=False) for file in files]
-        for index, specialist in enumerate(specialists):
-            specialist.name = f"specialist_{index}"
+        specialists = []
+        for index, cluster in enumerate(self.clusters):
+            outputs = heads.outputs_of(self.head, cluster, self.classes)
+            file = job.folder.file(training.model_name(index))
+            name = f"specialist_{index}"
+            specialists.append(live_objects.load(file, objects[outputs], name))
+            specialists[-1].name = name
         return SpecialistEnsemble(
             self.generalist, specialists, self.clusters, n=self.n, head=self.head
         )

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers.schedules import CosineDecay, LearningRateSchedule
 
+from keras_distill import live_objects
 from keras_distill.arguments import check_float, check_int, check_model, check_scalar
 from keras_distill.distiller import Distiller
 from keras_distill.inputs import inputs_for
@@ -125,12 +126,15 @@ class Job:
         data: the labelled data.
         build_specialist: from a copy of the generalist and the number of outputs to a
             model; `None` for the generalist's own architecture.
+        objects: classes and functions of the user's in the generalist, by their names in
+            its file.
     """
 
     folder: RunDirectory
     settings: Settings
     data: TrainingData
     build_specialist: Callable | None
+    objects: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def train(self, index: int) -> None:
         """Trains a specialist and writes it, its record last."""
@@ -146,7 +150,8 @@ class Job:
 
     def load_generalist(self) -> keras.Model:
         """Returns a copy of the generalist."""
-        return keras.saving.load_model(self.folder.file(GENERALIST), compile=False)
+        file = self.folder.file(GENERALIST)
+        return live_objects.load(file, self.objects, "the generalist")
 
     def new_specialist(self, index: int) -> keras.Model:
         """Returns an untrained specialist.
@@ -234,7 +239,7 @@ class Job:
         self, index: int, specialist: keras.Model, history: dict, began: float
     ) -> None:
         with self.folder.whole(model_name(index)) as path:
-            specialist.save(path)
+            live_objects.save(specialist, path, f"specialist {index}")
         sampler = self.sampler(index)
         record = {
             "specialist": index,
