@@ -54,6 +54,16 @@ def test_a_benchmark_runs(tmp_path):
     assert done.stdout.splitlines()[-1].startswith("| 5 | 3 |")
 
 
+def test_each_kind_of_output_is_measured(tmp_path):
+    script = ROOT / "benchmarks" / "kinds.py"
+    asked = ["--quick", "--task", "regression", "--json", "kinds.json"]
+    done = forking.run([script, *asked], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| regression, R2 | distilled |")
+    result = json.loads((tmp_path / "kinds.json").read_text())["regression"]
+    assert [len(row) for row in result["rows"]] == [3, 3]
+
+
 def test_temperature_curves(tmp_path):
     script = ROOT / "examples" / "temperature_curves.py"
     done = forking.run([script, "--epochs", "1"], tmp_path)
@@ -75,6 +85,14 @@ def test_digits_benchmark(tmp_path):
     output = run("benchmarks/digits.py", "--quick", "--json", "d.json", folder=tmp_path)
     assert "paired over 2 seeds" in output
     assert (tmp_path / "d.json").exists()
+
+
+@pytest.mark.slow
+def test_benchmark_of_kinds(tmp_path):
+    output = run("benchmarks/kinds.py", "--quick", folder=tmp_path)
+    for task in ("binary", "multi-label", "regression", "embedding"):
+        assert f"\n{task}: (epochs, T, alpha) by validation: (1, 2.0, 0.5)" in output
+        assert f"\n| {task}, " in output
 
 
 @needs_mnist
