@@ -223,7 +223,7 @@ def find_kinds(
         matching.check_kinds()
         if teacher is not None:
             teacher.take_values(matching.kinds)
-        remember_kinds(student, matching.kinds)
+        remember_kinds(student, matching.kinds, loss)
     if shapes is None:
         check_loss_takes_outputs(
             loss, state.student_from_logits, matching.kinds, matched

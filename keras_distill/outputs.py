@@ -214,17 +214,17 @@ def kinds_of(
         loss = getattr(model, "loss", None)
     if said is None:
         said = check_output_kinds("output_kinds", getattr(model, "output_kinds", None))
-    if said is None and not is_at_hand and model is not None:
-        said = _FOUND.get(model)
+    remembered = None if is_at_hand or model is None else _FOUND.get(model)
     losses = losses_by_key(model, loss)
-    if list(losses) == [None] and isinstance(said, dict):
-        losses = dict.fromkeys(said, loss)
+    for one in (said, remembered):
+        if list(losses) == [None] and isinstance(one, dict):
+            losses = dict.fromkeys(one, loss)
     layers = last_layers(model)
     found = {
         key: _kind(
             layers.get(key),
             one if is_at_hand or not _says_kind(layers.get(key)) else None,
-            answer_for(said, key),
+            answer_for(said, key) or answer_for(remembered, key),
             "" if key is None else f" of output {key!r}",
             argument,
         )
@@ -248,9 +248,27 @@ def losses_by_key(model: Any, loss: Any) -> dict:
 _FOUND: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def remember_kinds(model: Any, kinds: Any) -> None:
-    """Keeps the kinds of a model's outputs for as long as it lives in this process."""
-    _FOUND[model] = kinds
+def remember_kinds(model: Any, kinds: Any, loss: Any) -> None:
+    """Keeps the kinds of a model's outputs for as long as it lives in this process.
+
+    Args:
+        model: any.
+        kinds: of the outputs that are distilled; the others are what layer and loss say.
+        loss: as given to `compile`.
+    """
+    layers, losses = last_layers(model), losses_by_key(model, loss)
+    _FOUND[model] = single(
+        {
+            key: answer_for(kinds, key)
+            or _kind_unless_open(layers.get(key), losses.get(key))
+            for key in (kinds if isinstance(kinds, dict) else losses)
+        }
+    )
+
+
+def _kind_unless_open(layer: LastLayer | None, loss: Any) -> str | None:
+    of_layer, of_loss = None if layer is None else layer.kind, kind_of_loss(loss)
+    return None if of_layer and of_loss == "values" else of_layer or of_loss
 
 
 def _says_kind(layer: LastLayer | None) -> bool:

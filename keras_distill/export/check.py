@@ -37,12 +37,15 @@ os._exit(0)
 TOLERANCE = 1e-5
 
 
-def expected_answer(serve: Callable, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+def expected_answer(
+    serve: Callable, batch: dict[str, Any], ties: dict[str, Callable]
+) -> dict[str, np.ndarray]:
     """Returns what an export must answer, by name.
 
     Args:
         serve: takes the batch by name and gives tensors by name, before the export.
         batch: tensors by the name of the input.
+        ties: see `check_same`.
 
     Raises:
         ValueError: if an answer is NaN or infinite.
@@ -58,7 +61,7 @@ def expected_answer(serve: Callable, batch: dict[str, Any]) -> dict[str, np.ndar
                 f"the model's {name} for the example are not all finite (NaN or "
                 "infinity); check its weights, or pass example= with typical inputs."
             )
-    check_same(expected, again, "when asked twice")
+    check_same(expected, again, "when asked twice", ties)
     return expected
 
 
@@ -156,18 +159,29 @@ def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]
         return pickle.loads(answer)
 
 
-def check_same(expected: dict[str, Any], answer: dict[str, Any], when: str) -> None:
+def check_same(
+    expected: dict[str, Any],
+    answer: dict[str, Any],
+    when: str,
+    ties: dict[str, Callable],
+) -> None:
     """Refuses an answer that is not the expected one within the tolerance.
+
+    Args:
+        expected: arrays by name.
+        answer: likewise.
+        when: it was asked, for the error.
+        ties: by the name of a label, what tells from its probabilities and a tolerance where
+            rounding may turn it.
 
     Raises:
         RuntimeError: naming the output, and when it was asked.
     """
     for name, value in expected.items():
         got = answer[name]
-        if name.endswith("label"):
-            two_best = np.sort(expected[name[:-5] + "probabilities"], -1)[..., -2:]
-            is_tie = np.ptp(two_best, -1) <= TOLERANCE
-            same = bool(np.all((got == value) | is_tie))
+        if name in ties:
+            probabilities = expected[name.removesuffix("label") + "probabilities"]
+            same = bool(np.all((got == value) | ties[name](probabilities, TOLERANCE)))
             difference = f"{np.sum(got != value)} labels differ"
         else:
             same = np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE)

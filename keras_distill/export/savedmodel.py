@@ -17,19 +17,30 @@ from keras_distill import progress
 from keras_distill.arguments import (
     check_from_logits,
     check_model,
-    check_names,
+    check_output_kinds,
     check_path,
     check_verbose,
 )
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
+from keras_distill.export.answers import (
+    DEFAULT_THRESHOLD,
+    Answer,
+    answers_of,
+    check_class_names,
+    check_threshold,
+    known_kinds,
+    served_kinds,
+)
 from keras_distill.export.inputs import Inputs
 from keras_distill.outputs import (
+    answer_for,
     by_output,
     is_settled,
+    keys_of,
     said_or_found,
     settle,
-    to_logits,
+    shapes_of,
 )
 from keras_distill.run_directory import RunDirectory
 
@@ -38,11 +49,13 @@ def export_savedmodel(
     model: keras.Model,
     directory: str | os.PathLike,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | dict[str, Sequence[str]] | None = None,
     preprocess: Callable[[Any], Any] | None = None,
     input_signature: Any = None,
     example: Any = None,
-    from_logits: bool | None = None,
+    from_logits: Any = None,
+    output_kinds: Any = None,
+    threshold: Any = DEFAULT_THRESHOLD,
     verbose: bool = True,
 ) -> str:
     """Writes `directory/<version>/`, the way TensorFlow Serving watches it.
@@ -53,19 +66,32 @@ def export_savedmodel(
     can be seen is whole and right. If anything fails, nothing is left. What a killed export
     left in a local directory is removed by the next.
 
-    The signature `serving_default` takes the model's inputs by name and gives, at T = 1,
+    The signature `serving_default` takes the model's inputs by name and gives, at T = 1, for
+    an output of K classes that exclude each other, or of K yes/no questions,
 
-    - `logits`: float32 `(batch, ..., classes)`;
-    - `probabilities`: float32 `(batch, ..., classes)`, their softmax;
-    - `label`: int64 `(batch, ...)`, or str if `class_names` are given.
+    - `logits`: float32 `(batch, ..., K)`;
+    - `probabilities`: float32 `(batch, ..., K)`, their softmax, or each one's sigmoid;
+    - `label`: int64, or str if `class_names` are given. Of K classes the likeliest,
+      `(batch, ...)`. Of questions 1 for yes where `probabilities >= threshold`, as float32
+      has both, so also where they are equal, else 0: of one question, `(batch, ..., 1)`, it
+      is `(batch, ...)`; of K, `(batch, ..., K)`;
 
-    For a model with several outputs each name is preceded by the output's and "_".
+    and for an output of values
+
+    - `values`: float32 `(batch, ...)`, as the model gives them.
+
+    For a model with several outputs each name is preceded by the output's and "_": its name
+    in a dict, its index in a list. Which kind an output is, the last layer says, or the loss
+    that the model was compiled with, or the `Distiller` that trained it.
 
     Args:
-        model: the `keras.Model` to serve; of a `Distiller`, its student.
+        model: the `keras.Model` to serve; of a `Distiller`, its student. With logits,
+            probabilities or values `(batch, ..., K)`, or a dict or list of them.
         directory: str or path; made if it does not exist. Local, or any path that
             `tf.io.gfile` takes.
-        class_names: one str per class, kept in the graph.
+        class_names: one str per class, kept in the graph; of one yes/no question two, of no
+            and of yes; of K questions K, which `label` then has where the answer is yes, and
+            "" where it is no. Or a dict of them by output name.
         preprocess: from raw inputs to what the model takes, in TensorFlow or
             `keras.ops`, or a Keras layer; kept in the graph. It is given what
             `input_signature` says, or else the model's own inputs, several as a dict.
@@ -75,7 +101,14 @@ def export_savedmodel(
             its `call` takes several, a list by their order, a dict by their names.
         example: a batch of raw inputs for the check, by name or in the structure of
             `input_signature`; by default random numbers.
-        from_logits: bool, whether the model gives logits; `None` (default) finds out.
+        from_logits: bool, whether the model gives logits, or a dict of bools by output name;
+            `None` (default) finds out.
+        output_kinds: "softmax", "sigmoid" or "values", what the model's numbers describe; or
+            a dict of these by output name. `None` (default) finds out; where nothing says
+            it, two or more numbers are a softmax's, with a warning.
+        threshold: float between 0 and 1, the probability from which a yes/no question is
+            answered by yes, kept in the graph; or a list of one for each question; or a dict
+            of these by output name. Default 0.5.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -85,18 +118,22 @@ def export_savedmodel(
         NotADirectoryError: if `directory` is a file.
         OSError: if it cannot be written.
         TypeError: if `model` is not a `keras.Model`, or another argument of another kind.
-        ValueError: if the class names, the example or the input signature do not fit, or
-            no input signature is known.
+        ValueError: if the class names, the threshold, the example or the input signature do
+            not fit, or no input signature is known; if last layer, loss and `output_kinds`
+            contradict each other, or nothing says of a single number what it is.
         RuntimeError: if the fresh process fails or gives other outputs.
 
     Example:
     >>> import tempfile
-    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    >>> dense = keras.layers.Dense(1, activation="sigmoid")
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), dense])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = export_savedmodel(model, folder, verbose=False)
-    ...     os.path.basename(path)
-    '1'
+    ...     path = export_savedmodel(model, folder, threshold=0.3, verbose=False)
+    ...     serve = tf.saved_model.load(path).signatures["serving_default"]
+    ...     sorted(serve(x=tf.ones((2, 4))))
+    ['label', 'logits', 'probabilities']
     """
+    distiller = model if isinstance(model, Distiller) else None
     if isinstance(model, Distiller):
         model = model.student
     check_model(
@@ -109,9 +146,10 @@ def export_savedmodel(
             f"pattern when it loads the variables, got {directory!r}."
         )
     from_logits = check_from_logits("from_logits", from_logits)
+    output_kinds = check_output_kinds("output_kinds", output_kinds)
+    threshold = check_threshold("threshold", threshold)
     verbose = check_verbose(verbose)
-    if class_names is not None:
-        class_names = check_names("class_names", class_names)
+    class_names = check_class_names("class_names", class_names)
     if preprocess is not None and not callable(preprocess):
         raise TypeError(f"preprocess must be a function or layer, got {preprocess!r}.")
     if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
@@ -124,13 +162,17 @@ def export_savedmodel(
     batch = check.example_batch(inputs.specs, inputs.by_name(example))
     inputs.check(model, batch, preprocess)
     from_logits = said_or_found(from_logits, model, None)
-    if not is_settled(from_logits):
+    kinds, shapes = known_kinds(model, distiller, output_kinds), shapes_of(model)
+    outputs = None
+    if not (shapes and is_settled(from_logits)):
         outputs = inputs.call(model, batch, preprocess)
-        from_logits = settle(outputs, from_logits, "model", "from_logits")
-    serve = _serving_function(
-        model, preprocess, class_names, from_logits, inputs, batch
-    )
-    expected = check.expected_answer(serve, batch)
+        shapes = {key: tuple(part.shape) for key, part in by_output(outputs)}
+    kinds = served_kinds(kinds, shapes, model)
+    from_logits = settle(outputs, from_logits, "model", "from_logits", kinds)
+    answers = answers_of(kinds, shapes, keys_of(model)[1], class_names, threshold)
+    serve = _serving_function(model, preprocess, answers, from_logits, inputs, batch)
+    ties = {_prefix(key) + "label": one.is_tie for key, one in answers.items()}
+    expected = check.expected_answer(serve, batch, ties)
 
     is_new, path = not tf.io.gfile.exists(directory), None
     folder = RunDirectory(directory, "the export")
@@ -148,7 +190,7 @@ def export_savedmodel(
             _write(archive, hidden)
             shown.update()
             answer = check.ask_fresh_process(hidden, batch)
-            check.check_same(expected, answer, "in a fresh process")
+            check.check_same(expected, answer, "in a fresh process", ties)
             shown.update()
             path = _publish(hidden, directory)
             shown.update()
@@ -245,38 +287,28 @@ def next_version(directory: str) -> int:
     return last + 1
 
 
+def _prefix(key: Any) -> str:
+    """Returns what precedes the names of an output's answers."""
+    return "" if key is None else f"{key}_"
+
+
 def _serving_function(
     model: keras.Model,
     preprocess: Callable | None,
-    class_names: Sequence[str] | None,
-    from_logits: bool,
+    answers: dict[Any, Answer],
+    from_logits: Any,
     inputs: Inputs,
     batch: dict[str, Any],
 ) -> Callable:
-    names = None if class_names is None else tf.constant(list(class_names))
-
     def serve(**named: Any) -> dict[str, Any]:
-        outputs = to_logits(inputs.call(model, named, preprocess), from_logits)
-        answer = {}
-        for key, logits in by_output(outputs):
-            prefix = "" if key is None else f"{key}_"
-            logits = tf.cast(logits, tf.float32)
-            if logits.shape[-1] == 1:
-                raise ValueError(
-                    "the model has 1 class: a softmax over it is always 1. Build it with "
-                    "one output per class, 2 for a yes or no."
-                )
-            if names is not None and len(names) != logits.shape[-1]:
-                raise ValueError(
-                    f"class_names has {len(names)} names, but the model has "
-                    f"{logits.shape[-1]} classes; give one name per class."
-                )
-            label = tf.argmax(logits, -1)
-            label = label if names is None else tf.gather(names, label)
-            answer[f"{prefix}logits"] = logits
-            answer[f"{prefix}probabilities"] = tf.nn.softmax(logits)
-            answer[f"{prefix}label"] = label
-        return answer
+        outputs = inputs.call(model, named, preprocess)
+        return {
+            _prefix(key) + name: tensor
+            for key, output in by_output(outputs)
+            for name, tensor in answers[key](
+                output, answer_for(from_logits, key)
+            ).items()
+        }
 
     function = tf.function(serve)
     try:

@@ -50,6 +50,7 @@ def spec(*shape, name="x"):
 
 
 NAMES = "class_names must be a list of str, got"
+THRESHOLD = "threshold must be a number between 0 and 1, got"
 WRONG = [
     ("model", None, "model must be a keras.Model, got None"),
     ("model", "model.keras", "model must be a keras.Model, got 'model.keras'"),
@@ -65,7 +66,9 @@ WRONG = [
     ("directory", "m*", "directory must be without"),
     ("preprocess", 3, "preprocess must be a function or layer, got 3"),
     ("preprocess", "scale", "preprocess must be a function or layer, got 'scale'"),
-    ("class_names", dict.fromkeys("abcd"), NAMES),
+    ("class_names", dict.fromkeys("abcd"), "class_names names the output 'a', which"),
+    ("class_names", {"a": "b"}, NAMES),
+    ("class_names", {"a": 3}, r"class_names\['a'\] must be a list of str, got 3"),
     ("class_names", set("abcd"), NAMES),
     ("class_names", "abcd", f"{NAMES} 'abcd'"),
     ("class_names", range(4), NAMES),
@@ -100,6 +103,23 @@ WRONG = [
     ("input_signature", [spec(None, 5), spec(None, 5)], "must have names of their own"),
     ("from_logits", "yes", "from_logits must be True, False, None"),
     ("from_logits", 2, "from_logits must be True, False, None"),
+    ("output_kinds", "binary", "output_kinds must be .*got 'binary'"),
+    ("output_kinds", 3, "output_kinds must be 'softmax', 'sigmoid' or 'values'.*got 3"),
+    ("output_kinds", {"heat": "values"}, "output_kinds names the output .heat., which"),
+    ("output_kinds", {"x": "binary"}, r"output_kinds\['x'\] must be"),
+    ("threshold", None, f"{THRESHOLD} None"),
+    ("threshold", "0.5", f"{THRESHOLD} '0.5'"),
+    ("threshold", True, f"{THRESHOLD} True"),
+    ("threshold", NAN, f"{THRESHOLD} nan"),
+    ("threshold", 0, f"{THRESHOLD} 0"),
+    ("threshold", 1.0, f"{THRESHOLD} 1.0"),
+    ("threshold", 50, f"{THRESHOLD} 50"),
+    ("threshold", 1 - 1e-12, THRESHOLD),  # 1 to float32
+    ("threshold", [0.5, 2], r"threshold\[1\] must be a number between 0 and 1"),
+    ("threshold", [], "threshold must be a list of numbers, 1 at least"),
+    ("threshold", {"x": 2}, r"threshold\['x'\] must be a number between"),
+    ("threshold", {"heat": 0.3}, "threshold names the output 'heat', which"),
+    ("threshold", 0.3, "threshold is 0.3, but the output has no yes/no question"),
     ("verbose", "no", "verbose must be True or False, .*got 'no'"),
     ("verbose", None, "verbose must be True or False, .*got None"),
 ]
@@ -109,7 +129,7 @@ MADE = [
         Subclassed,
         "inputs of the subclassed model .* are not known; pass input_s",
     ),
-    ("model", lambda: model(1), "the model has 1 class: a softmax over it is always 1"),
+    ("model", lambda: model(1), "nothing says what the single number .* output_kinds="),
     ("directory", a_file, "the export directory '.*' is a file; give a directory"),
     ("directory", lambda: a_file() / "m", "cannot|could not|Not a directory|is a file"),
 ]
