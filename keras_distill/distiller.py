@@ -46,7 +46,11 @@ from keras_distill.outputs import (
     by_output,
     in_structure_of,
     in_students_form,
+    kind_unless_open,
+    last_layers,
+    losses_by_key,
     said_or_found,
+    single,
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
@@ -945,11 +949,30 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             "temperature": self._state.temperature.config(),
             "alpha": self._state.alpha.config(),
             "distillation_loss": serialize(self._state.matching.given),
-            "output_kinds": self._state.output_kinds,
+            "output_kinds": self._kinds_to_save(),
             "teacher_from_logits": self.teacher_from_logits,
             "student_from_logits": self.student_from_logits,
             "teacher_average": self.teacher_average,
         }
+
+    def _kinds_to_save(self) -> Any:
+        """Returns the kinds that the user said, and those that neither layer nor loss say."""
+        said, found, layers = (
+            self._state.output_kinds,
+            self.output_kinds,
+            last_layers(self.student),
+        )
+        losses = losses_by_key(self.student, getattr(self, "loss", None))
+        kept = {
+            key: answer_for(said, key)
+            or (
+                None
+                if kind_unless_open(layers.get(key), losses.get(key))
+                else answer_for(found, key)
+            )
+            for key in (found if isinstance(found, dict) else losses)
+        }
+        return single(kept)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -260,13 +260,14 @@ def remember_kinds(model: Any, kinds: Any, loss: Any) -> None:
     _FOUND[model] = single(
         {
             key: answer_for(kinds, key)
-            or _kind_unless_open(layers.get(key), losses.get(key))
+            or kind_unless_open(layers.get(key), losses.get(key))
             for key in (kinds if isinstance(kinds, dict) else losses)
         }
     )
 
 
-def _kind_unless_open(layer: LastLayer | None, loss: Any) -> str | None:
+def kind_unless_open(layer: LastLayer | None, loss: Any) -> str | None:
+    """Returns the kind that layer or loss says; `None` where only labels would say it."""
     of_layer, of_loss = None if layer is None else layer.kind, kind_of_loss(loss)
     return None if of_layer and of_loss == "values" else of_layer or of_loss
 

@@ -108,10 +108,14 @@ class SavedModel:
                 "callable that calls the one you mean."
             )
         self._inputs = self._signature.structured_input_signature[1]
-        #: Our own exports answer with logits, probabilities and label: logits teach.
-        self.has_logits = {"logits", "probabilities"} <= set(
-            self._signature.structured_outputs
-        )
+        served = _served(self._signature.structured_outputs)
+        self._teaching = {key: name for key, (name, _) in served.items()}
+        #: Our own exports answer with logits, probabilities and label, or values: what
+        #: teaches is known.
+        self.has_logits = bool(served)
+        kinds = {key: kind for key, (_, kind) in served.items()}
+        #: Of the outputs, by key, of our own exports; `None` where nothing says them.
+        self.kinds = kinds.get(None, kinds or None)
 
     @property
     def input_ranks(self) -> list[int] | None:
@@ -132,6 +136,46 @@ class SavedModel:
             **{name: tf.cast(by_name[name], inputs[name].dtype) for name in inputs}
         )
         if self.has_logits:
-            return answer["logits"]
+            found = {key: answer[name] for key, name in self._teaching.items()}
+            is_list = all(isinstance(key, int) for key in found)
+            return found.get(None, list(found.values()) if is_list else found)
         answer = {key: out for key, out in answer.items() if out.dtype.is_floating}
         return next(iter(answer.values())) if len(answer) == 1 else answer
+
+
+def _served(outputs: dict[str, Any]) -> dict[Any, tuple[str, str | None]]:
+    """Returns what teaches in one of our own exports, and its kind, by output.
+
+    Args:
+        outputs: tensors or specs by the name of the answer.
+
+    Returns:
+        A name and a kind by the output's key; empty for what is none of ours.
+    """
+    if {"logits", "probabilities"} <= set(outputs):
+        return {None: ("logits", _kind(outputs, ""))}
+    found: dict[Any, tuple[str, str | None]] = {}
+    others = set(outputs)
+    for name in outputs:
+        what = name.rpartition("_")[2]
+        prefix = name.removesuffix(what)
+        names = {"values": ["values"], "logits": ["logits", "probabilities", "label"]}
+        answers = {prefix + one for one in names.get(what, [])}
+        if answers and answers <= others:
+            others -= answers
+            kind = "values" if what == "values" else _kind(outputs, prefix)
+            found[prefix[:-1] if prefix else None] = (name, kind)
+    if others:
+        return {}
+    numbers = [str(i) for i in range(len(found))]  # of the outputs of a list
+    is_list = len(found) > 1 and set(found) == set(numbers)
+    return {int(key): found[key] for key in numbers} if is_list else found
+
+
+def _kind(outputs: dict[str, Any], prefix: str) -> str | None:
+    """Tells classes from yes/no questions, which have a label each."""
+    logits, label = outputs[prefix + "logits"].shape, outputs.get(prefix + "label")
+    if label is None or None in (label.shape.rank, logits.rank):
+        return None
+    has_one_each = label.shape.rank == logits.rank or logits[-1] == 1
+    return "sigmoid" if has_one_each else "softmax"

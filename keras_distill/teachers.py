@@ -569,7 +569,11 @@ def _teacher_from_path(
             "which teach; leave from_logits out."
         )
     teacher = Teacher(
-        loaded, loaded.has_logits or from_logits, None, f"SavedModel {path!r}"
+        loaded,
+        loaded.has_logits or from_logits,
+        None,
+        f"SavedModel {path!r}",
+        loaded.kinds,
     )
     teacher.input_ranks = loaded.input_ranks
     return teacher

@@ -360,3 +360,42 @@ def test_a_turned_answer_is_found_but_not_at_the_threshold(tmp_path, monkeypatch
     ):
         export(model, tmp_path, example=[[0.31]], **given)
     export(model, tmp_path, example=[[0.3 + 1e-7]], **given)
+
+
+# As a teacher ----------------------------------------------------------------------------
+
+
+def test_what_was_exported_teaches_as_what_it_is(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    losses = {
+        "a": BINARY,
+        "b": "mse",
+        "c": keras.losses.SparseCategoricalCrossentropy(True),
+    }
+    heads = {name: keras.layers.Dense(2, name=name)(inputs) for name in losses}
+    for number, outputs in enumerate((heads, list(heads.values())), 1):
+        teacher = keras.Model(inputs, outputs)
+        teacher.compile("sgd", losses)
+        kd.export_savedmodel(teacher, tmp_path, verbose=False)
+        y = dict(zip(losses, (X[:, :2] > 0, X[:, :2], X[:, 0] > 0), strict=True))
+        y["c"] = y["c"].astype("int32")
+        logs = []
+        for one in (teacher, tmp_path / str(number)):
+            distiller = kd.Distiller(copy_of(teacher), one)
+            distiller.compile("sgd", losses)
+            logs.append(distiller.train_on_batch(X, y, return_dict=True))
+            distiller.student.set_weights([2 * w for w in teacher.get_weights()])
+            logs.append(distiller.train_on_batch(X, y, return_dict=True))
+        assert logs[2:] == [pytest.approx(log, rel=1e-5, abs=1e-6) for log in logs[:2]]
+        assert logs[1]["soft_loss"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("size", "loss", "kind"),
+    [(1, BINARY, "sigmoid"), (3, BINARY, "sigmoid"), (1, "mse", "values")],
+)
+def test_an_export_says_as_a_teacher_which_kind_it_is(tmp_path, size, loss, kind):
+    export(head(size, None, loss), tmp_path)
+    distiller = kd.Distiller(head(size), tmp_path / "m" / "1")
+    distiller.compile("sgd")
+    assert distiller.output_kinds == kind

@@ -194,3 +194,72 @@ def test_backup_and_restore_ends_like_an_unbroken_run(data, tmp_path):
     resumed = attempt([])
     assert int(resumed.optimizer.iterations) == int(unbroken.optimizer.iterations)
     assert largest_difference(resumed.get_weights(), unbroken.get_weights()) < 1e-6
+
+
+# Of each kind -----------------------------------------------------------------------------
+
+
+def linear(size):
+    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(size)])
+
+
+class OwnLoss(keras.losses.Loss):
+    """Says nothing of what it is for."""
+
+    def call(self, y, z):
+        return keras.ops.mean(keras.ops.square(y - z), -1)
+
+
+QUESTIONS = keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "size"),
+    [
+        (QUESTIONS, "sigmoid", 3),
+        ("mse", "values", 3),
+        (keras.losses.CosineSimilarity(), "values", 3),
+        (OwnLoss(), "sigmoid", 1),  # as the labels say
+    ],
+)
+def test_a_distiller_of_each_kind_learns_on_after_loading(
+    data, tmp_path, loss, kind, size
+):
+    x, y = data[0], (data[0][:, :size] > 0).astype("float32")
+    teacher = linear(size)
+    distiller = Distiller(linear(size), teacher)
+    distiller.compile("sgd", loss)
+    distiller.fit(x, y, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    again = keras.saving.load_model(
+        tmp_path / "d.keras", custom_objects={"OwnLoss": OwnLoss}
+    )
+    assert again.output_kinds == distiller.output_kinds == kind
+    again.teacher = teacher
+    for model in (distiller, again):
+        model.reset_metrics()
+    expected = distiller.train_on_batch(x, y, return_dict=True)
+    found = again.train_on_batch(x, y, return_dict=True)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert largest_difference(distiller.get_weights(), again.get_weights()) < 1e-6
+
+
+@pytest.mark.parametrize("structure", [dict, list])
+def test_kinds_of_several_outputs_are_saved(tmp_path, structure):
+    inputs = keras.Input((FEATURES,))
+    heads = {name: keras.layers.Dense(3, name=name)(inputs) for name in "abc"}
+    outputs = heads if structure is dict else list(heads.values())
+    distiller = Distiller(
+        keras.Model(inputs, outputs),
+        distillation_loss={"a": SoftTargetLoss(), "b": kd.CosineLoss()},
+        output_kinds={"a": "sigmoid"},
+    )
+    distiller.compile("sgd", {"b": "mse", "c": "mae"})
+    distiller.save(tmp_path / "d.keras")
+    again = keras.saving.load_model(tmp_path / "d.keras")
+    first, second, third = "abc" if structure is dict else range(3)
+    kinds = {first: "sigmoid", second: "values", third: None}
+    assert again.output_kinds == distiller.output_kinds == kinds
+    losses = again.distillation_loss
+    assert isinstance(losses[first], SoftTargetLoss)
+    assert isinstance(losses[second], kd.CosineLoss)

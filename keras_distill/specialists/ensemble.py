@@ -126,7 +126,9 @@ class SpecialistEnsemble(keras.Model):
     @property
     def input(self) -> Any:
         """The generalist's inputs, in the structure that `call` takes."""
-        return self.generalist.input
+        model = self.generalist
+        is_sequential = isinstance(model, keras.Sequential)
+        return model.inputs[0] if is_sequential else model.input
 
     def call(self, inputs: Any) -> Any:
         """Returns log-probabilities, float32 `(batch, classes)`.
