@@ -78,6 +78,8 @@ class SpecialistEnsemble(keras.Model):
 
     #: Read by `gives_logits`: log-probabilities are logits.
     outputs_are_logits = True
+    #: Read by `kinds_of`.
+    output_kinds = "softmax"
 
     def __init__(
         self,
