@@ -2,11 +2,11 @@ from . import datasets as datasets
 from . import models as models
 from . import plots as plots
 from .distiller import Distiller as Distiller
-from .evaluation import Comparison as Comparison
-from .evaluation import Evaluation as Evaluation
 from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate
 from .export.savedmodel import export_savedmodel as export_savedmodel
+from .figures import Comparison as Comparison
+from .figures import Evaluation as Evaluation
 from .losses.base import DistillationLoss as DistillationLoss
 from .losses.base import SumOfLosses as SumOfLosses
 from .losses.features import FeatureLoss as FeatureLoss

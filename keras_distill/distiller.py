@@ -469,7 +469,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                     from_logits = answer_for(self.student_from_logits, key)
                     kind = answer_for(self.output_kinds, key)
                     logits = to_logits(output, from_logits, kind)
-                    metric.add(at(teacher.logits, key), logits, kind)
+                    mask = keras_compat.mask_of(output)
+                    metric.add(at(teacher.logits, key), logits, kind, mask)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Keras's own step; the teacher runs only if a metric asks for it."""

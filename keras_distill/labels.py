@@ -1,7 +1,8 @@
-"""Labels and weights of batches that are judged: as class numbers, or refused."""
+"""Labels and weights of batches that are judged, as each kind has them, or refused."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _kinds(data: Any) -> str:
     return f"{name} of {', '.join(type(part).__name__ for part in data)}"
 
 
-def _in_numbers(values: Any) -> np.ndarray:
+def in_numbers(values: Any) -> np.ndarray:
     """Returns an array; what NumPy does not know as float, such as bfloat16, as float32."""
     values = np.asarray(values)
     return values.astype("float32") if values.dtype.name == "bfloat16" else values
@@ -93,7 +94,7 @@ def classes_of(
     Raises:
         ValueError: if they are not numbers, of another shape, or out of range.
     """
-    y = _in_numbers(y)
+    y = in_numbers(y)
     classes = shape[-1]
     if y.dtype.kind not in "iufb":
         raise ValueError(
@@ -107,7 +108,7 @@ def classes_of(
             raise ValueError(
                 "one-hot labels must be >= 0 and sum to 1 over the classes, got "
                 f"{rows[wrong][0].tolist()}. Labels with several classes at once are no "
-                "softmax's."
+                'softmax\'s; they are for outputs of the kind "sigmoid".'
             )
         return rows.argmax(-1), rows
     if y.shape == (*shape[:-1], 1):
@@ -132,6 +133,96 @@ def classes_of(
     return y.astype("int64"), None
 
 
+def answers_of(y: Any, shape: tuple, counts: np.ndarray) -> np.ndarray:
+    """Returns the label of each yes/no question.
+
+    Args:
+        y: labels of a batch: 0, 1, bools, or the probability of a yes, in `shape`; for a
+            single question the last axis may be left out.
+        shape: of the model's outputs, `(batch, ..., questions)`.
+        counts: bool of `shape`, which are judged; others may be anything.
+
+    Returns:
+        float64 of `shape`, 0 where it does not count.
+
+    Raises:
+        ValueError: if they are not numbers, of another shape, or out of range.
+    """
+    y = _one_for_each(y, shape, "yes/no questions")
+    with np.errstate(invalid="ignore"):
+        wrong = counts & ~((y >= 0) & (y <= 1))
+    if wrong.any():
+        raise ValueError(
+            f"labels of yes/no questions must be from 0 to 1, got {y[wrong][0]:.7g}; if the "
+            'output is of values, say output_kinds="values".'
+        )
+    return np.where(counts, y, 0.0)
+
+
+def values_of(y: Any, shape: tuple, counts: np.ndarray) -> np.ndarray:
+    """Returns the labels that count of an output of values.
+
+    Args:
+        y: numbers in `shape`; for single values the last axis may be left out.
+        shape: of the model's outputs, `(batch, ..., values)`.
+        counts: bool `shape[:-1]`, which positions are judged; others may be anything.
+
+    Returns:
+        float64 `(judged, values)`.
+
+    Raises:
+        ValueError: if they are not numbers, of another shape, or not finite.
+    """
+    y = _one_for_each(y, shape, "values")[counts]
+    if not np.isfinite(y).all():
+        raise ValueError(f"labels must be finite, got {y[~np.isfinite(y)][0]}.")
+    return y
+
+
+def _one_for_each(y: Any, shape: tuple, what: str) -> np.ndarray:
+    y = in_numbers(y)
+    if y.dtype.kind not in "iufb":
+        raise ValueError(
+            f"labels must be numbers, got dtype {y.dtype}; they are compared with the "
+            f"model's {what}."
+        )
+    if shape[-1] == 1 and y.shape == shape[:-1]:
+        y = y[..., None]
+    if y.shape != shape:
+        advice = '; if its classes exclude each other, say output_kinds="softmax"'
+        advice = advice if shape[-1] > 1 else ""
+        raise ValueError(
+            f"labels must have the shape {shape} of the model's {what}, got shape "
+            f"{y.shape}{advice}."
+        )
+    return y.astype("float64")
+
+
+def is_ignored(y: Any, shape: tuple, ignored: int, by_question: bool) -> np.ndarray:
+    """Tells which labels are of the class that is left out.
+
+    Args:
+        y: labels of a batch.
+        shape: of the model's outputs, `(batch, ..., classes)`.
+        ignored: the class, or another number that stands for no label.
+        by_question: whether each of the outputs has a label of its own.
+
+    Returns:
+        bool `shape[:-1]`, or of `shape` by question; of one-hot rows, which have this class.
+    """
+    y = in_numbers(y)
+    wanted = shape if by_question else shape[:-1]
+    if y.dtype.kind not in "iufb":  # refused elsewhere
+        return np.zeros(wanted, bool)
+    if not by_question and y.shape == shape and shape[-1] > 1:
+        one_hot = 0 <= ignored < shape[-1]
+        return y[..., ignored] == 1 if one_hot else np.zeros(wanted, bool)
+    found = y == ignored
+    return (
+        found.reshape(wanted) if y.size == math.prod(wanted) else np.zeros(wanted, bool)
+    )
+
+
 def weights_of(weight: Any, shape: tuple) -> np.ndarray:
     """Returns a weight for each position of a batch.
 
@@ -144,7 +235,7 @@ def weights_of(weight: Any, shape: tuple) -> np.ndarray:
     """
     if weight is None:
         return np.ones(shape)
-    weight = _in_numbers(weight)
+    weight = in_numbers(weight)
     if weight.dtype.kind not in "iufb":
         raise ValueError(f"sample weights must be numbers, got dtype {weight.dtype}.")
     given, weight = weight.shape, weight.astype("float64")

@@ -126,9 +126,15 @@ def keys_of(model: Any) -> tuple[list, list[str]]:
     """Returns keys and names of a model's outputs; `[None]` where they are not known."""
     if not getattr(model, "outputs", None):
         return [None], []
-    keys = [key for key, _ in by_output(symbolic_outputs(model))]
+    outputs = symbolic_outputs(model)
+    keys = [key for key, _ in by_output(outputs)]
     names = list(getattr(model, "output_names", None) or [])
-    return keys, names if len(names) == len(keys) else []
+    if len(names) != len(keys):
+        return keys, []
+    if isinstance(outputs, dict):  # Keras names them in the order of the sorted keys
+        named = dict(zip(sorted(keys), names, strict=True))
+        names = [named[key] for key in keys]
+    return keys, names
 
 
 def by_key(given: Any, model: Any, what: str) -> Any:

@@ -20,7 +20,8 @@ LAYERS = (
     ("losses", "features", "teachers", "teacher_files", "user_functions", "soft_targets", "schedules", "datasets", "models",
      "sharing"),
     ("faults", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
-    ("tuning", "specialists", "export", "evaluation", "plots"),
+    ("tuning", "specialists", "export", "figures", "tallies", "judged_model",
+     "evaluation", "plots"),
     ("__init__", "_quiet"),
     ("commands", "__main__"),
 )  # fmt: skip

@@ -4,7 +4,14 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.outputs import gives_logits, said_or_found, settle, to_logits
+from keras_distill.outputs import (
+    gives_logits,
+    keys_of,
+    kinds_of,
+    said_or_found,
+    settle,
+    to_logits,
+)
 from tests.conftest import mlp
 
 
@@ -205,3 +212,12 @@ def test_a_store_is_opened_with_a_teacher_that_ends_in_a_softmax(tmp_path):
     written = kd.SoftTargets.write(tmp_path / "cache", model, np.ones((4, 4)))
     opened = kd.SoftTargets.open(tmp_path / "cache", teacher=model)
     assert len(opened) == len(written) == 4
+
+
+def test_a_dict_of_outputs_is_known_by_its_keys_in_any_order():
+    x = keras.Input((3,))
+    outputs = {"z": keras.layers.Dense(2, name="one")(x)}
+    outputs["b"] = keras.layers.Dense(1, activation="sigmoid", name="two")(x)
+    model = keras.Model(x, outputs)
+    assert keys_of(model) == (["z", "b"], ["one", "two"])
+    assert kinds_of(model, {"one": "mse"}) == {"z": "values", "b": "sigmoid"}

@@ -9,18 +9,27 @@ import tensorflow as tf
 
 import keras_distill as kd
 from tests.hostile import Row
-from tests.hostile.things import CLASSES, data, model, student
+from tests.hostile.things import CLASSES, data, model
 
 X, Y = data()
 ONE_HOT = np.eye(CLASSES)[Y]
 NAN = float("nan")
 
 
+@functools.cache
+def classifier():
+    """Returns a model whose loss says that its outputs are a softmax's."""
+    one = model()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    one.compile("sgd", loss)
+    return one
+
+
 def evaluated(dataset=(X, Y), judged=None, **arguments):
     """Returns a call of `evaluate`; a function among the arguments makes its value."""
 
     def call():
-        one = student() if judged is None else judged()
+        one = classifier() if judged is None else judged()
         given = dataset() if callable(dataset) else dataset
         kd.evaluate(one, given, **{"timing": False, **arguments})
 
@@ -29,7 +38,7 @@ def evaluated(dataset=(X, Y), judged=None, **arguments):
 
 def compared(models=None, dataset=(X, Y), **arguments):
     def call():
-        named = {"a": student()} if models is None else models
+        named = {"a": classifier()} if models is None else models
         quiet = {"timing": False, "verbose": False}
         kd.compare(named, dataset, **{**quiet, **arguments})
 
@@ -102,8 +111,7 @@ LABELS = [
 ]
 MODELS = [
     (lambda: None, "teacher must be a keras.Model, a list of teachers, a path"),
-    (lambda: model(1), "evaluate judges models of at least 2 classes|1 class"),
-    (several, "evaluate judges one output; give a callable that picks it"),
+    (several, "the model has the outputs 'a', 'b'; give labels for each, as in"),
     (lambda: model()(X), "teacher must be a keras.Model, a list of teachers, a path"),
     (
         lambda: kd.as_teacher(lambda x: x * NAN, True),

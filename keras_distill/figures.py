@@ -1,0 +1,178 @@
+"""The figures of models: an `Evaluation` of one, a `Comparison` of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+from keras_distill import run_directory
+from keras_distill.arguments import check_path
+
+# Column name, unit and format of each figure, in the order of a printed table.
+_COLUMNS = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "file_bytes": ("file, MB", "{:.2f}"),
+    "accuracy": ("accuracy", "{:.2%}"),
+    "top5_accuracy": ("top-5", "{:.2%}"),
+    "auc": ("AUC", "{:.4f}"),
+    "nll": ("NLL, nats", "{:.4f}"),
+    "calibration_error": ("ECE", "{:.2%}"),
+    "teacher_agreement": ("agreement", "{:.2%}"),
+    "mae": ("MAE", "{:.4g}"),
+    "rmse": ("RMSE", "{:.4g}"),
+    "r2": ("R2", "{:.4f}"),
+    "cosine": ("cosine", "{:.4f}"),
+    "teacher_correlation": ("correlation", "{:.4f}"),
+    "latency_p50_ms": ("p50, ms", "{:.2f}"),
+    "latency_p99_ms": ("p99, ms", "{:.2f}"),
+    "throughput": ("examples/s", "{:,.0f}"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of one model on one dataset; `None` where one does not apply.
+
+    Which there are depends on the kind of the output: of classes that exclude each other
+    ("softmax") accuracy, top-5, NLL, calibration and agreement; of yes/no questions
+    ("sigmoid") also the AUC; of real numbers ("values") errors, R2, correlation and cosine.
+
+    Attributes:
+        name: str.
+        examples: number of labels judged; with more than one axis, every position.
+        parameters: number of weights of the Keras model.
+        file_bytes: size of a file of its weights, without optimizer state.
+        accuracy: from 0 to 1; of yes/no questions at 0.5, over all of them.
+        top5_accuracy: from 0 to 1, where there are more than 10 classes.
+        nll: mean negative log-likelihood of the labels at T = 1, in nats; of yes/no questions
+            the mean over all of them.
+        calibration_error: expected calibration error, from 0 to 1, in 15 bins of the
+            confidence; of yes/no questions all together, in bins of the probability of a yes.
+        teacher_agreement: how often the teacher chooses the same class, or gives the same
+            answer to a yes/no question, from 0 to 1.
+        latency_p50_ms: median time of one example, in milliseconds.
+        latency_p99_ms: 99th percentile of the same.
+        throughput: examples per second at a batch size of 64.
+        kind: "softmax", "sigmoid" or "values"; `None` for a model with several outputs, whose
+            figures are in `outputs`.
+        output: name of the output, of a model with several.
+        auc: mean over the questions of the area under the ROC curve, from 0 to 1, as
+            scikit-learn's `roc_auc_score`; without questions whose labels are all yes, or
+            all no.
+        mae: mean absolute error, in the unit of the labels.
+        rmse: root of the mean squared error, likewise.
+        r2: share of the labels' variance that is explained, at most 1; the mean over the
+            values of a label, as scikit-learn's `r2_score`.
+        cosine: of vectors, the mean cosine of output and label, from -1 to 1.
+        teacher_correlation: Pearson's correlation of all values with the teacher's, from -1
+            to 1.
+        outputs: of a model with several outputs, one evaluation of each.
+    """
+
+    name: str
+    examples: int
+    parameters: int | None
+    file_bytes: int | None
+    accuracy: float | None = None
+    top5_accuracy: float | None = None
+    nll: float | None = None
+    calibration_error: float | None = None
+    teacher_agreement: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    throughput: float | None = None
+    kind: str | None = None
+    output: str | None = None
+    auc: float | None = None
+    mae: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+    cosine: float | None = None
+    teacher_correlation: float | None = None
+    outputs: tuple[Evaluation, ...] = ()
+
+    def __getitem__(self, output: str) -> Evaluation:
+        """Returns the evaluation of an output by its name."""
+        for evaluation in self.outputs:
+            if evaluation.output == output:
+                return evaluation
+        names = ", ".join(str(e.output) for e in self.outputs)
+        known = f"there are {names}" if names else "the model has a single one"
+        raise KeyError(f"no output {output!r}; {known}")
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Several evaluations side by side; prints as a table.
+
+    Attributes:
+        evaluations: one per model, in the order given.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+
+    def __getitem__(self, name: str) -> Evaluation:
+        """Returns the evaluation of a model by its name, of an output by "model / output"."""
+        found = [*self.evaluations, *self._by_output()]
+        for evaluation in found:
+            if evaluation.name == name:
+                return evaluation
+        names = ", ".join(dict.fromkeys(e.name for e in found))
+        raise KeyError(f"no model {name!r}; there are {names}")
+
+    def _by_output(self) -> list[Evaluation]:
+        """Returns what is printed: a model with several outputs as one row for each."""
+        return [one for e in self.evaluations for one in e.outputs or (e,)]
+
+    def _rows(self) -> list[list[str]]:
+        every = self._by_output()
+        shown = [f for f in _COLUMNS if any(vars(e)[f] is not None for e in every)]
+        rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
+        for e in every:
+            values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}
+            cells = (_cell(values[field], _COLUMNS[field][1]) for field in shown)
+            rows.append([e.name, *cells])
+        return rows
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)])
+            for row in rows
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Returns the table in Markdown."""
+        rows = self._rows()
+        rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        lines = (" | ".join(row) for row in [rows[0], rule, *rows[1:]])
+        return "\n".join(f"| {line} |" for line in lines)
+
+    def to_json(self) -> str:
+        """Returns the figures as a JSON list of objects, one for each row, unrounded."""
+        rows = [dataclasses.asdict(e) for e in self._by_output()]
+        for row in rows:
+            del row["outputs"]
+        return json.dumps(rows, indent=2)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the figures to a `.json` file or the table to a `.md` file.
+
+        Raises:
+            ValueError: if the path ends in neither.
+        """
+        path = check_path("path", path)
+        writers = {".json": self.to_json, ".md": self.to_markdown}
+        ending = os.path.splitext(path)[1]
+        if ending not in writers:
+            raise ValueError(f"the path must end in .json or .md, got {path!r}.")
+        run_directory.write_text(path, writers[ending]() + "\n")
