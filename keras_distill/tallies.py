@@ -146,7 +146,8 @@ class SoftmaxTally(Tally):
         right, shares = classes_of(y, z.shape, counts)
         agreed = np.zeros(counts.shape, bool)
         if teacher is not None:
-            total = np.logaddexp.reduce(teacher[counts].astype("float64"), axis=-1)
+            with np.errstate(invalid="ignore"):
+                total = np.logaddexp.reduce(teacher[counts].astype("float64"), axis=-1)
             self._check_teacher(np.isfinite(total))
             agreed = teacher.argmax(-1) == z.argmax(-1)
         z = z[counts].astype("float64")

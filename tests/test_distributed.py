@@ -168,3 +168,17 @@ def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
     codes, errors = run_workers(tmp_path, free_ports(2), "plain")
     assert 0 not in codes
     assert "PerReplica" in errors[0]
+
+
+def test_the_correlation_of_two_replicas_is_that_of_one(data, mirrored):
+    x, _ = data
+    y, found = x[:, :1], []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            student, teacher = mlp(6, classes=1), mlp(32, classes=1)
+            distiller = Distiller(student, teacher)
+            distiller.compile("sgd", "mse", metrics=[TeacherAgreement()])
+        found.append(distiller.evaluate(x, y, batch_size=24, verbose=0)[-1])
+    answers = [model.predict(x, verbose=0).ravel() for model in (student, teacher)]
+    assert found == pytest.approx([np.corrcoef(answers)[0, 1]] * 2, rel=1e-5)

@@ -130,6 +130,24 @@ EVALUATE = (
             ("from_logits", "yes", "from_logits must be True, False, None"),
             ("from_logits", 1, "from_logits must be True, False, None"),
             (
+                "output_kinds",
+                "multi-label",
+                "output_kinds must be 'softmax', 'sigmoid'",
+            ),
+            (
+                "output_kinds",
+                ["softmax"],
+                "output_kinds must be 'softmax', 'sigmoid' or",
+            ),
+            ("output_kinds", {"out": "softmax"}, "output_kinds names the output 'out'"),
+            ("ignore_class", 0.5, "ignore_class must be a whole number"),
+            (
+                "ignore_class",
+                "void",
+                "ignore_class must be a whole number .*got 'void'",
+            ),
+            ("ignore_class", {"b": 1}, "ignore_class names the output 'b', which the"),
+            (
                 "teacher",
                 kd.as_teacher(lambda x: x[:, :3], True),
                 "only models of the same classes can agree",
@@ -158,14 +176,16 @@ COMPARE = [
         ("dataset", (X, Y[1:]), r"have different lengths: \[23, 24\]"),
         ("dataset", (X, but(Y, 9)), "labels must be from 0 to 3"),
         ("teacher", "no/such.keras", "does not exist; give a .keras or .h5 file"),
+        (
+            "output_kinds",
+            "values",
+            "labels must have the shape .* of the model's values",
+        ),
+        ("ignore_class", NAN, "ignore_class must be a whole number"),
         ("timing", 1, "timing must be True or False, got 1"),
         ("verbose", "no", "verbose must be True or False, .*got 'no'"),
     ]
 ]
-
-
-def found(name):
-    return lambda: comparison()[name]
 
 
 COMPARISON = [
@@ -183,4 +203,16 @@ COMPARISON = [
         ]
     ],
 ]
-ROWS = [*EVALUATE, *COMPARE, *COMPARISON]
+AGREEMENT = [
+    Row(
+        "TeacherAgreement",
+        lambda: kd.TeacherAgreement(kind="classes"),
+        'kind must be "softmax" or "sigmoid" or "values", got \'classes\'',
+    ),
+    Row(
+        "TeacherAgreement.update_state",
+        lambda: kd.TeacherAgreement().update_state(ONE_HOT, ONE_HOT, np.ones(24)),
+        "TeacherAgreement has no sample weights; leave them out",
+    ),
+]
+ROWS = [*EVALUATE, *COMPARE, *COMPARISON, *AGREEMENT]
