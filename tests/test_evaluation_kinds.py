@@ -212,7 +212,7 @@ def test_values_equal_scikit_learn(width, loss):
 
 def test_values_far_from_zero_and_values_that_do_not_vary():
     rng = np.random.default_rng(0)
-    x = (1e7 + rng.normal(size=(200, 1))).astype("float64")
+    x = (1e4 + rng.normal(size=(200, 1))).astype("float32")
 
     def one(x):
         return x
