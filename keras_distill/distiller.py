@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import first_batch, keras_compat
+from keras_distill import first_batch, keras_compat, xla
 from keras_distill.arguments import check_output_kinds
 from keras_distill.faults import (
     Fault,
@@ -54,6 +54,7 @@ from keras_distill.outputs import (
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
+from keras_distill.sharing import warn_of_order
 from keras_distill.soft_targets import distillation_inputs, views
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
@@ -148,6 +149,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     # Keras's own, of no declared type.
     train_function: Any
     test_function: Any
+    jit_compile: Any
 
     def __init__(
         self,
@@ -263,10 +265,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         state.teacher = bound
         try:
             first_batch.find_kinds(self.student, state, getattr(self, "loss", None))
+            self._without_xla_if_need_be()
         except ValueError:
             state.teacher = before
             raise
         state.given_teacher = teacher
+        if bound is not None:
+            warn_of_order(self.student, bound)
         matching.bind(self.student, None if bound is None else bound.model)
         # An attribute, so that Keras trains and saves them.
         self.loss_layers = matching.trainable_layers
@@ -587,9 +592,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             pairs = list(zip(metrics, teach, strict=True))
             self._state.teacher_metrics = [metric for metric, is_one in pairs if is_one]
             metrics = [metric for metric, is_one in pairs if not is_one]
+        self._state.jit_compile = kwargs.get("jit_compile", "auto")
+        if not kwargs.get("run_eagerly"):
+            self._compiles_by_xla()
         super().compile(
             optimizer, loss, loss_weights, metrics=metrics or None, **kwargs
         )
+        self._without_xla_if_need_be()
         if loss is None:
             keras_compat.forget_loss(self)
         reductions = [
@@ -598,6 +607,18 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             if isinstance(term, keras.losses.Loss) and term.reduction
         ]
         self._state.matching.reduce = Reduce(*reductions[:1])
+
+    def _compiles_by_xla(self) -> bool:
+        """Tells whether XLA may compile the teacher; refuses it where it must."""
+        reason = xla.why_not(self._state.teacher)
+        if reason is not None and self._state.jit_compile is True:
+            raise xla.refused(reason)
+        return reason is None
+
+    def _without_xla_if_need_be(self) -> None:
+        if self.compiled and self.jit_compile and not self._compiles_by_xla():
+            self.jit_compile = False
+            self._retrace()
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the student as `keras.Model.fit` does, after a look at the first batch.
@@ -685,17 +706,23 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             self.train_function = self._watched(self.train_function)
 
     def _watched(self, function: Any) -> Any:
+        def made_anew() -> Any:
+            self._retrace()
+            return self.train_function
+
+        run = self._with_fallback(function, made_anew)
+
         def watched(batches: Any) -> Any:
             watch = self._state.watch
             if watch is None:  # train_on_batch
-                logs = function(self._prepared(batches))
+                logs = run(batches)
                 # A trace that was made before says nothing of this batch.
                 self._state.labelled = not set(logs) <= self._names_without_labels
                 return logs
             batches = watch.begin(batches, self.steps_per_execution)
             if self.train_function is not watched:  # what came first asks for another
                 return self.train_function(batches)
-            logs = function(self._prepared(batches))
+            logs = run(batches)
             watch.step_done(self.steps_per_execution)
             return logs
 
@@ -713,14 +740,28 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         if function is made_before:
             return
 
+        def made_anew() -> Any:
+            self.make_test_function(force=True)
+            return self.test_function
+
+        run = self._with_fallback(function, made_anew)
+
         def judged(batches: Any) -> Any:
             with self._only_judging():
-                logs = function(self._prepared(batches))
+                logs = run(batches)
             names = {metric.name for metric in self._state.teacher_metrics}
             self._state.judges_labels = not set(logs) <= names
             return logs
 
         self.test_function = judged
+
+    def _with_fallback(self, function: Any, made_anew: Any) -> xla.Fallback:
+        return xla.Fallback(
+            self,
+            lambda: self._state.jit_compile,
+            lambda batches: function(self._prepared(batches)),
+            made_anew,
+        )
 
     def _prepared(self, batches: Any) -> Any:
         """Makes the variables of a step beforehand; returns its batches.
@@ -801,6 +842,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 ),
             )
         state.labelled = y is not None
+        self._without_xla_if_need_be()
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Judges the student as `keras.Model.evaluate` does: hard loss and metrics.
@@ -996,6 +1038,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Returns the arguments of `compile`, serialised."""
         config = super().get_compile_config()
         if config:
+            config["jit_compile"] = self._state.jit_compile  # not what Keras made of it
             config["metrics"] = keras.saving.serialize_keras_object(
                 self._state.user_metrics
             )

@@ -46,7 +46,11 @@ from keras_distill.outputs import (
     single,
 )
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
-from keras_distill.sharing import check_reads_nothing, check_shares_nothing
+from keras_distill.sharing import (
+    check_reads_nothing,
+    check_shares_nothing,
+    warn_of_order,
+)
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
     without_soft_targets,
@@ -103,6 +107,8 @@ def check_first_batch(
     )
     _check_teaching(student, state, teacher_from_logits, shapes, x)
     check_shares_nothing(student, state.given_teacher)  # now that both are built
+    if state.teacher is not None:
+        warn_of_order(student, state.teacher)
     check_labels(y, shapes, loss, sample_weight)
     alpha = state.alpha.value
     if y is None:

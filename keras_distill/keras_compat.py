@@ -228,6 +228,15 @@ def own_variables(model: keras.Model) -> Iterator[tuple[keras.Layer, list]]:
         yield layer, [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def layer_without_xla(model: keras.Layer) -> keras.Layer | None:
+    """Returns a layer of a model that says of itself that XLA cannot compile it.
+
+    Keras asks its layers in private, when it decides what `jit_compile="auto"` means.
+    """
+    layers = model._flatten_layers()
+    return next((layer for layer in layers if not layer.supports_jit), None)
+
+
 def made_by(tensor: Any) -> tuple[Any, int, list]:
     """Returns the operation that gave a symbolic tensor, as which output, and its inputs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def check_shares_nothing(
         ValueError: naming the variable and its layer.
     """
     trained = None
-    for model in _layers_in(teacher, depth=3, seen=set()):
+    for model in layers_in(teacher):
         if model is student:
             raise ValueError(
                 f"student and {role} are the same object, so there is nothing to learn; "
@@ -100,12 +101,16 @@ def is_changed_by_training(layer: keras.Layer) -> bool:
     return layer.trainable and not isinstance(layer, keras.layers.Normalization)
 
 
-def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:
+def layers_in(teacher: Any) -> Iterator[keras.Layer]:
     """Yields the models and layers in what may teach, as far as they can be seen.
 
     Not the attributes of other objects: one that holds the teacher may well hold the
     student too.
     """
+    return _layers_in(teacher, depth=3, seen=set())
+
+
+def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:
     if id(value) in seen or depth < 0:
         return
     seen.add(id(value))
@@ -127,3 +132,25 @@ def _layers_in(value: Any, depth: int, seen: set[int]) -> Iterator[keras.Layer]:
         parts = []
     for part in parts:
         yield from _layers_in(part, depth - 1, seen)
+
+
+def warn_of_order(student: keras.Model, teacher: Teacher) -> None:
+    """Warns of a student that is larger than its teacher, once both are built.
+
+    Args:
+        student: `keras.Model`.
+        teacher: that is bound to it; it is told once of each.
+    """
+    size = teacher.parameters
+    if teacher.order_is_checked or not student.built or size is None:
+        return
+    teacher.order_is_checked = True
+    if student.count_params() > size:
+        warnings.warn(
+            f"the student has {student.count_params()} parameters, more than the "
+            f"teacher's {size}: the order is Distiller(student, teacher), and in "
+            "keras.distillation.Distiller the other way round. Of a student that is meant "
+            "to be the larger one, this says nothing.",
+            UserWarning,
+            stacklevel=2,
+        )

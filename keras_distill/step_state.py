@@ -42,6 +42,7 @@ class StepState:
         counter: of batches.
         judging_counter: of those of `evaluate`.
         watch: of the running `fit`.
+        jit_compile: as given to `compile`.
     """
 
     matching: Matching
@@ -65,6 +66,7 @@ class StepState:
     counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
     judging_counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
     watch: TrainingWatch | None = None
+    jit_compile: Any = "auto"
 
     def scalars_at(self, optimizer: Any) -> tuple[Any, Any, list[Fault]]:
         """Returns temperature and alpha of a step, in their ranges, and what was not."""

@@ -78,6 +78,8 @@ class Teacher:
             self.input_ranks = sorted(len(tensor.shape) for tensor in model.inputs)
         #: Whether it was asked on a first batch, and what it said was in order.
         self.has_answered = False
+        #: Whether it was compared with the student in size.
+        self.order_is_checked = False
         self._extractor: keras.Model | None = None
 
     def matching(
@@ -93,7 +95,7 @@ class Teacher:
             ValueError: if there is no single model, or it has no such layer.
         """
         bound = copy.copy(self)
-        bound.has_answered = False
+        bound.has_answered = bound.order_is_checked = False
         if from_logits is not None:
             bound.from_logits = said_or_found(from_logits, self.model, None)
         if not layer_names:
@@ -198,6 +200,12 @@ class Teacher:
             self.kinds = of
         elif kinds == "values":
             self.kinds = kinds
+
+    @property
+    def parameters(self) -> int | None:
+        """How many it has; `None` where that cannot be known, or not yet."""
+        model = self.model
+        return model.count_params() if model is not None and model.built else None
 
     #: Whether the answer depends on the temperature.
     averages_probabilities = False
@@ -383,6 +391,11 @@ class _Ensemble(Teacher):
     @property
     def averages_probabilities(self) -> bool:  # type: ignore[override]
         return self.average == "probabilities" and len(self.members) > 1
+
+    @property
+    def parameters(self) -> int | None:
+        sizes = [member.parameters for member in self.members]
+        return None if None in sizes else sum(filter(None, sizes))
 
     @property
     def is_known(self) -> bool:

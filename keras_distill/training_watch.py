@@ -224,7 +224,7 @@ class TrainingWatch(keras.callbacks.Callback):
                 batch,
             )
         )
-        return whole_again(batch, iterator, steps)
+        return whole_again([batch], iterator, steps)
 
     def step_done(self, batches: int) -> None:
         """Notes that batches were trained on.
@@ -266,24 +266,25 @@ NOT_FINITE = (
 )
 
 
-def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:
-    """Returns the batches of one execution, the first of which was taken already.
+def whole_again(taken: list, rest: Iterator, steps: int) -> Iterator:
+    """Returns the batches of one execution, the first of which were taken already.
 
     Of the same element spec, where it is TensorFlow's: so a step is traced once for both.
 
     Args:
-        first: the batch.
-        rest: where it was taken from.
+        taken: the batches, one at least.
+        rest: where they were taken from.
         steps: how many batches an execution has, at most.
     """
     if not isinstance(rest, tf.data.Iterator) or any(
         isinstance(spec, tf.OptionalSpec) for spec in tf.nest.flatten(rest.element_spec)
     ):
-        return itertools.chain([first], rest)
+        return itertools.chain(taken, rest)
     # Tuning one batch takes as long as reading it, and its thread may be waited for.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
+    first = taken[0]
     if steps == 1:  # two milliseconds; the general way costs thirty
         sizes = {tuple(part.shape[:1]) for part in tf.nest.flatten(first)}
         size, *_ = next(iter(sizes)) or [None]
@@ -292,7 +293,7 @@ def whole_again(first: Any, rest: Iterator, steps: int) -> Iterator:
             if one.element_spec == rest.element_spec:
                 return iter(one.with_options(options))
     # No more than are trained on: the others are for the executions that follow.
-    batches = itertools.islice(itertools.chain([first], rest), steps)
+    batches = itertools.islice(itertools.chain(taken, rest), steps)
     dataset = tf.data.Dataset.from_generator(
         lambda: batches, output_signature=rest.element_spec
     )

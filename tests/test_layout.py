@@ -19,7 +19,7 @@ LAYERS = (
     ),
     ("losses", "features", "teachers", "teacher_files", "user_functions", "soft_targets", "schedules", "datasets", "models",
      "sharing"),
-    ("faults", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
+    ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("tuning", "specialists", "export", "figures", "tallies", "judged_model",
      "evaluation", "plots"),
     ("__init__", "_quiet"),

@@ -1,3 +1,6 @@
+import re
+import warnings
+
 """A teacher must not be trained with the student; variables are compared, not models."""
 
 import functools
@@ -186,3 +189,36 @@ def test_a_layer_that_is_frozen_no_longer(data):
 def test_a_copy_shares_nothing():
     student = mlp(6)
     kd.Distiller(student, copy_of(student))
+
+
+ORDER = r"the student has (\d+) parameters, more than the teacher's (\d+): the order is"
+
+
+@pytest.mark.parametrize("teacher", [lambda: mlp(4), lambda: [mlp(1), mlp(2)]])
+def test_a_student_that_is_larger_than_its_teacher_is_said_once(teacher, data):
+    given = teacher()
+    small = sum(model.count_params() for model in keras.tree.flatten(given))
+    with pytest.warns(UserWarning, match=ORDER) as warned:
+        distiller = kd.Distiller(mlp(32), given)
+        distiller.compile("sgd", SPARSE)
+        distiller.fit(*data, verbose=0)
+    found = [re.search(ORDER, str(one.message)) for one in warned]
+    sizes = [tuple(map(int, one.groups())) for one in found if one]
+    assert sizes == [(mlp(32).count_params(), small)]
+
+
+def test_a_student_that_is_built_by_data_is_measured_then(data):
+    student = keras.Sequential([keras.layers.Dense(40), keras.layers.Dense(CLASSES)])
+    distiller = kd.Distiller(student, mlp(4), student_from_logits=True)
+    distiller.compile("sgd", SPARSE)
+    with pytest.warns(UserWarning, match=ORDER):
+        distiller.fit(*data, verbose=0)
+
+
+def test_a_student_of_the_same_size_is_not_warned_of(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller = kd.Distiller(mlp(8), mlp(8))
+        distiller.compile("sgd", SPARSE)
+        distiller.fit(*data, verbose=0)
+        kd.Distiller(mlp(8), lambda x: x[:, :CLASSES])

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import keras_tuner
 
+from keras_distill import xla
 from keras_distill.arguments import check_backend, check_each, check_model
 from keras_distill.distiller import Distiller
 from keras_distill.losses.base import SumOfLosses
@@ -202,6 +203,8 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         arguments: dict[str, Any] = {"metrics": []}
         if student.compiled:
             arguments |= _compiled_with(student)
+            if xla.why_not(distiller._state.teacher) is not None:
+                arguments["jit_compile"] = "auto"  # Keras has decided for the student
             arguments["optimizer"] = self._new(arguments["optimizer"])
         else:
             arguments["optimizer"] = self._new(_new_optimizer(self.optimizer, hp))
