@@ -100,7 +100,7 @@ class SavedModel:
                 f"the SavedModel {path!r} cannot be read; it is damaged or not whole: "
                 f"{' '.join(str(error).split())[:200].rstrip('. ')}."
             ) from error
-        self._path = path
+        self.path = path
         self._signature = self._loaded.signatures.get("serving_default")
         if self._signature is None:
             raise ValueError(
@@ -129,7 +129,7 @@ class SavedModel:
         by_name = x if isinstance(x, dict) else dict.fromkeys(inputs, x)
         if set(by_name) != set(inputs) or (len(inputs) > 1 and by_name is not x):
             raise ValueError(
-                f"the SavedModel {self._path!r} takes the inputs {', '.join(inputs)}; give "
+                f"the SavedModel {self.path!r} takes the inputs {', '.join(inputs)}; give "
                 "a dict of them."
             )
         answer = self._signature(

@@ -47,7 +47,7 @@ class UserFunction:
         #: Whether it is known that it is called outside of the graph.
         self.leaves_graph = False
         # Not every library may be called by two replicas at once.
-        self._lock = threading.RLock()
+        self._turn = threading.RLock()
 
     @property
     def accepts_nan(self) -> bool:
@@ -60,10 +60,10 @@ class UserFunction:
         return self._seen is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}
+        return {**vars(self), "_turn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _turn=threading.RLock())
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, x: Any) -> Any:
@@ -102,7 +102,7 @@ class UserFunction:
     def _now(self, x: Any) -> Any:
         """Returns the answer for a concrete batch."""
         tensors = tf.nest.map_structure(_converted, x)
-        answer = tf.nest.map_structure(_as_tensor, self._called(tensors))
+        answer = tf.nest.map_structure(_as_tensor, self._asked(tensors))
         parts = tf.nest.flatten(answer)
         if (
             self._seen is None
@@ -113,8 +113,8 @@ class UserFunction:
             self._seen = list(map(_spec, _flat(tensors))), specs
         return answer
 
-    def _called(self, tensors: Any) -> Any:
-        with self._lock:
+    def _asked(self, tensors: Any) -> Any:
+        with self._turn:
             if self._takes_arrays:
                 return self.function(_arrays(tensors))
             try:
@@ -147,7 +147,7 @@ class UserFunction:
                     x, list(map(tf.constant, arrays)), expand_composites=True
                 )
                 with _room_for_functions(replicas):
-                    return self._as_before(self._called(tensors))
+                    return self._as_before(self._asked(tensors))
             except Exception as error:
                 raise ValueError(_noted(error)) from error
 

@@ -217,7 +217,7 @@ def test_a_student_that_is_built_by_data_is_measured_then(data):
 
 def test_a_student_of_the_same_size_is_not_warned_of(data):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         distiller = kd.Distiller(mlp(8), mlp(8))
         distiller.compile("sgd", SPARSE)
         distiller.fit(*data, verbose=0)

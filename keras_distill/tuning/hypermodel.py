@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 import keras_tuner
+import tensorflow as tf
 
-from keras_distill import xla
 from keras_distill.arguments import check_backend, check_each, check_model
 from keras_distill.distiller import Distiller
 from keras_distill.losses.base import SumOfLosses
@@ -203,8 +203,6 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         arguments: dict[str, Any] = {"metrics": []}
         if student.compiled:
             arguments |= _compiled_with(student)
-            if xla.why_not(distiller._state.teacher) is not None:
-                arguments["jit_compile"] = "auto"  # Keras has decided for the student
             arguments["optimizer"] = self._new(arguments["optimizer"])
         else:
             arguments["optimizer"] = self._new(_new_optimizer(self.optimizer, hp))
@@ -293,6 +291,10 @@ def _copy(thing: Any) -> Any:
     )
 
 
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def _compiled_with(student: keras.Model) -> dict[str, Any]:
     """Returns what a student was compiled with."""
     try:
@@ -311,7 +313,10 @@ def _compiled_with(student: keras.Model) -> dict[str, Any]:
     return {
         "optimizer": student.optimizer,
         "loss": student.loss,
-        "jit_compile": student.jit_compile,
+        # With a GPU Keras has decided so itself, and knew nothing of the teacher.
+        "jit_compile": "auto"
+        if _has_gpu() and student.jit_compile
+        else student.jit_compile,
         "steps_per_execution": student.steps_per_execution,
         "run_eagerly": student.run_eagerly,
         **kept,
