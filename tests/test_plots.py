@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy.special import softmax
+from sklearn.metrics import r2_score, roc_auc_score, roc_curve
 
 from keras_distill import plots
 
@@ -117,6 +118,48 @@ def test_reliability_diagram_says_the_error(tmp_path):
     figure = plots.reliability_diagram([0.5, 1.0], [0.4, 0.7], [0.4, 0.9], [0.5, 0.5])
     saved(figure, tmp_path)
     assert figure.axes[0].get_title() == "Reliability of model: ECE 10.00%"
+
+
+def test_reliability_of_yes_or_no_says_what_is_drawn(tmp_path):
+    bins = [0.5, 1.0], [0.1, 0.7], [0.2, 0.9], [0.5, 0.5]
+    figure = saved(plots.reliability_diagram(*bins, kind="sigmoid"), tmp_path)
+    top, bottom = figure.axes
+    assert top.get_ylabel() == "share of yes in the bin"
+    assert bottom.get_xlabel() == "probability of a yes"
+
+
+def test_roc_curves_are_those_of_scikit_learn(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, size=300)
+    good, poor = y + rng.normal(size=300), rng.integers(5, size=(300, 1))
+    figure = saved(plots.roc_curves({"good": good, "poor": poor}, y), tmp_path)
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in axes.get_legend().texts]
+    for line, text, score in zip(axes.lines, texts, (good, poor), strict=False):
+        wrong, right, _ = roc_curve(y, score, drop_intermediate=False)
+        np.testing.assert_allclose(line.get_xdata(), wrong)
+        np.testing.assert_allclose(line.get_ydata(), right)
+        assert text.endswith(f"(AUC {roc_auc_score(y, score):.4f})")
+    by_question = plots.roc_curves({"a": good, "b": -good}, {"a": y == 1, "b": y == 0})
+    first, second = by_question.axes[0].get_legend().texts[:2]
+    assert first.get_text()[1:] == second.get_text()[1:]
+
+
+def test_predicted_against_true_says_how_far_it_is(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(6000, 2))
+    s = y + 0.3 * rng.normal(size=y.shape)
+    figure = plots.predicted_against_true(y, s, value_names=["x", "y"], name="student")
+    (axes,) = saved(figure, tmp_path).axes
+    r2, error = r2_score(y, s), np.abs(y - s).mean()
+    wanted = f"student: R2 {r2:.4f}, mean absolute error {error:.4g}"
+    assert axes.get_title() == wanted
+    assert [len(one.get_offsets()) for one in axes.collections] == [5000, 5000]
+    assert axes.get_xlim() == axes.get_ylim()
+    one = plots.predicted_against_true(y[:9, 0], s[:9, :1])
+    np.testing.assert_allclose(
+        one.axes[0].collections[0].get_offsets(), np.stack([y[:9, 0], s[:9, 0]], 1)
+    )
 
 
 def test_size_against_accuracy(tmp_path):

@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow or Keras, and nothing touches pyplot's global state.
 """
 
+from keras_distill.plots.answers import predicted_against_true, roc_curves
 from keras_distill.plots.models import (
     reliability_diagram,
     size_against_accuracy,
@@ -24,7 +25,9 @@ __all__ = [
     "best_so_far",
     "class_covariance",
     "parallel_coordinates",
+    "predicted_against_true",
     "reliability_diagram",
+    "roc_curves",
     "search_plane",
     "size_against_accuracy",
     "soft_targets",

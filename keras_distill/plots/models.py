@@ -14,6 +14,7 @@ from scipy.special import softmax
 from keras_distill.arguments import (
     check_array,
     check_bool,
+    check_choice,
     check_each,
     check_float,
     check_int,
@@ -225,8 +226,11 @@ def reliability_diagram(
     weight: ArrayLike,
     *,
     name: str = "model",
+    kind: str = "softmax",
 ) -> Figure:
     """Draws accuracy against confidence, with the share of examples below.
+
+    Of yes/no questions, how often it is a yes against the probability of a yes.
 
     Args:
         edges: upper edge of each bin of the confidence.
@@ -234,6 +238,7 @@ def reliability_diagram(
         confidence: mean confidence in each bin, from 0 to 1.
         weight: share of the examples in each bin; all as `metrics.reliability` gives.
         name: of the model, for the title.
+        kind: "softmax" (default) or "sigmoid", what the probabilities were.
 
     Returns:
         The figure.
@@ -242,6 +247,9 @@ def reliability_diagram(
         ValueError: if they are no lists of one length, or out of range.
     """
     name = plain(check_str("name", name))
+    is_yes = check_choice("kind", kind, ("softmax", "sigmoid")) == "sigmoid"
+    rate = "share of yes" if is_yes else "accuracy"
+    what = "probability of a yes" if is_yes else "confidence"
     share = _shares("weight", weight)
     bins = share.shape
     given = (("edges", edges), ("accuracy", accuracy), ("confidence", confidence))
@@ -259,19 +267,21 @@ def reliability_diagram(
     error = float(np.sum(share[full] * np.abs(a - c)))
     figure = Figure(figsize=(5.2, 5.6), dpi=120, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.bar(e - width / 2, a, width * 0.9, color=COLORS[0], label="accuracy")
-    gap = "gap to the mean confidence"
+    top.bar(e - width / 2, a, width * 0.9, color=COLORS[0], label=rate)
+    gap = f"gap to the mean {what}"
     top.vlines(c, a, c, color=COLORS[1], linewidth=3, label=gap)
     top.plot([0, 1], [0, 1], "--", color="0.4", label="perfectly calibrated")
     top.set(
         title=f"Reliability of {name}: ECE {error:.2%}",
-        ylabel="accuracy in the bin",
+        ylabel=f"{rate} in the bin",
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     bottom.bar(e - width / 2, share[full], width * 0.9, color="0.5")
-    bottom.set(xlabel="confidence (largest probability)", ylabel="share of examples")
+    largest = "" if is_yes else " (largest probability)"
+    of = "answers" if is_yes else "examples"
+    bottom.set(xlabel=f"{what}{largest}", ylabel=f"share of {of}")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -158,6 +158,46 @@ RELIABILITY = rows(
         ("weight", [0.0, 0.0], "weight must sum to 1, got 0"),
         ("weight", [0.9, 0.9], "weight must sum to 1, got 1.8.*divide their numbers"),
         ("name", None, "name must be a str, got None"),
+        ("kind", "values", 'kind must be "softmax" or "sigmoid", got \'values\''),
+    ],
+)
+ANSWERS = rows(
+    "roc_curves",
+    {"scores": {"a": [0.1, 0.9]}, "labels": [0, 1]},
+    [
+        ("scores", [0.1, 0.9], "scores must be a dict by the name of the model, got"),
+        ("scores", {}, "there are no scores to draw; give"),
+        ("scores", {"a": [0.1, NAN]}, r"scores\['a'\] must be finite, got"),
+        (
+            "scores",
+            {"a": np.ones((2, 2))},
+            r"scores\['a'\] must be numbers .*got an arr",
+        ),
+        (
+            "labels",
+            [0, 1, 1],
+            r"labels must be 0 or 1 .* of shape \(2,\), got an array",
+        ),
+        ("labels", [0, 2], "labels must be 0 or 1 for each score, got"),
+        ("labels", [1, 1], "labels are all 1; a ROC curve needs a yes and a no"),
+        ("labels", {"b": [0, 1]}, "labels has no 'a', which scores has; give both"),
+        ("labels", ["no", "yes"], "labels must be 0 or 1 for each score, got"),
+    ],
+) + rows(
+    "predicted_against_true",
+    {"true": [1.0, 2.0], "predicted": [1.5, 2.5]},
+    [
+        ("true", None, "true must be finite numbers"),
+        ("true", [1.0, NAN], "true must be finite, got"),
+        (
+            "true",
+            [[1.0, 2.0], [3.0, 4.0]],
+            r"predicted must be finite.*of shape \(2, 2\)",
+        ),
+        ("predicted", [1.0], r"predicted must be finite numbers .* of shape \(2,\)"),
+        ("predicted", ["a", "b"], "predicted must be finite numbers"),
+        ("value_names", ["a", "b"], "value_names must be 1 str, got 2"),
+        ("name", 3, "name must be a str, got 3"),
     ],
 )
 
@@ -419,6 +459,7 @@ ROWS = [
         KeyError,
     ),
     *RELIABILITY,
+    *ANSWERS,
     *SIZES,
     *COVARIANCE,
     *SHARES,
