@@ -98,8 +98,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     learns from the teacher there; a sample weight of 0 leaves them out of both.
 
     Args:
-        student: `keras.Model`, with logits or probabilities `(batch, ..., classes)`, or
-            a dict or list of them.
+        student: `keras.Model`, with logits or probabilities `(batch, ..., K)` of K classes
+            or K yes/no questions, or with values of any shape; or a dict or list of them.
         teacher: a `keras.Model`, a list of teachers, a path to a `.keras` or `.h5` file
             or a SavedModel, or a callable from a batch to outputs. `None` (default) if the
             batches bring `DistillationInputs`.
@@ -141,6 +141,23 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     >>> x, y = np.random.rand(32, 8).astype("float32"), np.random.randint(3, size=32)
     >>> sorted(distiller.fit(x, y, verbose=0).history)
     ['hard_loss', 'loss', 'soft_loss']
+
+    Heads of all kinds, each taught by what it is:
+
+    >>> def heads(width):
+    ...     inputs = keras.Input((8,))
+    ...     hidden = keras.layers.Dense(width, activation="relu")(inputs)
+    ...     return keras.Model(inputs, {
+    ...         "class": keras.layers.Dense(3, activation="softmax")(hidden),
+    ...         "is_big": keras.layers.Dense(1, activation="sigmoid")(hidden),
+    ...         "tags": keras.layers.Dense(5, activation="sigmoid")(hidden),
+    ...         "price": keras.layers.Dense(1)(hidden)})
+    >>> distiller = Distiller(heads(4), heads(32))
+    >>> distiller.compile("adam", {
+    ...     "class": "sparse_categorical_crossentropy", "price": "mse",
+    ...     "is_big": "binary_crossentropy", "tags": "binary_crossentropy"})
+    >>> distiller.output_kinds
+    {'class': 'softmax', 'is_big': 'sigmoid', 'tags': 'sigmoid', 'price': 'values'}
 
     Reference: Hinton, Vinyals, Dean, *Distilling the Knowledge in a Neural Network*,
     arXiv:1503.02531.

@@ -45,8 +45,8 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         """Returns the loss of each example.
 
         Args:
-            teacher_outputs: float32 `(batch, ..., classes)`, logits, or values; or the
-                teacher layer's output, for a distillation loss that names layers.
+            teacher_outputs: float32 `(batch, ..., K)`, logits or values; or the teacher
+                layer's output, for a distillation loss that names layers.
             student_outputs: the student's, of the same shape.
             temperature: float32 scalar > 0, the distiller's own.
 

@@ -16,7 +16,7 @@ class DistillationInputs(NamedTuple):
 
     Attributes:
         inputs: what the student takes, batch first.
-        soft_targets: the teacher's logits, float `(batch, ..., classes)`, or its
+        soft_targets: the teacher's logits, or values, float `(batch, ..., K)`, or its
             `TopKLogits`, in the structure of the student's outputs.
         layers: the teacher's hidden layers that a distillation loss matches, by name, batch
             first; none by default.
