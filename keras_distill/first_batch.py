@@ -419,7 +419,13 @@ def check_same_shapes(
             what = {"sigmoid": "questions", "values": "values"}.get(kind, "classes")
             raise ValueError(
                 f"the student has {ours[-1]} {what}{name} and the teacher {theirs[-1]}; "
-                f"build the student with {theirs[-1]}."
+                f"build the student with {theirs[-1]}"
+                + (
+                    ", or say which of the teacher's it learns, by "
+                    "as_teacher(teacher, classes=[...])."
+                    if theirs[-1] > ours[-1]
+                    else "."
+                )
             )
         if len(ours) != len(theirs) or any(
             a is not None and b is not None and a != b

@@ -346,8 +346,11 @@ def teacher_fingerprint(teacher: Any) -> dict[str, Any]:
             "architecture": architecture_fingerprint(teacher),
             "weights": _of_weights(teacher),
         }
-    if isinstance(getattr(teacher, "model", None), keras.Model):  # of `as_teacher`
-        return teacher_fingerprint(teacher.model)
+    if (given := getattr(teacher, "given", None)) is not None:  # of `as_teacher`
+        found = teacher_fingerprint(given)
+        for key, value in teacher.settings.items():
+            found[f"outer {key}" if key in found else key] = value
+        return found
     return {"kind": "callable", "name": name_of(teacher)}
 
 

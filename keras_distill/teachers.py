@@ -20,7 +20,9 @@ from keras_distill import teacher_files
 from keras_distill.arguments import (
     check_backend,
     check_choice,
+    check_each,
     check_from_logits,
+    check_int,
     check_model,
     check_names,
     check_output_kinds,
@@ -43,6 +45,7 @@ from keras_distill.outputs import (
     single,
     to_logits,
 )
+from keras_distill.preparation import Preparation
 from keras_distill.several_logits import mean_of_members
 from keras_distill.user_functions import UserFunction, made_up
 
@@ -78,6 +81,14 @@ class Teacher:
             self.input_ranks = sorted(len(tensor.shape) for tensor in model.inputs)
         #: Whether it was asked on a first batch, and what it said was in order.
         self.has_answered = False
+        #: As it was given to `as_teacher`; the model of a path.
+        self.given: Any = model if model is not None else function
+        #: What makes its inputs of a batch's, in this order.
+        self.preparations: list[Preparation] = []
+        #: Which of its classes teach, in this order; `None` for all.
+        self.classes: list[int] | None = None
+        #: Fingerprints of the two, by the arguments of `as_teacher`.
+        self.settings: dict[str, Any] = {}
         #: Whether it was compared with the student in size.
         self.order_is_checked = False
         self._extractor: keras.Model | None = None
@@ -114,7 +125,11 @@ class Teacher:
         Raises:
             ValueError: if the batch lacks it.
         """
-        return inputs_for(self.model, x, "teacher")
+        for preparation in self.preparations:
+            x = preparation(x)
+        x = inputs_for(self.model, x, "teacher")
+        check_sizes(self.model, x, self.description)
+        return x
 
     def __call__(self, x: Any, temperature: Any) -> ModelOutputs:
         """Runs the teacher once, for inference.
@@ -139,7 +154,21 @@ class Teacher:
         else:
             outputs, layers = self._answer(x), {}
         logits = to_logits(outputs, self.from_logits, self.kinds)
+        if self.classes is not None:
+            logits = each_output(self._chosen, logits)
         return ModelOutputs(outputs, logits, layers)
+
+    def _chosen(self, logits: Any) -> Any:
+        assert self.classes is not None
+        self._check_classes(logits.shape[-1])
+        return ops.take(logits, self.classes, axis=-1)
+
+    def _check_classes(self, count: int | None) -> None:
+        if self.classes and count is not None and max(self.classes) >= count:
+            raise ValueError(
+                f"classes names the class {max(self.classes)}, and the {self.description} "
+                f"has {count}; they are numbered from 0 on."
+            )
 
     def _settle(self, x: Any) -> None:
         if tf.executing_eagerly():
@@ -222,13 +251,18 @@ class Teacher:
     @property
     def answers_each_example(self) -> bool:
         """Whether it is sure to give a row for each example, as a Keras model does."""
-        return self.model is not None
+        is_prepared = any(one.function is not None for one in self.preparations)
+        return self.model is not None and not is_prepared
 
     @property
     def is_known(self) -> bool:
         """Whether it is known what it gives, without a first batch."""
-        function = self.function
-        is_seen = not isinstance(function, UserFunction) or function.is_seen
+        functions = [self.function, *(one.function for one in self.preparations)]
+        is_seen = all(
+            function.is_seen
+            for function in functions
+            if isinstance(function, UserFunction)
+        )
         return is_seen and self._is_settled
 
     @property
@@ -277,7 +311,30 @@ class Teacher:
     @property
     def shapes(self) -> dict[Any, tuple]:
         """Shape by output, `None` for a free axis; empty where it cannot be seen."""
-        return {} if self.model is None else shapes_of(self.model)
+        found = {} if self.model is None else shapes_of(self.model)
+        if self.classes is None:
+            return found
+        return {key: (*s[:-1], len(self.classes)) for key, s in found.items()}
+
+
+def check_sizes(model: Any, x: Any, description: str) -> None:
+    """Refuses inputs of other sizes than a model takes, which are known of its graph."""
+    wanted = getattr(model, "inputs", None) or []
+    parts = tf.nest.flatten(x)
+    for spec, part in zip(wanted, parts, strict=False):
+        ours, theirs = tuple(spec.shape), tuple(getattr(part, "shape", ()))
+        differs = any(
+            a is not None and b is not None and a != b
+            for a, b in zip(ours[1:], theirs[1:], strict=False)
+        )
+        if len(ours) == len(theirs) and differs:
+            remedy = "as_teacher(teacher, preprocess=fn)"
+            if len(ours) == 4 and ours[3] == theirs[3] and None not in ours[1:3]:
+                remedy = f"as_teacher(teacher, resize=({ours[1]}, {ours[2]}))"
+            raise ValueError(
+                f"the {description} takes inputs of shape {ours} and is given {theirs}; "
+                f"give {remedy}, which makes the one of the other for the teacher alone."
+            )
 
 
 def _with_an_axis(output: Any) -> Any:
@@ -424,8 +481,16 @@ def as_teacher(
     average: str = "probabilities",
     outputs: Collection | None = None,
     output_kinds: Any = None,
+    *,
+    preprocess: Any = None,
+    resize: Sequence[int] | None = None,
+    inputs: Sequence[str] | None = None,
+    classes: Sequence[int] | None = None,
 ) -> Teacher:
-    """Makes a `Teacher` of anything that may teach.
+    """Makes a `Teacher` of anything that may teach, with inputs and classes of its own.
+
+    Of a batch it is given the `inputs`, resized by `resize`, then put through `preprocess`;
+    of its logits the `classes` teach. `SoftTargets` cached for it are of these too.
 
     Args:
         teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
@@ -444,6 +509,12 @@ def as_teacher(
         output_kinds: "softmax", "sigmoid" or "values", what the numbers describe; or a dict
             of these by output name. `None` (default) finds out from the model's last layer
             and the loss that it was compiled with.
+        preprocess: function from a batch of inputs to the teacher's, or a Keras layer; it
+            may leave TensorFlow, as the teacher may. Default `None`.
+        resize: `(height, width)` that images `(batch, h, w, c)` are resized to, bilinear.
+        inputs: names of the inputs that it takes of a dict; of one name, that input alone.
+        classes: which of its K classes teach, in the order of the student's: of a softmax
+            `p_c / sum of p over these`. Of a list of teachers, each one's.
 
     Returns:
         The `Teacher`.
@@ -467,6 +538,9 @@ def as_teacher(
     if isinstance(outputs, str):
         check_names("outputs", outputs)
     output_kinds = check_output_kinds("output_kinds", output_kinds)
+    if not all(one is None for one in (preprocess, resize, inputs, classes)):
+        bound = as_teacher(teacher, from_logits, average, outputs, output_kinds)
+        return _prepared(bound, Preparation(inputs, resize, preprocess), classes)
     if isinstance(teacher, Teacher):
         bound = teacher.matching((), from_logits)
     elif isinstance(teacher, keras.Model):
@@ -482,6 +556,7 @@ def as_teacher(
         description = f"callable {teacher!r}"
         function = UserFunction(teacher, description)
         bound = Teacher(function, from_logits, None, description)
+        bound.given = teacher
     else:
         raise TypeError(
             "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file "
@@ -491,6 +566,41 @@ def as_teacher(
     if output_kinds is not None or not is_settled(bound.kinds):
         bound.kinds = kinds_of(bound.model, None, output_kinds, outputs)
         bound.own_kinds = bound.kinds
+    return bound
+
+
+def _prepared(
+    teacher: Teacher, preparation: Preparation, classes: Sequence[int] | None
+) -> Teacher:
+    bound = teacher.matching()
+    chosen = None
+    if classes is not None:
+        chosen = check_each(
+            "classes", classes, lambda n, v: check_int(n, v, 0), "class numbers", 1
+        )
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"classes must name each class once, got {chosen}.")
+        if (before := bound.classes) is not None:
+            if max(chosen) >= len(before):
+                raise ValueError(
+                    f"classes names the class {max(chosen)}, and this teacher already "
+                    f"teaches {len(before)} of its own; they are numbered from 0 on."
+                )
+            chosen = [before[c] for c in chosen]
+    if isinstance(bound, _Ensemble):
+        bound.members = [_prepared(m, preparation, classes) for m in bound.members]
+    else:
+        bound.preparations = [preparation, *bound.preparations]
+        bound.classes = bound.classes if chosen is None else chosen
+        if bound.model is not None and chosen is not None:
+            for shape in shapes_of(bound.model).values():
+                bound._check_classes(shape[-1])
+    if preparation.preprocess is not None or preparation.inputs is not None:
+        bound.input_ranks = None  # of what the data has, not of what it makes of it
+    bound.given = teacher
+    bound.settings = preparation.fingerprint()
+    if classes is not None:
+        bound.settings["classes"] = list(map(int, classes))
     return bound
 
 
@@ -562,6 +672,7 @@ def _ensemble(
             "Members of one list must say the same; output_kinds= says what."
         )
     together = _Ensemble(members, average)
+    together.given = list(teachers)
     together.kinds = next((m.kinds for m in members if is_settled(m.kinds)), None)
     together.own_kinds = together.kinds
     for member in members:
@@ -589,4 +700,5 @@ def _teacher_from_path(
         loaded.kinds,
     )
     teacher.input_ranks = loaded.input_ranks
+    teacher.given = path
     return teacher

@@ -38,8 +38,12 @@ def _functions_in(teacher: Teacher | None) -> Iterator[UserFunction]:
     if teacher is None:
         return
     for member in getattr(teacher, "members", [teacher]):
-        if isinstance(member.function, UserFunction):
-            yield member.function
+        for function in (
+            member.function,
+            *(one.function for one in member.preparations),
+        ):
+            if isinstance(function, UserFunction):
+                yield function
 
 
 def refused(reason: str) -> ValueError:

@@ -17,7 +17,7 @@ LAYERS = (
         "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
         "several_logits", "last_layers", "outputs", "labels", "inputs",
     ),
-    ("losses", "features", "teachers", "teacher_files", "user_functions", "soft_targets", "schedules", "datasets", "models",
+    ("losses", "features", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("tuning", "specialists", "export", "figures", "tallies", "judged_model",

@@ -1,9 +1,8 @@
-import re
-import warnings
-
 """A teacher must not be trained with the student; variables are compared, not models."""
 
 import functools
+import re
+import warnings
 
 import keras
 import numpy as np
@@ -194,14 +193,18 @@ def test_a_copy_shares_nothing():
 ORDER = r"the student has (\d+) parameters, more than the teacher's (\d+): the order is"
 
 
+def trained(student, teacher, data):
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", SPARSE)
+    distiller.fit(*data, verbose=0)
+
+
 @pytest.mark.parametrize("teacher", [lambda: mlp(4), lambda: [mlp(1), mlp(2)]])
 def test_a_student_that_is_larger_than_its_teacher_is_said_once(teacher, data):
     given = teacher()
     small = sum(model.count_params() for model in keras.tree.flatten(given))
     with pytest.warns(UserWarning, match=ORDER) as warned:
-        distiller = kd.Distiller(mlp(32), given)
-        distiller.compile("sgd", SPARSE)
-        distiller.fit(*data, verbose=0)
+        trained(mlp(32), given, data)
     found = [re.search(ORDER, str(one.message)) for one in warned]
     sizes = [tuple(map(int, one.groups())) for one in found if one]
     assert sizes == [(mlp(32).count_params(), small)]
@@ -218,7 +221,5 @@ def test_a_student_that_is_built_by_data_is_measured_then(data):
 def test_a_student_of_the_same_size_is_not_warned_of(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        distiller = kd.Distiller(mlp(8), mlp(8))
-        distiller.compile("sgd", SPARSE)
-        distiller.fit(*data, verbose=0)
+        trained(mlp(8), mlp(8), data)
         kd.Distiller(mlp(8), lambda x: x[:, :CLASSES])

@@ -23,7 +23,7 @@ IDS = list(range(10, 60))
 @contextlib.contextmanager
 def a_gpu():
     devices = [types.SimpleNamespace(device_type=kind) for kind in ("CPU", "GPU")]
-    with mock.patch.object(tf.config, "list_physical_devices", lambda *kind: devices):
+    with mock.patch.object(tf.config, "list_physical_devices", return_value=devices):
         yield
 
 

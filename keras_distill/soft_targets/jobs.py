@@ -98,7 +98,7 @@ class Job:
         self.batched = self.source.batched
         teacher = teacher_fingerprint(self.teacher)
         if teacher["kind"] == "list":
-            teacher["average"] = self.average
+            teacher["average"] = self.bound.average  # type: ignore[attr-defined]
         specs = tf.nest.flatten(self.source.specs)
         fitting = min(16_384, _SHARD_BYTES // s.row_bytes) // s.batch_size
         self.settings = dataclasses.replace(
@@ -178,7 +178,9 @@ class Job:
             hint = "give it the data that it was made for"
             if self.batched is None and self.bound.input_ranks is None:
                 hint = "pass batched=False if they are single examples, not batches"
-            said = " ".join(str(error).split())[:300].rstrip(". ")
+            # Autograph tells the way to the error before what it says.
+            said = re.split(r"\w+Error: ", str(error))[-1]
+            said = " ".join(said.split())[:300].rstrip(". ")
             raise ValueError(
                 f"the {self.bound.description} does not take batches of shape {shapes}; "
                 f"{hint}. It said: {said}."

@@ -180,10 +180,7 @@ ANSWERS = [
     (lambda x: tf.cast(logits(x), tf.int32), "got dtype int32"),
     (lambda x: logits(x) > 0, "got dtype bool"),
     (lambda x: tf.cast(logits(x), tf.complex64), "got dtype complex64"),
-    (
-        lambda x: logits(x)[:, 0],
-        r"must return floats \(batch, ..., classes\), got shape",
-    ),
+    (lambda x: logits(x)[:, 0], "has 4 classes and the teacher 1"),
     (lambda x: tf.ones(()), r"got shape \(\)"),
     (lambda x: logits(x)[:1], "answers for 1 examples, but was asked for 24"),
     (lambda x: logits(x)[1:], "answers for 23 examples, but was asked for 24"),
@@ -236,6 +233,44 @@ ROWS = (
             )
             for wrong in ("median", None, 0, ["logits"])
         ],
+        *[
+            Row(
+                "as_teacher",
+                lambda given=given: kd.as_teacher(teacher(), **given),
+                said,
+            )
+            for given, said in (
+                (
+                    {"preprocess": 3},
+                    "preprocess must be a function or a Keras layer, got 3",
+                ),
+                (
+                    {"preprocess": keras.layers.Dense},
+                    "preprocess must be a function or",
+                ),
+                ({"resize": 32}, "resize must be a list of 2 pixels, got 32"),
+                ({"resize": (32,)}, "resize must be a list of 2 pixels"),
+                (
+                    {"resize": (32, 0)},
+                    r"resize\[1\] must be a whole number >= 1, got 0",
+                ),
+                ({"inputs": "image"}, "inputs must be a list of str, got 'image'"),
+                ({"inputs": []}, "inputs must name one input at least"),
+                (
+                    {"classes": []},
+                    "classes must be a list of class numbers, 1 at least",
+                ),
+                ({"classes": 2}, "classes must be a list of class numbers"),
+                ({"classes": [0, -1]}, r"classes\[1\] must be a whole number >= 0"),
+                ({"classes": [0, 0]}, r"must name each class once, got \[0, 0\]"),
+                ({"classes": [0, 4]}, "names the class 4, and the .* has 4; they are"),
+            )
+        ],
+        Row(
+            "as_teacher",
+            lambda: kd.as_teacher(teacher(), resize=(2, 2))(np.ones((2, 5)), 1.0),
+            "resize is for images .batch, height, width, channels., and",
+        ),
         Row(
             "as_teacher",
             lambda: kd.as_teacher(teacher(), outputs="logits"),
