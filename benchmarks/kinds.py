@@ -259,7 +259,7 @@ def tables(results):
     for name, result in results.items():
         for measure in result["rows"][0][0]:
             values = np.array([[one[measure] for one in row] for row in result["rows"]])
-            places = 2 if values.max() > 2 else 3
+            places = 2 if values.max() > 2 else 4
             test = stats.ttest_rel(values[:, 2], values[:, 1])
             low, high = test.confidence_interval(0.95)
             means = [

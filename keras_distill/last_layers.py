@@ -16,7 +16,8 @@ class LastLayer(NamedTuple):
     """What the layer that decides an output says of it.
 
     Attributes:
-        kind: "softmax" or "sigmoid" for such an activation; `None` for any other.
+        kind: "softmax" or "sigmoid" for such an activation; "values" for vectors of unit
+            length, unless a loss says otherwise; `None` for any other.
         is_logits: `True` for a linear layer or log-probabilities, `False` after a softmax or
             sigmoid, `None` where the layer does not say.
         name: of the layer.
@@ -71,6 +72,8 @@ def _activation(layer: Any) -> tuple[str | None, bool | None]:
     # The layer, or the operation of keras.ops.
     if type(layer).__name__ in ("Softmax", "Sigmoid"):
         return type(layer).__name__.lower(), False
+    if type(layer).__name__ in ("UnitNormalization", "Normalize"):
+        return "values", True
     activation = getattr(layer, "activation", None)
     if activation is None or isinstance(layer, keras.layers.RNN):
         return None, None

@@ -275,11 +275,13 @@ def remember_kinds(model: Any, kinds: Any, loss: Any) -> None:
 def kind_unless_open(layer: LastLayer | None, loss: Any) -> str | None:
     """Returns the kind that layer or loss says; `None` where only labels would say it."""
     of_layer, of_loss = None if layer is None else layer.kind, kind_of_loss(loss)
-    return None if of_layer and of_loss == "values" else of_layer or of_loss
+    if of_layer in (None, "values"):
+        return of_loss or of_layer
+    return None if of_loss == "values" else of_layer
 
 
 def _says_kind(layer: LastLayer | None) -> bool:
-    return layer is not None and layer.kind is not None
+    return layer is not None and layer.kind in ("softmax", "sigmoid")
 
 
 def last_layers(model: Any) -> dict[Any, LastLayer]:
@@ -313,13 +315,13 @@ def _kind(
                 f"the last layer {layer.name!r}{where} is a {kind}, but {what}; end the "
                 f"model in a {other}, or use a {fit} cross-entropy."
             )
-        if said == kind and of_loss == one and of_layer is None:
+        if said == kind and of_loss == one and of_layer in (None, "values"):
             raise ValueError(
                 f"{argument}{where} says {said!r}, but loss {loss_name(loss)} takes {takes}; "
                 "use a loss for that kind of output, or leave it out."
             )
-    if said is not None or of_layer is None:
-        return said or of_loss
+    if said is not None or of_layer in (None, "values"):
+        return said or of_loss or of_layer
     # Values between 0 and 1, or the probability of a yes: the labels say.
     return None if (of_layer, of_loss) == ("sigmoid", "values") else of_layer
 

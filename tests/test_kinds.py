@@ -219,6 +219,31 @@ def test_embeddings_are_matched_by_their_direction(given):
     np.testing.assert_allclose(logs["soft_loss"], np.mean(1 - cosine), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "normalize", [keras.layers.UnitNormalization(), keras.ops.normalize]
+)
+def test_vectors_of_unit_length_are_values_also_without_labels(normalize, recwarn):
+    def embedder(seed):
+        linear = head(4, seed=seed)
+        return keras.Model(linear.inputs, normalize(linear.outputs[0]))
+
+    student, teacher = embedder(0), embedder(1)
+    expected = np.mean((student(X) - teacher(X)) ** 2)
+    distiller = kd.Distiller(student, teacher, alpha=0.0)
+    distiller.compile("sgd")
+    logs = distiller.train_on_batch(X, return_dict=True)
+    assert kinds_of(student) == kinds_of(teacher) == distiller.output_kinds == "values"
+    np.testing.assert_allclose(logs["soft_loss"], expected, rtol=1e-6)
+    assert not [one for one in recwarn if "logits" in str(one.message)]
+    # Cosines to classes are logits, which the loss says.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert kinds_of(embedder(0), loss) == "softmax"
+    student = embedder(0)
+    student.compile(loss=loss)
+    assert kinds_of(student) == "softmax"
+    assert kinds_of(student, "mse") == "values"
+
+
 def test_cosine_of_vectors_of_any_length():
     loss = kd.CosineLoss()
     for size in (1e-30, 1.0, 1e30):
