@@ -8,7 +8,7 @@ student on labels alone, then T and alpha, each by the task's first measure. The
 all training examples, every seed draws examples for its students, and each model is judged
 once on test examples, the same for all seeds.
 
-    python benchmarks/kinds.py --json kinds.json      about seven minutes of one core
+    python benchmarks/kinds.py --json kinds.json      about ten minutes of one core
     python benchmarks/kinds.py --task regression      one of the four
     python benchmarks/kinds.py --quick                seconds
 """
