@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import keras
 import pytest
@@ -213,6 +214,35 @@ def test_a_signal_is_no_traceback_and_leaves_the_handlers(
     assert cleared
     assert capsys.readouterr().err.split() == ["keras-distill:", "stopped."]
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_is_heard_after_a_finalizer_has_lost_it(
+    number, status, capsys, monkeypatch
+):
+    went_on = []
+
+    def run(options):
+        things = [OddError(), OddError()]
+        references = [
+            weakref.ref(thing, lambda _: signal.raise_signal(number))
+            for thing in things
+        ]
+        things.pop()  # Python drops what is raised here
+        went_on.append(len(references))
+        things.pop()
+        time.sleep(30)
+
+    hook = sys.unraisablehook
+    monkeypatch.setattr(cache, "run", run)
+    began = time.monotonic()
+    assert main.main(["cache", "t.keras", "digits", "kept"]) == status
+    assert went_on
+    assert time.monotonic() - began < 20
+    assert capsys.readouterr().err.split() == ["keras-distill:", "stopped."]
+    assert sys.unraisablehook is hook
 
 
 def test_paths_of_the_command_line_may_begin_at_home(monkeypatch, tmp_path):

@@ -67,7 +67,7 @@ def test_ray_workers_give_the_same(here, tmp_path):
     import ray
     from ray.util.joblib import register_ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         register_ray()
         with joblib.parallel_config("ray", n_jobs=2):

@@ -63,7 +63,7 @@ def seeded(examples):
     return settings(max_examples=examples, derandomize=True, deadline=None)
 
 
-@seeded(60)
+@seeded(25)
 @given(problems())
 def test_the_divergence_never_rises(problem):
     steps = [1, 2, 3, 5, 20]
@@ -73,7 +73,7 @@ def test_the_divergence_never_rises(problem):
     assert (np.diff(values, axis=0) <= slack).all(), values
 
 
-@seeded(60)
+@seeded(25)
 @given(problems())
 def test_the_answer_is_a_distribution_in_float32_and_float64(problem):
     for dtype, tolerance in (("float64", 1e-9), ("float32", 2e-5)):
@@ -83,7 +83,7 @@ def test_the_answer_is_a_distribution_in_float32_and_float64(problem):
         np.testing.assert_allclose(q.sum(-1), 1.0, atol=tolerance)
 
 
-@seeded(40)
+@seeded(15)
 @given(problems(), st.randoms(use_true_random=False))
 def test_neither_the_batch_nor_the_order_of_specialists_counts(problem, random):
     log_g, clusters, answers, active = problem
@@ -97,7 +97,7 @@ def test_neither_the_batch_nor_the_order_of_specialists_counts(problem, random):
     np.testing.assert_allclose(np.exp(combined(problem, order=order)), whole, atol=1e-9)
 
 
-@seeded(30)
+@seeded(10)
 @given(problems())
 def test_without_active_specialists_it_is_the_generalist(problem):
     log_g, clusters, answers, active = problem

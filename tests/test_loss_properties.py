@@ -18,8 +18,8 @@ from keras_distill.losses.kl import tempered_kl
 from keras_distill.top_k import REST_BETAS, TopKLogits
 from tests.conftest import SPARSE
 
-FIXED = settings(derandomize=True, deadline=None, max_examples=60, database=None)
-FEW = settings(FIXED, max_examples=25)
+FIXED = settings(derandomize=True, deadline=None, max_examples=25, database=None)
+FEW = settings(FIXED, max_examples=10)
 exact = np.longdouble
 
 temperatures = st.one_of(

@@ -209,7 +209,7 @@ def wait(name):
     time.sleep(600)
 
 folder = sys.argv[1]
-list(spread(wait, ["a", "b"], seats=Seats.of(2), folder=folder))
+list(spread(wait, ["a"], seats=Seats.of(2), folder=folder))
 """
 
 
@@ -226,14 +226,14 @@ def test_processes_end_with_their_parent(tmp_path, how):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         start_new_session=True,
     )  # fmt: skip
-    files = [tmp_path / "a", tmp_path / "b"]
-    wait_for(lambda: all(file.exists() and file.read_text() for file in files), 40)
-    pids = [int(file.read_text()) for file in files]
+    file = tmp_path / "a"
+    wait_for(lambda: file.exists() and file.read_text(), 40)
+    pid = int(file.read_text())
     # The terminal sends it to all processes of the group.
     os.killpg(parent.pid, how) if how == signal.SIGINT else parent.kill()
     output, errors = parent.communicate(timeout=20)
     assert output == "once\n"
-    wait_for(lambda: all(map(is_gone, pids)), 3)
+    wait_for(lambda: is_gone(pid), 3)
     if how == signal.SIGINT:
         assert errors.count("KeyboardInterrupt") == 1
         assert not list(tmp_path.glob(".tmp-*"))

@@ -84,7 +84,7 @@ def store(tmp_path_factory):
 step = st.tuples(st.sampled_from(sorted(STEPS)), st.integers(1, 5))
 
 
-@steady(40)
+@steady(16)
 @given(before=st.lists(step, max_size=3), after=st.lists(step, max_size=3))
 def test_a_pair_is_right_or_an_error(store, before, after):
     """Every example that comes has the answer for it, or reading ends with an error."""
@@ -114,7 +114,7 @@ _LEAVE_OUT = {
 }  # fmt: skip
 
 
-@steady(20)
+@steady(8)
 @given(
     order=st.permutations(range(6)),
     lost=st.integers(0, 5),
@@ -153,7 +153,7 @@ def model(width, classes, several):
     return keras.Model(x, outputs)
 
 
-@steady(8)
+@steady(5)
 @given(
     count=st.integers(1, 30),
     classes=st.integers(2, 6),

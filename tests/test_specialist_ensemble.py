@@ -277,9 +277,16 @@ def test_an_empty_batch_gives_an_empty_answer(data):
     assert ensemble()(x[:0]).shape == (0, CLASSES)
 
 
-@pytest.mark.parametrize("n", [1, 2, CLASSES, None])
-@pytest.mark.parametrize("head", ["dustbin", "all"])
-@pytest.mark.parametrize("routed", [True, False])
+@pytest.mark.parametrize(
+    ("n", "head", "routed"),
+    [
+        (1, "dustbin", True),
+        (2, "all", True),
+        (CLASSES, "dustbin", True),
+        (1, "all", False),
+        (None, "dustbin", False),
+    ],
+)
 def test_an_example_is_answered_alike_in_every_batch(data, n, head, routed):
     widths = (3, 4) if head == "dustbin" else (CLASSES, CLASSES)
     specialists = [mlp(classes=width) for width in widths]
@@ -289,7 +296,7 @@ def test_an_example_is_answered_alike_in_every_batch(data, n, head, routed):
     wanted = np.exp(model.predict(x, batch_size=1000, verbose=0))
     graph = tf.function(lambda batch: model(batch))
     by_xla = tf.function(lambda batch: model(batch), jit_compile=True)
-    for size in (1, 2, 5, 33):
+    for size in (1, 2, 33):
         batch = tf.constant(x[:size])
         answers = [
             model.predict(x[:size], verbose=0),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +43,11 @@ class _Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Has SIGINT and SIGTERM raise errors meanwhile, where this thread may say so."""
+    """Has SIGINT and SIGTERM raise errors meanwhile, where this thread may say so.
+
+    What is raised while Python calls a finalizer, as it does often in a collection of
+    garbage, goes nowhere; it is said again until it is heard.
+    """
 
     def terminate(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
@@ -54,9 +60,28 @@ def _stopped_by_signals() -> Iterator[None]:
     with contextlib.suppress(ValueError):  # no main thread
         for number, handler in handlers.items():
             before[number] = signal.signal(number, handler)
+    hook, is_over = sys.unraisablehook, threading.Event()
+
+    def unheard(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGINT
+        if issubclass(lost.exc_type, _Terminated):
+            number = signal.SIGTERM
+            signal.signal(number, terminate)
+        threading.Thread(target=say_again, args=(number,), daemon=True).start()
+
+    def say_again(number: int) -> None:
+        if not is_over.wait(0.05):
+            os.kill(os.getpid(), number)
+
+    sys.unraisablehook = unheard
     try:
         yield
     finally:
+        is_over.set()
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
