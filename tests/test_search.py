@@ -83,7 +83,7 @@ def search(targets):
 def found(tmp_path_factory, search):
     directory = tmp_path_factory.mktemp("found")
     return search(
-        directory, max_trials=6, epochs=3, executions_per_trial=2, teacher=teacher()
+        directory, max_trials=6, epochs=2, executions_per_trial=2, teacher=teacher()
     )
 
 

@@ -41,7 +41,10 @@ def deadly_once(folder, parent):
             if not os.path.exists(folder / "killed"):
                 (folder / "killed").write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)  # as for want of memory
-        return keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+        student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        student.compile("adam", loss, run_eagerly=True)  # tracing would take most of it
+        return student
 
     return build_student
 
