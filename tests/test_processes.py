@@ -227,7 +227,7 @@ def test_processes_end_with_their_parent(tmp_path, how):
         start_new_session=True,
     )  # fmt: skip
     file = tmp_path / "a"
-    wait_for(lambda: file.exists() and file.read_text(), 40)
+    wait_for(lambda: file.exists() and file.read_text(), 120)
     pid = int(file.read_text())
     # The terminal sends it to all processes of the group.
     os.killpg(parent.pid, how) if how == signal.SIGINT else parent.kill()
