@@ -70,6 +70,7 @@ from keras_distill.training_watch import (
     stop_if_bad,
     teachers_faults,
 )
+from keras_distill.user_functions import made_up
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -833,6 +834,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             raise ValueError(
                 "the data brings sample weights, so class_weight cannot be given too."
             )
+        is_built_by_data = not getattr(self.student, "inputs", None)
         with self.distribute_strategy.scope():
             if not (self.student.built and self.trainable_weights):
                 inputs = inputs_for(self.student, without_soft_targets(x), "student")
@@ -859,6 +861,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 ),
             )
         state.labelled = y is not None
+        if is_built_by_data:
+            state.inputs = keras.tree.map_structure(
+                lambda one: keras.KerasTensor((None, *one.shape[1:]), one.dtype),
+                _as_tensors(without_soft_targets(x)),
+            )
         self._without_xla_if_need_be()
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -1050,6 +1057,26 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                     for name, value in config[key].items()
                 }
         return cls(**config)
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """Returns what builds a student that data has built; KerasTuner keeps it too."""
+        if self._state.inputs is None:
+            return super().get_build_config()
+        return {"inputs": keras.saving.serialize_keras_object(self._state.inputs)}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """Builds the student as its data did.
+
+        Args:
+            config: of `get_build_config`.
+        """
+        if not (config and "inputs" in config):
+            super().build_from_config(config)
+            return
+        self._state.inputs = keras.saving.deserialize_keras_object(config["inputs"])
+        if not (self.student.built and self.student.variables):
+            self.student(made_up(self._state.inputs), training=False)
+        self.built = True
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """Returns the arguments of `compile`, serialised."""

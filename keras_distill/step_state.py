@@ -43,6 +43,7 @@ class StepState:
         judging_counter: of those of `evaluate`.
         watch: of the running `fit`.
         jit_compile: as given to `compile`.
+        inputs: symbolic, of the batch that a student was built by.
     """
 
     matching: Matching
@@ -67,6 +68,7 @@ class StepState:
     judging_counter: BatchCounter = dataclasses.field(default_factory=BatchCounter)
     watch: TrainingWatch | None = None
     jit_compile: Any = "auto"
+    inputs: Any = None
 
     def scalars_at(self, optimizer: Any) -> tuple[Any, Any, list[Fault]]:
         """Returns temperature and alpha of a step, in their ranges, and what was not."""

@@ -265,11 +265,12 @@ def made_up(x: Any) -> Any:
     """
 
     def part(like: Any) -> tf.Tensor:
-        shape = [2, *(size or _SIZE for size in like.shape[1:])][: like.shape.rank]
-        if like.dtype.is_floating:
+        shape = [2, *(size or _SIZE for size in like.shape[1:])][: len(like.shape)]
+        dtype = tf.as_dtype(like.dtype)
+        if dtype.is_floating:
             random = np.random.default_rng(0).uniform(size=shape)
-            return tf.cast(random, like.dtype)
-        return tf.zeros(shape, like.dtype)
+            return tf.cast(random, dtype)
+        return tf.zeros(shape, dtype)
 
     return tf.nest.map_structure(part, x)
 

@@ -37,6 +37,7 @@ NO_ROWS = {
     "DistillationLoss.loss_per_example": _STEP,
     "Distiller.call": _KERAS,
     "Distiller.check_first_batch": _KERAS,
+    "Distiller.build_from_config": _LOADING,
     "Distiller.compile_from_config": _LOADING,
     "Distiller.compute_loss": _KERAS,
     "Distiller.compute_metrics": _KERAS,

@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import keras_tuner
 import numpy as np
@@ -264,3 +266,49 @@ def test_a_name_that_is_taken_is_refused_in_filled_hyperparameters_too():
     hp.Fixed("alpha", 1)
     with pytest.raises(ValueError, match="'alpha', a name that is taken"):
         hypermodel.build(hp)
+
+
+class BuiltByData(keras.Model):
+    outputs_are_logits = True
+
+    def __init__(self, width):
+        super().__init__()
+        self.hidden = keras.layers.Dense(width, "relu")
+        self.out = keras.layers.Dense(CLASSES)
+
+    def call(self, x):
+        return self.out(self.hidden(x["x"]))
+
+
+@pytest.mark.parametrize("kind", ["subclassed", "without Input"])
+def test_the_best_models_of_a_tuner_are_those_it_scored(kind, data, tmp_path):
+    x, y = data
+    if kind == "subclassed":
+        x = {"x": x}
+
+    def build(hp):
+        width = hp.Int("width", 4, 8)
+        if kind == "subclassed":
+            return BuiltByData(width)
+        layers = [keras.layers.Dense(width, "relu"), keras.layers.Dense(CLASSES)]
+        return keras.Sequential(layers)
+
+    def tuner():
+        return keras_tuner.RandomSearch(
+            kd.DistillationHyperModel(
+                build, (lambda x: 0 * x["x"][:, :CLASSES]) if kind == "subclassed"
+                else mlp(8), temperature=4.0, alpha=0.5, loss=SPARSE,
+            ),
+            objective=keras_tuner.Objective("val_accuracy", "max"),
+            max_trials=2, seed=1, directory=tmp_path, overwrite=False,
+        )  # fmt: skip
+
+    first = tuner()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the layers of the teacher do not say")
+        first.search(x, y, epochs=1, validation_data=(x, y), verbose=0)
+    for one in (first, tuner()):  # the second in a process of its own, as it were
+        scores = [trial.score for trial in one.oracle.get_best_trials(2)]
+        models = one.get_best_models(2)
+        found = [m.evaluate(x, y, verbose=0, return_dict=True) for m in models]
+        assert [f["accuracy"] for f in found] == pytest.approx(scores)
