@@ -794,7 +794,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             example = next(batches)
             batches = itertools.chain([example], batches)
         if not self._judging or self._state.teacher_metrics:
-            first_batch.check_cached_temperature(unpacked(example)[0], self._state)
+            x = unpacked(example)[0]
+            first_batch.hold_to_kinds(x, self.student, self._state)
+            first_batch.check_cached_temperature(x, self._state)
         if not self.student.built:
             return batches
         if not (self._judging or self.optimizer.built):

@@ -53,6 +53,7 @@ from keras_distill.sharing import (
 )
 from keras_distill.soft_targets.distillation_inputs import (
     DistillationInputs,
+    kinds_taught,
     without_soft_targets,
 )
 from keras_distill.step_state import StepState
@@ -99,7 +100,7 @@ def check_first_batch(
     inputs = inputs_for(student, without_soft_targets(x), "student")
     outputs = _student_outputs(student, state, inputs)
     shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
-    find_kinds(student, state, loss, y, shapes)
+    find_kinds(student, state, loss, y, shapes, kinds_taught(x))
     _settle_logits(student, state, inputs)
     matching = state.matching
     check_loss_takes_outputs(
@@ -180,6 +181,7 @@ def find_kinds(
     loss: Any,
     y: Any = None,
     shapes: dict | None = None,
+    taught: dict | None = None,
 ) -> None:
     """Finds what each output is, as far as it is known; a first batch settles the rest.
 
@@ -189,6 +191,7 @@ def find_kinds(
         loss: as given to `compile`.
         y: labels of the first batch, or of all the data.
         shapes: of the student's outputs, by key; `None` before a first batch was seen.
+        taught: kind that cached soft targets teach, by output.
 
     Raises:
         ValueError: if layers, losses, labels and the teacher contradict each other.
@@ -218,6 +221,15 @@ def find_kinds(
                 for key in keys
             }
             kinds = agreed_kinds(kinds, theirs, "the teacher's are", keys)
+        if taught:
+            layers = last_layers(student)
+            said_by = {
+                key: kind
+                for key, kind in taught.items()
+                if not _is_open(layers.get(key), losses.get(key))
+            }
+            kinds = {key: answer_for(kinds, key) for key in keys}
+            kinds = _or_taught(kinds, said_by, known)
         if shapes is not None:
             mine = {k: v for k, v in shapes.items() if matched is None or k in matched}
             settled = settled_kinds(kinds, mine, student, y, "of the Distiller")
@@ -244,6 +256,66 @@ def _is_open(layer: Any, loss: Any) -> bool:
     """Tells whether only labels say if an output is a yes/no or a value between 0 and 1."""
     is_sigmoid = layer is not None and layer.kind == "sigmoid"
     return is_sigmoid and kind_of_loss(loss) == "values"
+
+
+def _or_taught(kinds: dict, taught: dict, shapes: dict) -> dict:
+    """Returns kinds, those left open as cached soft targets say them."""
+    found = {}
+    for key, kind in kinds.items():
+        their = taught.get(key)
+        if their == "softmax" and shapes.get(key, ())[-1:] == (1,):
+            their = "sigmoid"  # one yes/no of its two classes
+        found[key] = kind or (None if their == "logits" else their)
+    return found
+
+
+def hold_to_kinds(x: Any, student: keras.Model, state: StepState) -> None:
+    """Refuses cached soft targets of another kind than the student's outputs.
+
+    What nothing has said of these until now, the soft targets say.
+
+    Args:
+        x: of a batch, or its specs.
+        student: any.
+        state: of the distiller.
+
+    Raises:
+        ValueError: if what they say cannot be matched.
+    """
+    taught, matching = kinds_taught(x), state.matching
+    if not taught:
+        return
+    outputs = known_outputs(student, state)
+    shapes = {key: tuple(one.shape) for key, one in by_output(outputs)}
+    matched, keys = matching.outputs_with_classes, list(taught)
+    ours = {key: answer_for(matching.kinds, key) for key in keys}
+    ours = _or_taught(ours, taught, shapes)
+    targets = dict(by_output(x.soft_targets))
+    for key in keys if matched is None else [key for key in keys if key in matched]:
+        our, their, shape = ours[key], taught[key], shapes.get(key, ())
+        name = "" if key is None else f" of output {key!r}"
+        if our != "softmax" and isinstance(targets[key], TopKLogits):
+            raise ValueError(
+                f"these soft targets were cached with top_k, which is for classes that exclude "
+                f"each other; the student's numbers{name} are of the kind {our!r}. Write them "
+                "without top_k."
+            )
+        if our is None or their in (None, our):
+            continue
+        if their == "logits" and our != "values":
+            continue
+        # One yes/no and its two classes mean the same.
+        if "values" not in (our, their) and shape[-1:] in ((), (1,), (2,)):
+            continue
+        what = "cached as logits" if their == "logits" else f"of the kind {their!r}"
+        raise ValueError(
+            f"the student's numbers{name} are of the kind {our!r} and the cached soft targets "
+            f"{what}: they cannot be matched. Compile the student with a loss for the same "
+            "kind; or, if it is the teacher that was taken for another, write them anew with "
+            f"SoftTargets.write(output_kinds={our!r})."
+        )
+    if matching.kinds is None or isinstance(matching.kinds, dict):
+        matching.kinds = single({**ours, **(matching.kinds or {})})
 
 
 def _only(kinds: Any) -> str | None:
@@ -313,7 +385,10 @@ def _check_teaching(
     if cached is not None:
         now = state.temperature.value_at(0)
         several, cached = cached, cached_logits(cached, state, now)
-        check_cached_are_logits(cached, from_logits, matching.kinds)
+        hold_to_kinds(x, student, state)
+        check_cached_are_logits(
+            cached, from_logits, matching.kinds, bool(kinds_taught(x))
+        )
         check_finite(x.layers, "batch 0")
         matching.check_cached_layers(x.layers, student)
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
@@ -509,13 +584,22 @@ def check_finite(outputs: Any, where: str) -> None:
             raise ValueError(NOT_FINITE.format(where=where))
 
 
-def check_cached_are_logits(cached: Any, from_logits: Any, kinds: Any = None) -> None:
-    """Refuses cached soft targets that are not finite, or look like probabilities."""
+def check_cached_are_logits(
+    cached: Any, from_logits: Any, kinds: Any = None, of_store: bool = False
+) -> None:
+    """Refuses cached soft targets that are not finite, or look like probabilities.
+
+    Args:
+        cached: of a batch.
+        from_logits: what the user said of them.
+        kinds: of the student's outputs.
+        of_store: whether they are of a `SoftTargets` store, which has logits.
+    """
     check_finite(cached, "batch 0")
     are_probabilities = all(
         not isinstance(part, TopKLogits)
         and answer_for(kinds, key) != "values"
-        and look_like_probabilities(part)
+        and look_like_probabilities(part, answer_for(kinds, key))
         for key, part in by_output(cached)
     )
     if from_logits is False and not are_probabilities:
@@ -524,11 +608,11 @@ def check_cached_are_logits(cached: Any, from_logits: Any, kinds: Any = None) ->
             "probabilities; SoftTargets keeps logits whatever the teacher gives, so leave "
             "it out."
         )
-    if from_logits is None and are_probabilities:
+    if from_logits is None and are_probabilities and not of_store:
         raise ValueError(
-            "the cached soft targets of the first batch are >= 0 and sum to 1: they are "
-            "probabilities, where logits are expected. Keep logits, or pass "
-            "teacher_from_logits=False."
+            "the cached soft targets of the first batch are >= 0 and sum to 1, or of yes/no "
+            "questions from 0 to 1: they are probabilities, where logits are expected. Keep "
+            "logits, or pass teacher_from_logits=False; or True, if they are logits."
         )
 
 

@@ -677,6 +677,56 @@ def look_like_probabilities(outputs: Any, kind: str | None = None) -> bool:
     return bool(values.min() >= 0.0 and sums_to_one)
 
 
+class NotToldApart(ValueError):
+    """Answers may be a sigmoid's probabilities, or logits."""
+
+
+def check_told_apart(outputs: Any, from_logits: Any, kinds: Any, who: str) -> None:
+    """Refuses answers that may be a sigmoid's probabilities, or logits.
+
+    Args:
+        outputs: concrete, `(batch, ..., classes)`, or a dict or list of such.
+        from_logits: whether they are logits, as far as it is known.
+        kinds: of them, as far as they are known.
+        who: gave them, for the error.
+
+    Raises:
+        NotToldApart: if nothing says what they are, and they are all from 0 to 1.
+    """
+    for key, part in by_output(outputs):
+        if (
+            answer_for(from_logits, key) is None
+            and answer_for(kinds, key) is None
+            and look_like_probabilities(part, "sigmoid")
+            and not look_like_probabilities(part)
+        ):
+            name = "" if key is None else f" of output {key!r}"
+            raise NotToldApart(
+                f"the answers of the {who}{name} on the first batch are all from 0 to 1 and "
+                "do not sum to 1: probabilities of yes/no questions, values or logits. Say "
+                'which: output_kinds="sigmoid" with teacher_from_logits=False; '
+                'output_kinds="values"; or teacher_from_logits=True.'
+            )
+
+
+def kinds_of_probabilities(outputs: Any, from_logits: Any, kinds: Any) -> Any:
+    """Returns the kinds of outputs, those of probabilities that were open found by values.
+
+    A softmax's rows sum to 1; others are a sigmoid's.
+
+    Args:
+        outputs: concrete, `(batch, ..., classes)`, or a dict or list of such.
+        from_logits: whether they are logits.
+        kinds: as far as they are known.
+    """
+    found = {key: answer_for(kinds, key) for key, _ in by_output(outputs)}
+    for key, output in by_output(outputs):
+        if found[key] is None and answer_for(from_logits, key) is False:
+            is_softmax = look_like_probabilities(output)
+            found[key] = "softmax" if is_softmax else "sigmoid"
+    return single(found)
+
+
 def _values_are_logits(outputs: Any, who: str, argument: str, kind: str | None) -> bool:
     if kind == "values":
         return True

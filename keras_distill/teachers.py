@@ -34,11 +34,13 @@ from keras_distill.outputs import (
     ModelOutputs,
     answer_for,
     by_output,
+    check_told_apart,
     each_output,
     gives_logits,
     is_settled,
     kind_of_other,
     kinds_of,
+    kinds_of_probabilities,
     said_or_found,
     settle,
     shapes_of,
@@ -278,6 +280,7 @@ class Teacher:
         outputs: Collection | None = None,
         kinds: Any = None,
         shapes: dict | None = None,
+        is_strict: bool = False,
     ) -> None:
         """Settles on a first batch what nothing else did: kinds, logits or probabilities.
 
@@ -286,10 +289,16 @@ class Teacher:
             outputs: keys of the outputs that matter; `None` for all.
             kinds: of the student's outputs.
             shapes: of these, by key.
+            is_strict: whether to refuse what may be a sigmoid's probabilities, or logits.
+
+        Raises:
+            ValueError: if it is refused.
         """
         if self._is_settled:
             return
         answer = self._answer(x)
+        if self.kinds is None and self.model is not None:
+            self.kinds = kinds_of(self.model, outputs=outputs)
         self.kinds = single(
             {
                 key: answer_for(self.kinds, key)
@@ -304,9 +313,12 @@ class Teacher:
         if self.from_logits is None and self.model is not None:
             # Its layers may say it now that it is built.
             self.from_logits = gives_logits(self.model, outputs)
+        if is_strict:
+            check_told_apart(answer, self.from_logits, self.kinds, self.description)
         self.from_logits = settle(
             answer, self.from_logits, "teacher", "teacher_from_logits", self.kinds
         )
+        self.kinds = kinds_of_probabilities(answer, self.from_logits, self.kinds)
 
     @property
     def shapes(self) -> dict[Any, tuple]:
@@ -464,9 +476,10 @@ class _Ensemble(Teacher):
         outputs: Collection | None = None,
         kinds: Any = None,
         shapes: dict | None = None,
+        is_strict: bool = False,
     ) -> None:
         for member in self.members:
-            member.look_at(x, outputs, kinds, shapes)
+            member.look_at(x, outputs, kinds, shapes, is_strict)
             member.kinds = kinds if member.kinds is None else member.kinds
         self.kinds = self.members[0].kinds
 

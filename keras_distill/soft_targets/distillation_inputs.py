@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import keras
@@ -25,6 +26,36 @@ class DistillationInputs(NamedTuple):
     inputs: Any
     soft_targets: Any
     layers: dict[str, Any] = {}  # never changed
+
+
+def kinds_taught(x: Any) -> dict[Any, str | None]:
+    """Returns the kind that the soft targets of a batch may teach, by the output's key.
+
+    As `SoftTargets.join` says it; {} for what a user made. "logits" is either of "softmax"
+    and "sigmoid".
+    """
+    return dict(getattr(x, "kinds_taught", ()))
+
+
+@functools.cache
+def inputs_of_kinds(kinds: tuple) -> Any:
+    """Returns the `DistillationInputs` whose soft targets teach outputs of these kinds.
+
+    A class for each, so that it is known wherever the structure of a batch is.
+
+    Args:
+        kinds: pairs of an output's key and its kind.
+    """
+
+    def reduce(self: Any) -> tuple:
+        return _inputs, (kinds, *self)
+
+    content = {"kinds_taught": kinds, "__slots__": (), "__reduce__": reduce}
+    return type("DistillationInputs", (DistillationInputs,), content)
+
+
+def _inputs(kinds: tuple, *fields: Any) -> DistillationInputs:
+    return inputs_of_kinds(kinds)(*fields)
 
 
 def without_soft_targets(x: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import user_functions
-from keras_distill.outputs import by_output, is_settled
+from keras_distill.outputs import NotToldApart, by_output, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out
@@ -49,6 +49,7 @@ class Job:
         data: as the user gave it.
         batched: whether a dataset's elements are batches.
         augment: makes the views; `None` for none.
+        output_kinds: of the teacher's outputs, as the user said, or as they are known.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Job:
     data: Any
     batched: bool | None
     augment: Callable | None
+    output_kinds: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -68,7 +70,12 @@ class Job:
     @functools.cached_property
     def bound(self) -> Teacher:
         """The teacher."""
-        bound = as_teacher(self.teacher, self.from_logits, self.average)
+        bound = as_teacher(
+            self.teacher,
+            self.from_logits,
+            self.average,
+            output_kinds=self.output_kinds,
+        )
         return bound.matching(self.settings.layers)
 
     @functools.cached_property
@@ -96,6 +103,7 @@ class Job:
         self._settle_logits()
         s = self._laid_out()
         self.batched = self.source.batched
+        self.output_kinds = self.bound.kinds  # for other processes
         teacher = teacher_fingerprint(self.teacher)
         if teacher["kind"] == "list":
             teacher["average"] = self.bound.average  # type: ignore[attr-defined]
@@ -112,7 +120,7 @@ class Job:
 
     def _settle_logits(self) -> None:
         """Finds out whether an unknown teacher gives logits, from the first batch."""
-        if not self.bound.averages_probabilities:  # it would mean nothing
+        if not self._averages_probabilities:  # it would mean nothing
             self.settings = dataclasses.replace(self.settings, temperature=None)
         if self.keeps_members:
             self._check_members()
@@ -139,14 +147,20 @@ class Job:
             seed = self.settings.seed
             inputs = views.augmented(self.augment, inputs, seed, 0, np.int64(0))
         with self._said_of(inputs):
-            self.bound.look_at(inputs)
+            self.bound.look_at(inputs, is_strict=True)
             self.bound(inputs, 1.0)
 
     @property
     def keeps_members(self) -> bool:
         """Whether each teacher's logits are cached, to be averaged at any temperature."""
-        averages = self.bound.averages_probabilities
+        averages = self._averages_probabilities
         return averages and self.settings.temperature is None
+
+    @property
+    def _averages_probabilities(self) -> bool:
+        """Whether the mean of several teachers depends on the temperature."""
+        kinds = [kind for _, kind in by_output(self.bound.kinds)]
+        return self.bound.averages_probabilities and set(kinds) != {"values"}
 
     def _check_members(self) -> None:
         members = self.bound.members  # type: ignore[attr-defined]
@@ -166,13 +180,24 @@ class Job:
             seen = sources.specs_of(views.output_specs(self.augment, seen), 0, None)
         with self._said_of(seen):
             traced = tf.function(self._answer).get_concrete_function(seen)
-        return laid_out(self.settings, *traced.structured_outputs)
+        logits, layers = traced.structured_outputs
+        known = dict(by_output(self.output_kinds))
+        keys = [key for key, _ in by_output(logits)]
+        if known and None not in known and (unknown := [*known.keys() - set(keys)]):
+            raise ValueError(
+                f"output_kinds names the output {unknown[0]!r}, which the teacher does not "
+                f"have; its outputs are {', '.join(map(repr, keys))}."
+            )
+        is_mean = self._averages_probabilities and not self.keeps_members
+        return laid_out(self.settings, logits, layers, self.bound.kinds, is_mean)
 
     @contextlib.contextmanager
     def _said_of(self, inputs: Any) -> Iterator[None]:
         """Says of what a teacher raises what it was given, and what may be wrong."""
         try:
             yield
+        except NotToldApart:
+            raise
         except Exception as error:  # whatever a function of the user's raises
             shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(inputs))
             hint = "give it the data that it was made for"

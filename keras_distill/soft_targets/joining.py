@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_distill import keras_compat, user_functions
 from keras_distill.run_directory import examples_fingerprint
 from keras_distill.soft_targets import digests, shards, sources, views
-from keras_distill.soft_targets.distillation_inputs import DistillationInputs
+from keras_distill.soft_targets.distillation_inputs import inputs_of_kinds
 from keras_distill.soft_targets.rows import Rows
 from keras_distill.soft_targets.settings import Settings
 
@@ -310,7 +310,8 @@ def _checked(
         checks.append(_require_same(inputs, written_augmented, first, before, after))
     with tf.control_dependencies(checks):
         rows = tf.identity(rows)
-    with_targets = DistillationInputs(inputs, *cached.rows.decode(rows))
+    taught = inputs_of_kinds(tuple(cached.settings.kinds_taught.items()))
+    with_targets = taught(inputs, *cached.rows.decode(rows))
     rest = batch[1:] if isinstance(batch, tuple) else ()
     return (with_targets, *rest)
 

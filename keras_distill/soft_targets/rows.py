@@ -8,39 +8,58 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.outputs import by_output
+from keras_distill.outputs import answer_for, by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES
 from keras_distill.several_logits import MemberLogits, mean_logits_at
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.top_k import REST_BETAS, TopKLogits
 
 
-def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings:
+def laid_out(
+    settings: Settings,
+    specs: Any,
+    layers: dict[str, Any],
+    kinds: Any = None,
+    is_mean: bool = False,
+) -> Settings:
     """Returns the settings with the layout for a teacher's answer.
 
     Args:
         settings: say what is cached.
         specs: tensor specs `(batch, ..., classes)`, in a dict, a list, or one.
         layers: tensor specs of hidden layers, by name.
+        kinds: of the outputs, as far as they are known; see `outputs.kinds_of`.
+        is_mean: whether it is the mean of several teachers' probabilities at one
+            temperature.
 
     Raises:
-        ValueError: if an axis is not known, or `top_k` is out of range.
+        ValueError: if an axis is not known, or `top_k` is out of range, or has no meaning.
     """
     dtype, top_k = settings.dtype, settings.top_k
     row: list[list] = [["fingerprint", "uint8", [FINGERPRINT_BYTES]]]
     if settings.augment is not None:
         row.append(["augmented", "uint8", [FINGERPRINT_BYTES]])
-    outputs, classes = [], []
+    outputs, classes, found_kinds = [], [], []
     for key, spec in by_output(specs):
-        prefix = _prefix(key)
+        prefix, kind = _prefix(key), answer_for(kinds, key)
         *leading, count = _fixed_shape(spec)
+        if is_mean and kind is None:
+            kind = _kind_of_mean(key, count)
+        outputs.append(key)
+        classes.append(count)
+        if kind in ("sigmoid", "values"):
+            # Questions and values are near 0 where they matter, whatever the largest is; of
+            # values nobody knows in what unit they are.
+            own = "float32" if kind == "values" else dtype
+            row.append([f"{prefix}logits", own, [*leading, count]])
+            found_kinds.append(kind)
+            continue
+        found_kinds.append(kind if top_k is None else "softmax")
         if top_k is not None and not 1 <= top_k <= count:
             raise ValueError(
                 f"top_k must be from 1 to the number of classes, {count}, got {top_k}; "
                 "leave it out to cache all logits."
             )
-        outputs.append(key)
-        classes.append(count)
         if dtype != "float32":
             row.append([f"{prefix}max", "float32", leading])
         found = [*leading, count if top_k is None else top_k]
@@ -49,14 +68,32 @@ def laid_out(settings: Settings, specs: Any, layers: dict[str, Any]) -> Settings
             row.append([f"{prefix}indices", _index_dtype(count), found])
             if top_k < count:
                 row.append([f"{prefix}rest", dtype, [*leading, len(REST_BETAS) - 1]])
+    if top_k is not None and "softmax" not in found_kinds:
+        raise ValueError(
+            f"top_k={top_k} keeps the largest of classes that exclude each other, and the "
+            f"teacher's outputs are of the kind {', '.join(sorted(set(found_kinds)))}; leave "
+            "top_k out."
+        )
     row += [[f"layer:{n}", dtype, _fixed_shape(spec)] for n, spec in layers.items()]
     return dataclasses.replace(
         settings,
         outputs=outputs,
         outputs_are_dict=isinstance(specs, dict),
         classes=classes[0] if outputs == [None] else classes,
+        output_kinds=found_kinds[0] if outputs == [None] else found_kinds,
         row=row,
         row_bytes=sum(_bytes(dtype, shape) for _, dtype, shape in row),
+    )
+
+
+def _kind_of_mean(key: Any, count: int) -> str:
+    """Returns the kind of an output whose mean at one temperature is cached."""
+    if count > 1:
+        return "softmax"
+    name = "" if key is None else f" {key!r}"
+    raise ValueError(
+        f"nothing says what the single number of the teachers' output{name} is, so that "
+        'their mean at temperature= is not known; say output_kinds="sigmoid" or "values".'
     )
 
 
@@ -107,9 +144,10 @@ class Rows:
         dtype, top_k = self._dtypes[f"{prefix}logits"], self._settings.top_k
         largest = tf.reduce_max(logits, -1, keepdims=True)
         # Relative to the largest, so that few bits are most exact where it matters.
-        relative = logits if dtype == tf.float32 else logits - largest
+        is_relative = f"{prefix}max" in self._dtypes
+        relative = logits - largest if is_relative else logits
         found, exact = {f"{prefix}max": largest}, tf.zeros(())
-        if top_k is None:
+        if f"{prefix}indices" not in self._dtypes:
             found[f"{prefix}logits"] = _saturated(relative, dtype)
             return found, exact
         values, indices = tf.math.top_k(relative, top_k)
@@ -153,7 +191,12 @@ class Rows:
         if s.members is not None:
             decoded = list(map(MemberLogits, decoded))
         elif s.mean_temperature is not None:
-            decoded = list(map(mean_logits_at(s.mean_temperature), decoded))
+            mean = mean_logits_at(s.mean_temperature)
+            # The mean of values is one at any temperature.
+            decoded = [
+                one if kind == "values" else mean(one)
+                for one, kind in zip(decoded, s.kinds.values(), strict=True)
+            ]
         layers = {n: tf.cast(values[f"layer:{n}"], tf.float32) for n in s.layers}
         if s.outputs_are_dict:
             return dict(zip(s.outputs, decoded, strict=True)), layers
@@ -165,7 +208,7 @@ class Rows:
         if largest is not None:
             largest = tf.expand_dims(largest, -1)
             logits += largest
-        if self._settings.top_k is None:
+        if f"{prefix}indices" not in self._dtypes:
             return logits
         indices = tf.cast(values[f"{prefix}indices"], tf.float32)
         rest = values.get(f"{prefix}rest")
@@ -175,6 +218,7 @@ class Rows:
         rest = tf.cast(rest, tf.float32)
         if largest is not None:
             rest += largest * REST_BETAS[1:]
+        assert self._settings.top_k is not None
         number += tf.math.log(float(classes - self._settings.top_k))
         return TopKLogits(tf.concat([logits, indices, number, rest], -1))
 

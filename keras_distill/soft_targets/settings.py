@@ -30,6 +30,8 @@ class Settings:
         outputs: keys of its outputs; `[None]` for a single one.
         outputs_are_dict: whether several outputs are a dict, as opposed to a tuple.
         classes: number of classes, or a list of them for several outputs.
+        output_kinds: "softmax", "sigmoid" or "values", what the numbers describe; `None`
+            where nothing says it; a list for several outputs. Stores of before have none.
         dtype: of the logits on disk.
         top_k: how many logits are cached; `None` for all.
         layers: names of the hidden layers that are cached too.
@@ -57,6 +59,7 @@ class Settings:
     outputs: list = dataclasses.field(default_factory=list)
     outputs_are_dict: bool = dataclasses.field(default=False, compare=False)
     classes: Any = None
+    output_kinds: Any = None
     dtype: str
     top_k: int | None
     layers: list[str]
@@ -112,7 +115,30 @@ class Settings:
         wanted = {f.name: getattr(self, f.name) for f in fields if f.compare}
         if None in (self.examples, found["examples"]):
             del wanted["examples"]  # not known until all was read
+        if "output_kinds" not in found and self.row == found["row"]:
+            del wanted["output_kinds"]  # of before: the same bytes
         return wanted
+
+    @property
+    def kinds(self) -> dict[Any, str | None]:
+        """The kind of each output, by its key."""
+        kinds, keys = self.output_kinds, self.outputs
+        kinds = kinds if isinstance(kinds, list) else [kinds] * len(keys)
+        return dict(zip(keys, kinds, strict=True))
+
+    @property
+    def kinds_taught(self) -> dict[Any, str | None]:
+        """The kind that what is cached of each output may teach, by its key.
+
+        "logits" where nothing says it, but what is cached is exact for logits alone.
+        """
+        fields = {name: shape for name, _, shape in self.row}
+        taught: dict[Any, str | None] = {}
+        for key, kind in self.kinds.items():
+            prefix = "" if key is None else f"{key}/"
+            is_relative = f"{prefix}max" in fields and fields[f"{prefix}logits"][-1] > 1
+            taught[key] = kind or ("logits" if is_relative else None)
+        return taught
 
     @property
     def mean_temperature(self) -> float | None:

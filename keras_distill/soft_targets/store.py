@@ -13,10 +13,11 @@ from keras_distill.arguments import (
     check_bool,
     check_int,
     check_names,
+    check_output_kinds,
     check_path,
     check_verbose,
 )
-from keras_distill.outputs import each_output
+from keras_distill.outputs import each_output, keyed
 from keras_distill.run_directory import name_of, teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
 from keras_distill.soft_targets import digests, joining, shards, writing
@@ -54,9 +55,10 @@ class SoftTargets:
     - `fingerprint`: FarmHash Fingerprint64 of the example's inputs, as `tf.fingerprint`
       gives it; of several inputs, of their fingerprints joined, in the order of
       `tf.nest.flatten`. `augmented`: the same of the view that the teacher saw.
-    - `max`: float32, the largest logit. Not there with dtype float32.
-    - `logits`: the logits minus `max` (with dtype float32 the logits themselves), not
-      below -65504 with float16; with `top_k` only the largest, largest first.
+    - `max`: float32, the largest logit. Not there with dtype float32, nor of an output of
+      the kind "sigmoid" or "values".
+    - `logits`: the logits minus `max` (without it the logits themselves), within 65504 with
+      float16; with `top_k` only the largest, largest first. Values are float32 in any dtype.
     - `indices`: with `top_k`, their classes.
     - `rest`: with `top_k` below the number of classes, `logsumexp(b * (z - max))` over
       the other classes' logits z, for b = 1/16, 3/16, 6/16, 10/16, 13/16, 15/16, 1
@@ -115,6 +117,7 @@ class SoftTargets:
         batched: bool | None = None,
         teacher_from_logits: Any = None,
         teacher_average: str = "probabilities",
+        output_kinds: Any = None,
         temperature: float | None = None,
         n_jobs: int | None = None,
         part: tuple[int, int] | None = None,
@@ -137,11 +140,13 @@ class SoftTargets:
                 of them; or a function without arguments that returns such a dataset. One
                 made of a Python generator must say its end, by
                 `tf.data.experimental.assert_cardinality(n)` or `take(n)`.
-            top_k: cache only the k largest logits, and the log-mass of all others at
+            top_k: of softmax outputs cache only the k largest logits, and the log-mass of
+                all others at
                 eight temperatures: the mass at any T >= 1 is interpolated, exact at these
                 and to about a thousandth elsewhere; an example for which it is off by more
                 than a hundredth is refused. Default: all logits.
             dtype: of the logits on disk: "float16" (default), "bfloat16", "float32".
+                Values are always float32.
             layers: names of hidden layers to cache too, for `FeatureLoss`.
             views: int, how many augmented views of each example; default 1.
             augment: `fn(x, seed)`, from the inputs of one example and an int64 seed
@@ -153,6 +158,10 @@ class SoftTargets:
                 teacher's inputs; batches, where these are not known.
             teacher_from_logits: as in `Distiller`.
             teacher_average: as in `Distiller`.
+            output_kinds: what the teacher's numbers describe: "softmax", "sigmoid" or
+                "values"; or a dict of these by output name. `None` (default) finds out from
+                its last layer and the loss that it was compiled with; what neither says is
+                the student's to say. Logits are cached of the first two, values as they are.
             temperature: only for a list of teachers whose probabilities are averaged, and
                 ignored elsewhere. `None` (default) keeps each teacher's logits, so that
                 the store is as many times larger and serves every temperature; a number
@@ -199,7 +208,10 @@ class SoftTargets:
         teaches = (teacher, teacher_from_logits, teacher_average)
         if batched is not None:
             batched = check_bool("batched", batched)
-        job = Job(_path(path), settings, *teaches, dataset, batched, augment)
+        output_kinds = check_output_kinds("output_kinds", output_kinds)
+        job = Job(
+            _path(path), settings, *teaches, dataset, batched, augment, output_kinds
+        )
         overwrite = check_bool("overwrite", overwrite)
         writing.write(job, n_jobs, part, overwrite, verbose)
         return None if part is not None else cls.open(path, augment=augment)
@@ -240,10 +252,15 @@ class SoftTargets:
                 f"{len(shards.existing(folder.path))} shards so far; run SoftTargets.write "
                 "with the same arguments as before: it goes on where it stopped."
             )
-        if unknown := [key for key in expected if key not in content]:
+        keys = {"output_kinds": None, **content}  # which stores of before do not have
+        if unknown := [key for key in expected if key not in keys]:
             raise TypeError(
-                f"{unknown[0]!r} is no key of the manifest; it has {', '.join(content)}."
+                f"{unknown[0]!r} is no key of the manifest; it has {', '.join(keys)}."
             )
+        if isinstance(kinds := expected.get("output_kinds"), dict):
+            outputs = content["outputs"]
+            found = keyed(kinds, outputs, what="output_kinds")
+            expected["output_kinds"] = [found[key] for key in outputs]
         if teacher is not None:
             as_teacher(teacher, outputs=())  # refuses what is none
             found = teacher_fingerprint(teacher)

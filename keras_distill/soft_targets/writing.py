@@ -239,7 +239,7 @@ class _Run:
         logits, layers = self.job.rows.decode(rows)
         parts = [
             [one.values, one.rest] if isinstance(one, TopKLogits) else one
-            for one in (one_mean(output, 1.0) for _, output in by_output(logits))
+            for one in (one_mean(part, 1.0, "values") for _, part in by_output(logits))
         ]
         return keras.tree.flatten([parts, list(layers.values())])
 
