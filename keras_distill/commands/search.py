@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
         run,
         "search temperature and alpha, and what else a student has",
         "Caches a teacher's soft targets, tries temperatures and alphas, and whatever the "
-        "student's function asks for, each trial by its validation accuracy at T = 1; "
+        "student's function asks for, each trial by its validation data at T = 1; "
         "judges the best student on test data, draws pictures and exports it.",
         {
             "teacher": "a .keras file",
@@ -41,15 +41,22 @@ def add_parser(commands: Any) -> None:
             (
                 "--temperature",
                 str,
-                "1:20:log",
-                "T: a number, LOW:HIGH, LOW:HIGH:log, or A,B,C",
+                None,
+                "T: a number, LOW:HIGH, LOW:HIGH:log, or A,B,C; default 1:20:log, where it "
+                "has a meaning",
             ),
             ("--alpha", str, "0:1", "weight of the hard loss, likewise"),
             ("--trials", int, 30, "at least 2"),
             ("--executions", int, 1, "trainings averaged in each trial"),
             ("--epochs", int, 20, "of a training, at most"),
             ("--patience", int, 5, "epochs without a better result"),
-            ("--objective", str, "accuracy", '"accuracy" or "nll", on validation data'),
+            (
+                "--objective",
+                str,
+                None,
+                '"accuracy", "nll", "auc" or "mean_squared_error", on validation data; '
+                "default by the kind of output",
+            ),
             ("--algorithm", str, "bayesian", '"bayesian" or "random"'),
             ("--workers", int, 1, "processes, each with a GPU of its own"),
             BATCH_SIZE,
@@ -71,7 +78,9 @@ def run(options: argparse.Namespace) -> None:
         ValueError: if there is no such function, an option is out of range, or no trial
             was completed.
     """
-    temperature, alpha = parse_range(options.temperature), parse_range(options.alpha)
+    given = options.temperature
+    temperature = None if given is None else parse_range(given)
+    alpha = parse_range(options.alpha)
     build_student = function_of(options.student)
     model = load_model("teacher", options.teacher)
     load, directory = loader(options), options.directory

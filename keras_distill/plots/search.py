@@ -18,7 +18,6 @@ from keras_distill.plots.style import COLORS, new_figure, note, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-_FIXED_POINTS = ("hard labels", "T = 4, alpha = 0.1")
 _MARKERS = ("s", "D")
 
 
@@ -71,7 +70,7 @@ def search_plane(
     best = done[objective].idxmax() if is_max else done[objective].idxmin()
     kinds = done["kind"].to_numpy()
     for kind, marker in zip(
-        ("searched", *_FIXED_POINTS), ("o", *_MARKERS), strict=True
+        ("searched", *_fixed_points(done)), ("o", *_MARKERS), strict=False
     ):
         of_kind = kinds == kind
         axes.scatter(
@@ -252,7 +251,7 @@ def best_so_far(
     )  # fmt: skip
     low, high = _limits(score, is_max)
     shown = [low, high]
-    for index, kind in enumerate(_FIXED_POINTS):
+    for index, kind in enumerate(_fixed_points(done)):
         row = done[done["kind"] == kind]
         if not row.empty:
             value = float(row[objective].iloc[0])
@@ -310,6 +309,12 @@ def _completed(trials: Any, objective: Any, *columns: str) -> pd.DataFrame:
             f"no trial was completed with {objective!r}, so there is nothing to draw."
         )
     return done
+
+
+def _fixed_points(trials: pd.DataFrame) -> list[str]:
+    """Returns what was tried first is called, hard labels before all."""
+    kinds = [kind for kind in trials["kind"].unique() if kind != "searched"]
+    return sorted(kinds, key=lambda kind: kind != "hard labels")[: len(_MARKERS)]
 
 
 def _readable(name: str) -> str:

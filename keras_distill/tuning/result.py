@@ -19,9 +19,6 @@ from keras_distill.tuning.trials import SearchTuner
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What the fixed points are called, in their order.
-FIXED_POINTS = ("hard labels", "T = 4, alpha = 0.1")
-
 
 class SearchResult:
     """What `search` found; prints as a summary.
@@ -33,7 +30,7 @@ class SearchResult:
         objective: name of the validation metric that was searched for.
         score: its value in the best trial, the mean of the executions.
         trials: `pandas.DataFrame`, a row for each trial: `kind` ("hard labels",
-            "T = 4, alpha = 0.1" or "searched"), `status`, hyperparameters, validation
+            "T = 4, alpha = 0.1" (of values "alpha = 0.1") or "searched"), `status`, hyperparameters, validation
             metrics, `best_epoch` and `epochs` (means of the executions), `worker`,
             `began` and `seconds` (of the whole search), `message` (why it failed).
         workers: `pandas.DataFrame`, a row for each worker: `trials`, `busy_seconds`,
@@ -192,7 +189,7 @@ class SearchResult:
             f"{self.best_trial}:",
             *(f"  {name} = {_text(value)}" for name, value in self.best_values.items()),
         ]
-        for kind in FIXED_POINTS:
+        for kind in map(_name_of, self._oracle.fixed_points):
             row = self.best_of_kind(kind)
             found = "failed" if row is None else f"{row[self.objective]:.5g}"
             lines.append(f"  against {kind}: {found}")
@@ -210,18 +207,26 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _name_of(point: dict[str, float]) -> str:
+    """Returns what a fixed point is called."""
+    if point["alpha"] == 1.0:
+        return "hard labels"
+    names = {"temperature": "T", "alpha": "alpha"}
+    return ", ".join(f"{names[name]} = {value:g}" for name, value in point.items())
+
+
 def row_of(oracle: SearchOracle, trial: Trial) -> dict[str, Any]:
     """Returns the row of a trial in `SearchResult.trials`."""
     record = oracle.records.get(trial.trial_id, {})
     ended = record.get("ended")
-    number = int(trial.trial_id)
+    number, points = int(trial.trial_id), oracle.fixed_points
     names = sorted(
         trial.metrics.metrics,
         key=lambda n: (n != oracle.objective.name, not n.startswith("val_"), n),
     )
     is_failed = trial.status == "FAILED"
     return {
-        "kind": (*FIXED_POINTS, "searched")[min(number, len(FIXED_POINTS))],
+        "kind": "searched" if number >= len(points) else _name_of(points[number]),
         "status": trial.status,
         **trial.hyperparameters.values,
         **{name: trial.metrics.get_best_value(name) for name in names},

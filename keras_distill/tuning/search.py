@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import json
@@ -28,11 +29,13 @@ from keras_distill.arguments import (
 )
 from keras_distill.distiller import Distiller
 from keras_distill.faults import check_labels
-from keras_distill.outputs import by_output
+from keras_distill.outputs import by_output, is_settled
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint, as_json
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.store import SoftTargets
+from keras_distill.teachers import as_teacher
 from keras_distill.tuning import tensorboard
+from keras_distill.tuning.by_kind import DIRECTIONS
 from keras_distill.tuning.data import (
     EMPTY_VALIDATION,
     SearchData,
@@ -57,7 +60,8 @@ _LABELS = {
 }
 _REMEDY = "With n_jobs > 1 let functions make it, as with a function that returns the dataset."
 
-_OBJECTIVES = {"accuracy": ("val_accuracy", "max"), "nll": ("val_nll", "min")}
+_OBJECTIVES = {name: (f"val_{name}", way) for name, way in DIRECTIONS.items()}
+_KNOWN = " or ".join(f'"{name}"' for name in _OBJECTIVES)
 #: What a user would try without a search.
 _FIXED_POINTS = [
     {"temperature": 4.0, "alpha": 1.0},
@@ -72,10 +76,10 @@ def search(
     *,
     teacher: Any = None,
     soft_targets: SoftTargets | str | os.PathLike | None = None,
-    temperature: Any = (1.0, 20.0),
+    temperature: Any = None,
     alpha: Any = (0.0, 1.0),
     distillation_loss: Any = None,
-    objective: str | keras_tuner.Objective = "accuracy",
+    objective: str | keras_tuner.Objective | None = None,
     max_trials: int = 30,
     executions_per_trial: int = 1,
     epochs: int = 20,
@@ -84,6 +88,7 @@ def search(
     optimizer: Any = "adam",
     loss: Any = None,
     metrics: list | None = None,
+    output_kinds: Any = None,
     algorithm: str = "bayesian",
     n_jobs: int | None = None,
     threads: int | None = None,
@@ -103,7 +108,8 @@ def search(
     1, each trained with the same seeds. The first two trials are what one would try
     without a search, so the best is never worse than these on validation data: hard labels
     alone (alpha = 1), and T = 4, alpha = 0.1, each with the defaults of all other
-    hyperparameters.
+    hyperparameters. Where all outputs are values, no temperature is searched: it would mean
+    nothing.
 
     A search can be stopped or killed at any time, by Ctrl-C too; `resume=True` goes on with
     the same call. A trial that fails, by a loss that is not finite or for want of memory,
@@ -126,13 +132,17 @@ def search(
             the directory.
         soft_targets: in place of a teacher, a `SoftTargets` store or its path, written
             for `train`.
-        temperature: as in `DistillationHyperModel`. Default `(1.0, 20.0)`, by its
-            logarithm.
+        temperature: as in `DistillationHyperModel`. `None` (default) is `(1.0, 20.0)`, by
+            its logarithm, where it has a meaning.
         alpha: likewise. Default `(0.0, 1.0)`.
         distillation_loss: likewise.
-        objective: what the best trial is chosen by: "accuracy" (default), "nll", or a
-            `keras_tuner.Objective` of a metric of your own, as `("val_f1_score",
-            "max")`. Among equals the lower NLL is better.
+        objective: what the best trial is chosen by: "accuracy", "nll", "auc",
+            "mean_squared_error", or a `keras_tuner.Objective` of a metric of your own, as
+            `("val_f1_score", "max")`. `None` (default) chooses by the kind of output:
+            accuracy for classes that exclude each other and for one yes/no question (at the
+            probability 0.5), the mean AUC for several questions, mean squared error for
+            values (their cosine under a loss that looks at directions alone). For several
+            outputs it must be said. Among equals the lower NLL is better.
         max_trials: at least 2. Default 30.
         executions_per_trial: trainings of each trial, whose results are averaged; their
             seeds are the same in all trials. Default 1.
@@ -141,8 +151,10 @@ def search(
             for never. Default 5.
         batch_size: of training. Default 128.
         optimizer: for a student that is not compiled; see `DistillationHyperModel`.
-        loss: likewise. By default the cross-entropy of the labels that `train` brings.
+        loss: likewise. By default that of the kind of output, and of the labels that
+            `train` brings.
         metrics: likewise.
+        output_kinds: as in `Distiller`.
         algorithm: "bayesian" (default, a Gaussian process; 200 trials cost about a
             second each for the proposal) or "random".
         n_jobs: int, how many trials are run at once, each in a process of its own; -1 for
@@ -214,7 +226,9 @@ def search(
         optimizer=optimizer,
         loss=loss,
         metrics=metrics,
+        output_kinds=output_kinds,
     )
+    said = None if objective is None else _objective(objective)
     given = Search(
         directory=run.path,
         hypermodel=hypermodel,
@@ -224,7 +238,7 @@ def search(
             _path_of(soft_targets, run),
             getattr(soft_targets, "augment", None),
         ),
-        objective=_objective(objective),
+        objective=said or ("", ""),  # until the data has been looked at
         algorithm=algorithm,
         epochs=check_int("epochs", epochs, 1),
         patience=None if patience is None else check_int("patience", patience, 1),
@@ -243,12 +257,8 @@ def search(
         resume = _is_resumed(run, resume)
         run.remove_temporary()
         if teacher is not None:
-            # The hidden layers that the loss matches are cached too.
-            distiller = hypermodel.build(keras_tuner.HyperParameters())
-            layers = distiller.teacher_layer_names
-            store = given.data.soft_targets
-            SoftTargets.write(store, teacher, train, layers=layers, verbose=verbose)
-        hypermodel.loss = loss or _loss_of(given.data)
+            _write(given, teacher, verbose)
+        given = _settled(given, said)
         tuner = given.tuner(max_trials, _fixed_points(given))
         remedy = "Give the same to resume it, or choose another directory."
         _claim(run, _settings(given, tuner.space), remedy)
@@ -323,18 +333,18 @@ def _objective(objective: Any) -> tuple[str, str]:
             return _OBJECTIVES[short]
     else:
         raise TypeError(
-            'objective must be "accuracy", "nll" or a keras_tuner.Objective, got '
-            f"{objective!r}."
+            f"objective must be {_KNOWN}, a keras_tuner.Objective, or None to choose by the "
+            f"kind of output; got {objective!r}."
         )
     if name.removeprefix("val_") in ("loss", "hard_loss", "soft_loss"):
         raise ValueError(
             f"objective {name!r} cannot be searched for: the loss means something else at "
-            'each temperature and alpha. Choose "accuracy" or "nll", which are measured '
-            "on validation data at T = 1."
+            f"each temperature and alpha. Choose {_KNOWN}, which are measured on validation "
+            "data at T = 1."
         )
     if not direction:
         raise ValueError(
-            f'objective must be "accuracy" or "nll", got {name!r}; for a metric of your '
+            f"objective must be {_KNOWN}, got {name!r}; for a metric of your "
             f'own say keras_tuner.Objective("val_{name.removeprefix("val_")}", "max").'
         )
     if not name.startswith("val_"):
@@ -343,6 +353,46 @@ def _objective(objective: Any) -> tuple[str, str]:
             f"'val_{name}', which is measured on validation data."
         )
     return name, direction
+
+
+def _write(given: Search, teacher: Any, verbose: bool) -> None:
+    """Writes the teacher's soft targets, and the hidden layers that the loss matches."""
+    hypermodel = given.hypermodel
+    kinds = hypermodel.output_kinds
+    if kinds is not None and is_settled(as_teacher(teacher).kinds):
+        kinds = (
+            None  # what the teacher says of itself may be one yes/no for two classes
+        )
+    SoftTargets.write(
+        given.data.soft_targets,
+        teacher,
+        given.data.train,
+        layers=hypermodel.uncompiled().teacher_layer_names,
+        output_kinds=kinds,
+        verbose=verbose,
+    )
+
+
+def _settled(given: Search, objective: tuple[str, str] | None) -> Search:
+    """Returns the search with what the data says: kinds of outputs, losses, objective.
+
+    Raises:
+        ValueError: if student, soft targets and data do not go together.
+    """
+    data, hypermodel = given.data, given.hypermodel
+    data.check_labelled()
+    if next(iter(data.validation_batches.take(1)), None) is None:
+        raise ValueError(EMPTY_VALIDATION)  # its length could not be known
+    _fixed_points(given)
+    train = data.first_training_batch(given.batch_size)
+    seen = [train]
+    data.check_training_labels(seen.append)
+    distiller = hypermodel.uncompiled()
+    _check_takes(distiller, train)
+    hypermodel.settle(distiller, train, seen[-1][1])
+    if objective is None:
+        objective = _OBJECTIVES[hypermodel.objective(distiller)]
+    return dataclasses.replace(given, objective=objective)
 
 
 def _path_of(soft_targets: Any, run: RunDirectory) -> str:
@@ -381,20 +431,6 @@ def _warn_of(lost: list[str]) -> None:
         )
 
 
-def _loss_of(data: SearchData) -> Any:
-    """Returns a loss for one-hot labels, or `None` for the default, integer labels."""
-    cached = data.store.manifest
-    spec = data.validation_batches.element_spec[1]
-    shape = tuple(spec.shape) if isinstance(spec, tf.TensorSpec) else ()
-    # Without its batch axis; sequences have one more.
-    logits = [shape for name, _, shape in cached["row"] if name == "logits"]
-    members = cached.get("members") is not None  # has one axis more
-    if not logits or len(shape) != len(logits[0]) + 1 - members:
-        return None
-    is_one_hot = shape[-1] == cached["classes"]
-    return keras.losses.CategoricalCrossentropy if is_one_hot else None
-
-
 def _is_resumed(run: RunDirectory, resume: bool) -> bool:
     """Tells whether there is a search to go on with; removes one that had no trial."""
     folder = run.file(TRIALS)
@@ -416,14 +452,13 @@ def _is_resumed(run: RunDirectory, resume: bool) -> bool:
 def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, Any]:
     """Returns what all trials of a search have in common, after a look at the data."""
     data = given.data
-    data.check_labelled()
     batches = data.validation_batches
     distiller = given.hypermodel.build(space.copy())
-    first = next(iter(batches.take(1)), None)
-    if first is None:  # its length could not be known
-        raise ValueError(EMPTY_VALIDATION)
+    first = next(iter(batches.take(1)))
     train = data.first_training_batch(given.batch_size)
-    shapes = _check_first_batches(distiller, train)
+    outputs = _check_takes(distiller, train)
+    distiller.check_first_batch(train)
+    shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
 
     def check(batch: tuple, where: str = "the validation data") -> None:
         weights = batch[2] if len(batch) > 2 else None
@@ -464,9 +499,11 @@ def _fixed_points(given: Search) -> list[dict[str, float]]:
         ValueError: if others are to be searched.
     """
     of = Settings.of_manifest(given.data.store.manifest).mean_temperature
+    asked = given.hypermodel.searched_temperature
+    if asked is None:
+        return [{"alpha": point["alpha"]} for point in _FIXED_POINTS]
     if of is None:
         return _FIXED_POINTS
-    asked = given.hypermodel.temperature
     values = asked[:2] if isinstance(asked, tuple) else asked
     if any(one != of for one in keras.tree.flatten(values)):
         raise ValueError(
@@ -478,20 +515,18 @@ def _fixed_points(given: Search) -> list[dict[str, float]]:
     return [{**point, "temperature": of} for point in _FIXED_POINTS]
 
 
-def _check_first_batches(distiller: Distiller, train: tuple) -> dict[Any, tuple]:
-    """Refuses data that the student does not take; returns the outputs' shapes."""
+def _check_takes(distiller: Distiller, train: tuple) -> Any:
+    """Refuses data that the student does not take; returns its outputs."""
     shapes = ", ".join(
         str(tuple(part.shape)) for part in tf.nest.flatten(train[0].inputs)
     )
     try:
-        outputs = distiller(train[0].inputs)
+        return distiller(train[0].inputs)
     except (TypeError, ValueError, tf.errors.OpError) as error:
         raise ValueError(
             "the student that build_student returns does not take batches of shape "
             f"{shapes}: {str(error).splitlines()[0]}"
         ) from error
-    distiller.check_first_batch(train)
-    return {key: tuple(output.shape) for key, output in by_output(outputs)}
 
 
 def _check_objective(distiller: Distiller, batch: tuple, objective: str) -> None:
@@ -524,7 +559,7 @@ def _run(
 ) -> None:
     """Runs the trials that are left, and hands each to `show` as it ends."""
     oracle.save()
-    metrics = [given.objective[0], "val_accuracy", "val_nll"]
+    metrics = [given.objective[0], *given.hypermodel.metric_names]
     tensorboard.write_space(
         given.logs, oracle.get_space(), list(dict.fromkeys(metrics))
     )
