@@ -249,7 +249,7 @@ def find_kinds(
     shapes_of_teacher = {} if teacher is None else teacher.shapes
     check_same_shapes(known, shapes_of_teacher, matched, matching.kinds)
     if teacher is not None:
-        check_same_kinds(known, matching.kinds, teacher.kinds)
+        check_same_kinds(known, matching.kinds, shapes_of_teacher, teacher.kinds)
 
 
 def _is_open(layer: Any, loss: Any) -> bool:
@@ -293,6 +293,7 @@ def hold_to_kinds(x: Any, student: keras.Model, state: StepState) -> None:
     targets = dict(by_output(x.soft_targets))
     for key in keys if matched is None else [key for key in keys if key in matched]:
         our, their, shape = ours[key], taught[key], shapes.get(key, ())
+        count = keras.tree.flatten(targets[key])[0].shape[-1]
         name = "" if key is None else f" of output {key!r}"
         if our != "softmax" and isinstance(targets[key], TopKLogits):
             raise ValueError(
@@ -305,7 +306,8 @@ def hold_to_kinds(x: Any, student: keras.Model, state: StepState) -> None:
         if their == "logits" and our != "values":
             continue
         # One yes/no and its two classes mean the same.
-        if "values" not in (our, their) and shape[-1:] in ((), (1,), (2,)):
+        is_unknown = not shape and "values" not in (our, their)
+        if (*shape[-1:], count) in _OF_ONE[our] or is_unknown:
             continue
         what = "cached as logits" if their == "logits" else f"of the kind {their!r}"
         raise ValueError(
@@ -445,6 +447,15 @@ def check_student_and_teacher(student: Any, teacher: Any) -> None:
     check_shares_nothing(student, teacher)
 
 
+#: Last axes of student and teacher, by the student's kind, that mean the same though they
+#: differ: one yes/no, and its two classes.
+_OF_ONE: dict[Any, tuple] = {
+    "softmax": ((2, 1),),
+    "sigmoid": ((1, 2),),
+    "values": (),
+}
+
+
 def check_same_shapes(
     student: dict, teacher: dict, distilled: set | None, kinds: Any = "softmax"
 ) -> None:
@@ -489,7 +500,7 @@ def check_same_shapes(
         ours, theirs = student[key], teacher[key]
         if not (ours and theirs):
             continue
-        of_one = kind != "values" and {ours[-1], theirs[-1]} == {1, 2}
+        of_one = (ours[-1], theirs[-1]) in _OF_ONE.get(kind, ((2, 1), (1, 2)))
         if None not in (ours[-1], theirs[-1]) and ours[-1] != theirs[-1] and not of_one:
             what = {"sigmoid": "questions", "values": "values"}.get(kind, "classes")
             raise ValueError(
@@ -516,17 +527,22 @@ def check_same_shapes(
             )
 
 
-def check_same_kinds(shapes: dict, ours: Any, theirs: Any) -> None:
+def check_same_kinds(
+    shapes: dict, ours: Any, shapes_of_other: dict, theirs: Any
+) -> None:
     """Refuses classes that exclude each other beside yes/no questions, but for two classes.
 
     Args:
         shapes: of the student's outputs, by key.
         ours: kinds of these.
-        theirs: kinds of the teacher's.
+        shapes_of_other: of the teacher's outputs, where they are known.
+        theirs: kinds of these.
     """
     for key, shape in shapes.items():
         our, their = answer_for(ours, key), answer_for(theirs, key)
-        if our and their and our != their and shape[-1:] not in ((1,), (2,), (None,)):
+        is_alike = shapes_of_other.get(key, ())[-1:] == shape[-1:] != (None,)
+        may_be_one = not is_alike and shape[-1:] in ((1,), (2,), (None,))
+        if our and their and our != their and not may_be_one:
             name = "" if key is None else f" in output {key!r}"
             what = {
                 "softmax": "classes that exclude each other",

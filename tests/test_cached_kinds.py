@@ -345,6 +345,7 @@ def evaluate(distiller, data):
         ("softmax", None, BINARY, 3),
         ("sigmoid", None, SPARSE, 3),
         ("sigmoid", None, MSE, 3),
+        ("softmax", None, BINARY, 2),
         ("values", "softmax", "sparse_categorical_crossentropy", 3),
         ("values", "sigmoid", "binary_crossentropy", 1),
     ],
@@ -401,7 +402,7 @@ def test_a_yes_or_no_and_its_two_classes_teach_each_other(tmp_path, teacher_unit
     data = tf.data.Dataset.from_tensor_slices((x, y))
     store = write(tmp_path / "s", teacher, data)
     for student, loss in (
-        (lambda: dense(1, "sigmoid", seed=2), "binary_crossentropy"),
+        (lambda: dense(1, seed=2), BINARY),
         (lambda: dense(2, seed=2), SPARSE),
     ):
         cached = taught(student(), loss, store.join(data))
@@ -466,3 +467,26 @@ def test_an_output_that_there_is_not_is_refused(tmp_path):
         ValueError, match="is a sigmoid, but output_kinds says 'softmax'"
     ):
         write(tmp_path / "s", dense(3, "sigmoid"), output_kinds="softmax")
+
+
+def test_two_classes_and_two_questions_are_not_the_same():
+    for student, loss, teacher in (
+        (dense(2, "sigmoid"), "binary_crossentropy", dense(2, "softmax")),
+        (dense(2, "softmax"), "sparse_categorical_crossentropy", dense(2, "sigmoid")),
+    ):
+        distiller = kd.Distiller(student, teacher)
+        with pytest.raises(ValueError, match="cannot be matched"):
+            distiller.compile("sgd", loss)
+    with pytest.raises(ValueError, match="2 questions and the teacher 1"):
+        kd.Distiller(dense(2, "sigmoid"), dense(1, "sigmoid"))
+
+
+def test_labels_say_whether_a_sigmoid_is_a_yes_or_a_value(tmp_path):
+    """A sigmoid under a regression loss: the store has logits of it, unless told."""
+    y = (labels("values", 1) ** 2 % 1).astype("float32")
+    store = write(tmp_path / "s", dense(1, "sigmoid"), (x, y))
+    with pytest.raises(ValueError, match="'values' and the cached soft targets of the"):
+        taught(dense(1, "sigmoid"), MSE, store.join((x, y)))
+    told = write(tmp_path / "t", dense(1, "sigmoid"), (x, y), output_kinds="values")
+    taught(dense(1, "sigmoid"), MSE, told.join((x, y)))
+    taught(dense(1, "sigmoid"), MSE, store.join((x, (y > 0.5).astype("float32"))))
