@@ -677,7 +677,7 @@ def look_like_probabilities(outputs: Any, kind: str | None = None) -> bool:
     return bool(values.min() >= 0.0 and sums_to_one)
 
 
-class NotToldApart(ValueError):
+class NotToldApartError(ValueError):
     """Answers may be a sigmoid's probabilities, or logits."""
 
 
@@ -691,7 +691,7 @@ def check_told_apart(outputs: Any, from_logits: Any, kinds: Any, who: str) -> No
         who: gave them, for the error.
 
     Raises:
-        NotToldApart: if nothing says what they are, and they are all from 0 to 1.
+        NotToldApartError: if nothing says what they are, and they are all from 0 to 1.
     """
     for key, part in by_output(outputs):
         if (
@@ -701,7 +701,7 @@ def check_told_apart(outputs: Any, from_logits: Any, kinds: Any, who: str) -> No
             and not look_like_probabilities(part)
         ):
             name = "" if key is None else f" of output {key!r}"
-            raise NotToldApart(
+            raise NotToldApartError(
                 f"the answers of the {who}{name} on the first batch are all from 0 to 1 and "
                 "do not sum to 1: probabilities of yes/no questions, values or logits. Say "
                 'which: output_kinds="sigmoid" with teacher_from_logits=False; '

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import user_functions
-from keras_distill.outputs import NotToldApart, by_output, is_settled
+from keras_distill.outputs import NotToldApartError, by_output, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out
@@ -196,7 +196,7 @@ class Job:
         """Says of what a teacher raises what it was given, and what may be wrong."""
         try:
             yield
-        except NotToldApart:
+        except NotToldApartError:
             raise
         except Exception as error:  # whatever a function of the user's raises
             shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(inputs))
