@@ -252,7 +252,7 @@ class SoftTargets:
                 f"{len(shards.existing(folder.path))} shards so far; run SoftTargets.write "
                 "with the same arguments as before: it goes on where it stopped."
             )
-        keys = {"output_kinds": None, **content}  # which stores of before do not have
+        keys = {**content, "output_kinds": None}  # which stores of before do not have
         if unknown := [key for key in expected if key not in keys]:
             raise TypeError(
                 f"{unknown[0]!r} is no key of the manifest; it has {', '.join(keys)}."
