@@ -136,6 +136,10 @@ ROWS = [
     ],
     _written("overwrite=True with part would erase", part=(0, 2), overwrite=True),
     *[
+        _written("^output_kinds.* must be 'softmax', 'sigmoid'", output_kinds=wrong)
+        for wrong in ("multilabel", 3, {"a": "binary"}, True)
+    ],
+    *[
         _written(f"{name} must be True or False", **{name: wrong})
         for name in ("overwrite", "batched", "verbose")
         for wrong in ("no", 3 if name == "verbose" else 1, [])

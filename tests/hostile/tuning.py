@@ -124,6 +124,15 @@ COUNTS = ("max_trials", "epochs", "executions_per_trial", "batch_size", "patienc
 OBJECTIVE = keras_tuner.Objective
 
 ROWS = (
+    *[
+        Row(
+            name,
+            call(output_kinds=wrong),
+            "^output_kinds.* must be 'softmax', 'sigmoid'",
+        )
+        for name, call in (("DistillationHyperModel", hypermodel), ("search", search))
+        for wrong in ("multilabel", 3, {"a": "binary"}, True)
+    ],
     [
         Row(
             "DistillationHyperModel",
@@ -230,7 +239,6 @@ ROWS = (
             ([], "objective must be"),
             (["accuracy"], "objective must be"),
             ([OBJECTIVE("val_nll", "min")], "objective must be"),
-            (None, "objective must be"),
             (3, "objective must be"),
             ("", 'objective must be "accuracy" or "nll"'),
             ("f1", "for a metric of your own say"),
@@ -287,5 +295,5 @@ ROWS = (
             ("validation", CLASSES),
             ("validation", 0.5),
         )
-    ]
+    ],
 )
