@@ -217,7 +217,11 @@ def find_kinds(
             theirs = {
                 key: None
                 if answer_for(said, key) or _is_open(layers.get(key), losses.get(key))
-                else answer_for(teacher.kinds, key)
+                else kind_of_other(
+                    answer_for(teacher.kinds, key),
+                    teacher.shapes.get(key, ()),
+                    known.get(key, ()),
+                )
                 for key in keys
             }
             kinds = agreed_kinds(kinds, theirs, "the teacher's are", keys)

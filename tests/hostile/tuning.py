@@ -124,7 +124,7 @@ COUNTS = ("max_trials", "epochs", "executions_per_trial", "batch_size", "patienc
 OBJECTIVE = keras_tuner.Objective
 
 ROWS = (
-    *[
+    [
         Row(
             name,
             call(output_kinds=wrong),
@@ -132,14 +132,14 @@ ROWS = (
         )
         for name, call in (("DistillationHyperModel", hypermodel), ("search", search))
         for wrong in ("multilabel", 3, {"a": "binary"}, True)
-    ],
-    [
+    ]
+    + [
         Row(
             "DistillationHyperModel",
             hypermodel(temperature=wrong),
             f"^temperature .*({RANGE})",
         )
-        for wrong in [*WRONG_RANGES, (0, 5), 0, -1, 1e20, (0.0, 5.0, "log"), None]
+        for wrong in [*WRONG_RANGES, (0, 5), 0, -1, 1e20, (0.0, 5.0, "log")]
     ]
     + [
         Row("DistillationHyperModel", hypermodel(alpha=wrong), f"^alpha .*({RANGE})")
