@@ -470,13 +470,12 @@ def test_an_output_that_there_is_not_is_refused(tmp_path):
 
 
 def test_two_classes_and_two_questions_are_not_the_same():
-    for student, loss, teacher in (
-        (dense(2, "sigmoid"), "binary_crossentropy", dense(2, "softmax")),
-        (dense(2, "softmax"), "sparse_categorical_crossentropy", dense(2, "sigmoid")),
+    for student, teacher in (
+        (dense(2, "sigmoid"), dense(2, "softmax")),
+        (dense(2, "softmax"), dense(2, "sigmoid")),
     ):
-        distiller = kd.Distiller(student, teacher)
         with pytest.raises(ValueError, match="cannot be matched"):
-            distiller.compile("sgd", loss)
+            kd.Distiller(student, teacher)
     with pytest.raises(ValueError, match="2 questions and the teacher 1"):
         kd.Distiller(dense(2, "sigmoid"), dense(1, "sigmoid"))
 
