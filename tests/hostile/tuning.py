@@ -295,5 +295,5 @@ ROWS = (
             ("validation", CLASSES),
             ("validation", 0.5),
         )
-    ],
+    ]
 )
