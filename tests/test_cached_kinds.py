@@ -297,8 +297,10 @@ def test_top_k_is_for_classes_that_exclude_each_other(tmp_path):
     assert isinstance(found["animal"], kd.TopKLogits)
     assert found["tags"].shape == (COUNT, 4)
     assert found["age"].shape == (COUNT, 2)
-    one = write(tmp_path / "o", dense(3), top_k=2)
-    assert one.manifest["output_kinds"] == "softmax"
+    one = write(tmp_path / "o", dense(3), (x, labels("values", 3)), top_k=2)
+    assert one.manifest["output_kinds"] is None
+    with pytest.raises(ValueError, match="cached with top_k, which is for classes"):
+        taught(dense(3), MSE, one.join((x, labels("values", 3))))
 
 
 def test_what_may_be_a_sigmoid_is_not_taken_for_logits(tmp_path):

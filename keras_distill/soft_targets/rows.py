@@ -54,7 +54,7 @@ def laid_out(
             row.append([f"{prefix}logits", own, [*leading, count]])
             found_kinds.append(kind)
             continue
-        found_kinds.append(kind if top_k is None else "softmax")
+        found_kinds.append(kind)
         if top_k is not None and not 1 <= top_k <= count:
             raise ValueError(
                 f"top_k must be from 1 to the number of classes, {count}, got {top_k}; "
@@ -68,7 +68,7 @@ def laid_out(
             row.append([f"{prefix}indices", _index_dtype(count), found])
             if top_k < count:
                 row.append([f"{prefix}rest", dtype, [*leading, len(REST_BETAS) - 1]])
-    if top_k is not None and "softmax" not in found_kinds:
+    if top_k is not None and not {"softmax", None} & set(found_kinds):
         raise ValueError(
             f"top_k={top_k} keeps the largest of classes that exclude each other, and the "
             f"teacher's outputs are of the kind {', '.join(sorted(set(found_kinds)))}; leave "

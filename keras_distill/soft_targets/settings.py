@@ -130,14 +130,18 @@ class Settings:
     def kinds_taught(self) -> dict[Any, str | None]:
         """The kind that what is cached of each output may teach, by its key.
 
-        "logits" where nothing says it, but what is cached is exact for logits alone.
+        Where nothing says it, that is "softmax" with `top_k`, and "logits" where what is
+        cached is exact for logits alone.
         """
         fields = {name: shape for name, _, shape in self.row}
         taught: dict[Any, str | None] = {}
         for key, kind in self.kinds.items():
             prefix = "" if key is None else f"{key}/"
             is_relative = f"{prefix}max" in fields and fields[f"{prefix}logits"][-1] > 1
-            taught[key] = kind or ("logits" if is_relative else None)
+            by_row = "logits" if is_relative else None
+            taught[key] = kind or (
+                "softmax" if f"{prefix}indices" in fields else by_row
+            )
         return taught
 
     @property
