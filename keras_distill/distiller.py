@@ -347,6 +347,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             hard_loss = self.compute_loss(
                 x, y, keras_compat.gated(y_pred, has_hard), sample_weight
             )
+            if len(hard_loss.shape):
+                raise ValueError(
+                    "the loss gives a number for each example, and a step needs one for the "
+                    'batch; leave out reduction=None, or use reduction="sum".'
+                )
             outputs, layers = keras_compat.gated((y_pred, layers), has_soft)
             student = ModelOutputs(
                 outputs, to_logits(outputs, self.student_from_logits, kinds), layers

@@ -22,12 +22,16 @@ class LastLayer(NamedTuple):
             sigmoid, `None` where the layer does not say.
         name: of the layer.
         is_plain: whether no user can say otherwise: it is Keras's own, over the last axis.
+        axes: how many the output has, with the batch's.
+        axis: that a softmax is over; -1 for the last.
     """
 
     kind: str | None
     is_logits: bool | None
     name: str
     is_plain: bool
+    axes: int = 0
+    axis: Any = -1
 
 
 # Layers that pass on what they are given, so that the one before them decides.
@@ -56,16 +60,19 @@ _LOG_SOFTMAX = (
 
 def last_layer(tensor: Any) -> LastLayer:
     """Returns what the layer says that gave a symbolic output of a model."""
-    layer = _decided_by(tensor)
+    layer, decided = _decided_by(tensor)
     if layer is None or isinstance(layer, keras.layers.InputLayer):
-        return LastLayer(None, None, "", False)
+        return LastLayer(None, None, "", False, len(tensor.shape))
     said = getattr(layer, "outputs_are_logits", None)
-    axis_is_last = getattr(layer, "axis", -1) in (-1, len(tensor.shape) - 1)
+    axes, axis = len(tensor.shape), getattr(layer, "axis", -1)
+    axis_is_last = axis in (-1, len(decided.shape) - 1)
     is_plain = type(layer).__module__.startswith("keras.") and axis_is_last
     if said is not None:
-        return LastLayer(None, said, layer.name, True)
+        return LastLayer(None, said, layer.name, True, axes)
     kind, is_logits = _activation(layer)
-    return LastLayer(kind, is_logits, layer.name, is_plain and is_logits is not None)
+    is_plain = is_plain and is_logits is not None
+    axis = -1 if kind != "softmax" or axis_is_last else axis
+    return LastLayer(kind, is_logits, layer.name, is_plain, axes, axis)
 
 
 def _activation(layer: Any) -> tuple[str | None, bool | None]:
@@ -86,20 +93,20 @@ def _activation(layer: Any) -> tuple[str | None, bool | None]:
     return None, True if activation is keras.activations.linear else None
 
 
-def _decided_by(tensor: Any) -> Any:
-    """Returns the layer or operation that says what a symbolic output is, or `None`."""
+def _decided_by(tensor: Any) -> tuple[Any, Any]:
+    """Returns the layer or operation that says what an output is, or `None`; and its own."""
     operation, tensor_index, inputs = made_by(tensor)
     if isinstance(operation, keras.Model):
         outputs = getattr(operation, "outputs", None)
-        return _decided_by(outputs[tensor_index]) if outputs else None
+        return _decided_by(outputs[tensor_index]) if outputs else (None, tensor)
     if isinstance(operation, _PASSES_ON) or (
         isinstance(operation, keras.layers.Activation)
         and operation.activation is keras.activations.linear
     ):
         return _decided_by(inputs[0])
     if isinstance(operation, keras.layers.TimeDistributed):
-        return operation.layer
-    return operation
+        return operation.layer, tensor
+    return operation, tensor
 
 
 _SOFTMAX_LOSSES = (

@@ -296,6 +296,19 @@ def _kind(
 ) -> str | None:
     of_layer = None if layer is None else layer.kind
     of_loss = kind_of_loss(loss)
+    axis = -1 if layer is None else layer.axis
+    if layer is not None and of_loss == "softmax" and axis == -1:
+        axis = getattr(loss, "axis", -1)
+        axis = -1 if axis == layer.axes - 1 else axis
+    if layer is not None and axis != -1:
+        if "softmax" in (said, of_loss):
+            raise ValueError(
+                f"the classes{where} are on axis {axis} by the last layer {layer.name!r} or "
+                "the loss, and must be on the last one; move them there by "
+                "keras.layers.Permute before the softmax, and leave axis out."
+            )
+        if of_loss != "sigmoid":  # which contradicts a softmax over any axis
+            return said or "values"
     for kind, one, takes in (
         ("softmax", "sigmoid", "each class for a yes/no question of its own"),
         ("sigmoid", "softmax", "the classes for ones that exclude each other"),

@@ -66,6 +66,15 @@ def test_weight_zero_equals_leaving_the_example_out(data, reduction):
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
 
 
+@pytest.mark.parametrize("how", ["fit", "train_on_batch"])
+def test_a_loss_for_each_example_is_refused(data, how):
+    loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=None)
+    distiller = compiled(loss=loss)
+    with pytest.raises(ValueError, match="number for each example.*reduction=None"):
+        getattr(distiller, how)(*data)
+    assert int(distiller.optimizer.iterations) == 0
+
+
 def test_weight_zero_under_kerass_default_reduction(data):
     """Keras divides by the batch size, zero weights counted: so does the soft term."""
     x, y = data

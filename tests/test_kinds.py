@@ -534,6 +534,47 @@ def test_labels_that_contradict_the_loss(units, loss, y, sentence, entrance):
     np.testing.assert_array_equal(student.get_weights()[0], before)
 
 
+def channels_first(activation, seed):
+    init = keras.initializers.RandomNormal(seed=seed)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(12, kernel_initializer=init),
+            keras.layers.Reshape((3, 4)),
+            *activation,
+        ]
+    )
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_classes_that_are_not_on_the_last_axis_are_refused(is_linear):
+    last = [] if is_linear else [keras.layers.Softmax(axis=1)]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=is_linear, axis=1)
+    student = channels_first(last, 0)
+    before = student.get_weights()
+    y = np.moveaxis(np.eye(3)[np.zeros((len(X), 4), int)], -1, 1)
+    with pytest.raises(ValueError, match="classes are on axis 1 by .*Permute"):
+        step(student, channels_first(last, 1), loss, y)
+    assert all(map(np.array_equal, before, student.get_weights()))
+
+
+def test_shares_of_another_axis_under_a_regression_loss_are_values():
+    last = [keras.layers.Softmax(axis=1)]
+    student, teacher = channels_first(last, 0), channels_first(last, 1)
+    want = np.mean((teacher(X) - student(X)) ** 2)
+    y = np.full((len(X), 3, 4), 1 / 3)
+    distiller = kd.Distiller(student, teacher, temperature=T)
+    distiller.compile("sgd", "mse")
+    found = distiller.train_on_batch(X, y, return_dict=True)["soft_loss"]
+    assert found == pytest.approx(want, rel=1e-5)
+
+
+def test_the_last_axis_is_that_of_the_layer_also_before_a_reshape():
+    layers = [keras.layers.Softmax(axis=2), keras.layers.Reshape((3, 2, 2))]
+    model = channels_first(layers, 0)
+    assert kinds_of(model, "categorical_crossentropy") == "softmax"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
