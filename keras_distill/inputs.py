@@ -48,6 +48,26 @@ def inputs_for(model: Any, x: Any, who: str = "model") -> Any:
     )
 
 
+def shapes_of_inputs(model: Any) -> dict[str, tuple] | None:
+    """Returns the shape of each input of a model by its name, the batch axis first.
+
+    In the order of `keras.tree.flatten`. `None` where the model does not say.
+    """
+    wanted = _structure_of(model)
+    if wanted is None:
+        return None
+    if isinstance(wanted, dict):
+        wanted = {
+            key: keras.tree.map_structure(lambda part: tuple(part.shape), wanted[key])
+            for key in sorted(wanted)
+        }
+        is_flat = all(
+            isinstance(shape[0], (int, type(None))) for shape in wanted.values()
+        )
+        return wanted if is_flat else None
+    return {part.name: tuple(part.shape) for part in keras.tree.flatten(wanted)}
+
+
 def _structure_of(model: Any) -> Any:
     """Returns the symbolic inputs of a Functional or Sequential model, else `None`."""
     if not (isinstance(model, keras.Model) and getattr(model, "inputs", None)):

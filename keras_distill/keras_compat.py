@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -331,3 +332,56 @@ def made_of(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
 
 def _inputs_of(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
     return getattr(dataset, "_inputs", list)()
+
+
+# How Keras reads data: its adapters are private -----------------------------------------
+
+
+def is_array(value: Any) -> bool:
+    """Tells what Keras takes for an array: also tables, tensors and sparse matrices."""
+    from keras.src.trainers.data_adapters import array_slicing
+
+    return value is not None and array_slicing.can_slice_array(value)
+
+
+def as_numpy_or_sparse(array: Any) -> Any:
+    """Returns an array or table as Keras reads it: a NumPy array, or a `tf.SparseTensor`.
+
+    NumPy arrays stay as they are; Keras would make a float32 copy of other floats.
+    """
+    from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+
+    if isinstance(array, np.ndarray):
+        return np.asarray(array)
+    if data_adapter_utils.is_scipy_sparse(array):
+        return data_adapter_utils.scipy_sparse_to_tf_sparse(array)
+    dtypes = getattr(array, "dtypes", None)  # of the columns of a table
+    if getattr(dtypes, "nunique", int)() > 1:
+        with contextlib.suppress(TypeError, ValueError):  # as of a column of text
+            array = array.astype(keras.config.floatx())
+    sliceable = array_slicing.convert_to_sliceable(array, target_backend="numpy")
+    return np.asarray(sliceable.convert_to_numpy(sliceable[: len(array)]))
+
+
+def rows_of(sparse: tf.SparseTensor) -> Callable[[int, int], Any]:
+    """Returns a function that gives a range of rows of a sparse tensor, dense."""
+    from keras.src.trainers.data_adapters import array_slicing
+
+    rows = array_slicing.TensorflowSparseSliceable(tf.sparse.reorder(sparse))
+    return lambda first, last: tf.sparse.to_dense(rows[first:last])
+
+
+def is_batches(data: Any) -> bool:
+    """Tells a `PyDataset` or a torch `DataLoader`, without importing torch."""
+    from keras.src.trainers import data_adapters
+
+    is_loader = data_adapters.is_torch_dataloader(data)
+    return isinstance(data, keras.utils.PyDataset) or is_loader
+
+
+def dataset_of(data: Any) -> tuple[tf.data.Dataset, int | None]:
+    """Returns the batches of a `PyDataset` or `DataLoader`, and how many; `None` if endless."""
+    from keras.src.trainers import data_adapters
+
+    adapter = data_adapters.get_data_adapter(data)
+    return adapter.get_tf_dataset(), adapter.num_batches

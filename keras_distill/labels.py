@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import reading
+
 #: How far the sum of a one-hot row may be from 1: what float16 makes of 1000 classes.
 _ONE = 1e-2
 
@@ -16,33 +18,19 @@ def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
     """Returns a finite dataset of `(x, y)` or `(x, y, sample_weight)` batches.
 
     Args:
-        data: such a dataset, or a tuple of arrays.
+        data: such a dataset, or what else `reading.read` takes.
         what: it is, for messages.
         batch_size: of arrays.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if it is of no kind that can be read.
         ValueError: if it is endless, brings no labels, or arrays differ in length.
     """
-    if isinstance(data, tuple) and len(data) in (2, 3):
-        x, y, *rest = data
-        x = tuple(x) if isinstance(x, list) else x  # several inputs, to Keras
-        given = (x, y, *(one for one in rest if one is not None))
-        shapes = [tuple(getattr(one, "shape", ())) for one in tf.nest.flatten(given)]
-        lengths = {int(shape[0]) for shape in shapes if shape}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the arrays of the {what} have different lengths: {sorted(lengths)}."
-            )
-        if y is None:
-            raise ValueError(f"the {what} brings no labels; it must yield (x, y).")
-        if all(shapes):
-            data = tf.data.Dataset.from_tensor_slices(given).batch(batch_size)
-    if not isinstance(data, tf.data.Dataset):
-        raise TypeError(
-            f"the {what} must be a tf.data.Dataset of (x, y) batches or a tuple of arrays "
-            f"(x, y), got {_kinds(data)}."
-        )
+    if isinstance(data, tuple) and len(data) > 1 and data[1] is None:
+        raise ValueError(f"the {what} brings no labels; it must yield (x, y).")
+    data = reading.read(data, what)
+    if isinstance(data, tuple):
+        data = tf.data.Dataset.from_tensor_slices(data).batch(batch_size)
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             f"the {what} is endless; give it before repeat(), or take(n) batches of it."
@@ -61,13 +49,6 @@ def as_labelled(data: Any, what: str, batch_size: int) -> tf.data.Dataset:
             f"the {what} gives single examples; give batches of them, by .batch(64)."
         )
     return data
-
-
-def _kinds(data: Any) -> str:
-    name = type(data).__name__
-    if not isinstance(data, tuple):
-        return name
-    return f"{name} of {', '.join(type(part).__name__ for part in data)}"
 
 
 def in_numbers(values: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ from keras_distill.arguments import (
     check_path,
 )
 from keras_distill.features import layer_extractor
-from keras_distill.inputs import inputs_for
+from keras_distill.inputs import inputs_for, shapes_of_inputs
 from keras_distill.outputs import (
     ModelOutputs,
     answer_for,
@@ -77,10 +77,9 @@ class Teacher:
         self.kinds = self.own_kinds = kinds
         self.model = model
         self.description = description
-        #: Ranks of the inputs with their batch axis, ascending; `None` if not known.
-        self.input_ranks: list[int] | None = None
-        if model is not None and getattr(model, "inputs", None):
-            self.input_ranks = sorted(len(tensor.shape) for tensor in model.inputs)
+        #: Shapes of the inputs with their batch axis, or how many axes they have; by name
+        #: where they have names, `None` if not known.
+        self.input_shapes: Any = None if model is None else shapes_of_inputs(model)
         #: Whether it was asked on a first batch, and what it said was in order.
         self.has_answered = False
         #: As it was given to `as_teacher`; the model of a path.
@@ -363,13 +362,21 @@ def nan_by_example(inputs: Any) -> Any:
     Returns:
         bool `(batch,)`.
     """
-    parts = [ops.convert_to_tensor(part) for part in keras.tree.flatten(inputs)]
+    parts = [_dense(part) for part in keras.tree.flatten(inputs)]
     found = ops.zeros(ops.shape(parts[0])[:1], "bool")
     for part in parts:
         if keras.backend.is_float_dtype(part.dtype):
             axes = list(range(1, len(part.shape)))
             found = found | ops.any(ops.isnan(part), axes)
     return found
+
+
+def _dense(part: Any) -> Any:
+    if isinstance(part, tf.SparseTensor):
+        return tf.sparse.to_dense(part)
+    if isinstance(part, tf.RaggedTensor):
+        return part.to_tensor()
+    return ops.convert_to_tensor(part)
 
 
 def with_nan_of(inputs: Any, answer: ModelOutputs) -> ModelOutputs:
@@ -397,7 +404,7 @@ class _Ensemble(Teacher):
         super().__init__(self._no_function, True, None, f"list of {len(members)}")
         self.members = members
         self.average = average
-        self.input_ranks = next(filter(None, (m.input_ranks for m in members)), None)
+        self.input_shapes = next(filter(None, (m.input_shapes for m in members)), None)
 
     @staticmethod
     def _no_function(x: Any) -> Any:
@@ -609,7 +616,7 @@ def _prepared(
             for shape in shapes_of(bound.model).values():
                 bound._check_classes(shape[-1])
     if preparation.preprocess is not None or preparation.inputs is not None:
-        bound.input_ranks = None  # of what the data has, not of what it makes of it
+        bound.input_shapes = None  # of what the data has, not of what it makes of it
     bound.given = teacher
     bound.settings = preparation.fingerprint()
     if classes is not None:
@@ -712,6 +719,6 @@ def _teacher_from_path(
         f"SavedModel {path!r}",
         loaded.kinds,
     )
-    teacher.input_ranks = loaded.input_ranks
+    teacher.input_shapes = loaded.input_ranks
     teacher.given = path
     return teacher

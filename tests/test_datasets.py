@@ -140,7 +140,7 @@ def test_validation_data_of_a_search_is_counted_by_its_own_batches(
     data = SearchData(
         None, tf.data.Dataset.from_tensor_slices((x, y)).batch(16), "", None
     )
-    monkeypatch.setattr(SearchData, "_input_ranks", [2])
+    monkeypatch.setattr(SearchData, "_input_shapes", [(None, 5)])
     monkeypatch.setattr(search_data, "_IN_MEMORY_BYTES", limit)
     held = not isinstance(data.validating["validation_data"], tf.data.Dataset)
     assert held == is_held

@@ -1,6 +1,7 @@
 """What we use of other packages' private names is there, and nowhere but in its place."""
 
 import ast
+import importlib
 import itertools
 import pathlib
 
@@ -207,3 +208,19 @@ def test_a_shared_layer_says_which_of_its_calls_made_a_tensor():
     operation, index, inputs = keras_compat.made_by(layer(second))
     assert (operation, index) == (layer, 0)
     assert inputs[0] is second
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("", ["get_data_adapter", "is_torch_dataloader"]),
+        (
+            ".array_slicing",
+            ["can_slice_array", "convert_to_sliceable", "TensorflowSparseSliceable"],
+        ),
+        (".data_adapter_utils", ["is_scipy_sparse", "scipy_sparse_to_tf_sparse"]),
+    ],
+)
+def test_the_installed_keras_reads_data_by_these_names(module, names):
+    found = importlib.import_module(f"keras.src.trainers.data_adapters{module}")
+    assert [name for name in names if not hasattr(found, name)] == []

@@ -81,7 +81,7 @@ class Job:
     @functools.cached_property
     def source(self) -> sources.Source:
         """The data."""
-        return sources.Source(self.data, self.batched, self.bound.input_ranks)
+        return sources.Source(self.data, self.batched, self.bound.input_shapes)
 
     @functools.cached_property
     def next_rows(self) -> Callable[[Any], tuple]:
@@ -201,7 +201,7 @@ class Job:
         except Exception as error:  # whatever a function of the user's raises
             shapes = ", ".join(str(s.shape) for s in tf.nest.flatten(inputs))
             hint = "give it the data that it was made for"
-            if self.batched is None and self.bound.input_ranks is None:
+            if self.batched is None and self.bound.input_shapes is None:
                 hint = "pass batched=False if they are single examples, not batches"
             # Autograph tells the way to the error before what it says.
             said = re.split(r"\w+Error: ", str(error))[-1]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import keras_compat, user_functions
+from keras_distill import keras_compat, reading, user_functions
 from keras_distill.run_directory import examples_fingerprint
 from keras_distill.soft_targets import digests, shards, sources, views
 from keras_distill.soft_targets.distillation_inputs import inputs_of_kinds
@@ -120,11 +120,9 @@ def join(
 ) -> tf.data.Dataset:
     """Returns the dataset with soft targets; see `SoftTargets.join`."""
     spec = dataset.element_spec
-    sources.dense(spec)
     if batched is None:
-        ranks = sorted(len(one.shape) + 1 for one in cached.inputs)
-        batched = sources.is_batched(sources.inputs_of(spec), ranks)
-    _check_specs(cached, sources.inputs_of(spec), batched)
+        batched = reading.are_batches(spec, [(None, *i.shape) for i in cached.inputs])
+    _check_specs(cached, reading.inputs_of(spec), batched)
     cardinality = int(dataset.cardinality())
     if batched:
         blocks, size = dataset, keras_compat.batch_size_of(dataset)
@@ -281,7 +279,7 @@ def _checked(
     cached: Cached, view: Any, fixed_size: int | None, first: Any, batch: Any, rows: Any
 ) -> tuple:
     """Returns a batch with its soft targets, after comparing fingerprints."""
-    inputs = sources.inputs_of(batch)
+    inputs = reading.inputs_of(batch)
     one = tf.nest.flatten(inputs)[0]
     path, examples = cached.path, cached.settings.examples
     size, found = (tf.shape(part, tf.int64)[0] for part in (one, rows))

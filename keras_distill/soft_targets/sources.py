@@ -10,20 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import keras_compat
+from keras_distill import keras_compat, reading
 
 #: Bytes of inputs that are put in one block.
 _BLOCK_BYTES = 4_000_000
-
-
-def inputs_of(element: Any) -> Any:
-    """Returns x of an element `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
-    return element[0] if isinstance(element, tuple) else element
-
-
-def is_arrays(data: Any) -> bool:
-    """Tells arrays, or a tuple or dict of them, from datasets and functions."""
-    return not isinstance(data, tf.data.Dataset) and not callable(data)
 
 
 def as_dataset(
@@ -35,23 +25,17 @@ def as_dataset(
     """Returns a dataset of what was given, arrays as examples.
 
     Args:
-        data: arrays, a dataset, or a function that returns one.
+        data: what `reading.read` takes.
         any_order: whether it may be shuffled anew each time.
         what: it is, for messages.
         length_is_known: whether something else tells where it must end.
 
     Raises:
-        TypeError: if it is neither arrays, a dataset nor a function that returns one.
+        TypeError: if it is of no kind that can be read.
         ValueError: if it is endless, or of a Python generator and does not say its end, or
             known to be shuffled anew each time.
     """
-    if callable(data):
-        data = data()
-        if not isinstance(data, tf.data.Dataset):
-            raise TypeError(
-                f"the function given as {what} must return a tf.data.Dataset, got "
-                f"{type(data).__name__}."
-            )
+    data = reading.read(data, what)
     if isinstance(data, tf.data.Dataset):
         if keras_compat.never_ends(data):
             raise ValueError(
@@ -70,27 +54,7 @@ def as_dataset(
                 "to it; write them before shuffle(), then targets.join(data).shuffle(...)."
             )
         return data
-    check_arrays(data)
     return tf.data.Dataset.from_tensor_slices(data)
-
-
-def check_arrays(data: Any) -> int:
-    """Returns the number of examples of arrays.
-
-    Raises:
-        TypeError: if something is not an array.
-        ValueError: if their lengths differ, or are 0.
-    """
-    arrays = keras.tree.flatten(data)
-    if not arrays or not all(hasattr(array, "shape") for array in arrays):
-        raise TypeError(
-            "dataset must be a tf.data.Dataset, arrays, or a function that returns a "
-            f"tf.data.Dataset; got {type(data).__name__}."
-        )
-    lengths = {len(array) for array in arrays}
-    if len(lengths) > 1:
-        raise ValueError(f"the arrays have different lengths: {sorted(lengths)}.")
-    return lengths.pop()
 
 
 def specs_of(structure: Any, skipped: int, *first: int | None) -> Any:
@@ -112,10 +76,11 @@ class Source:
     """Gives the inputs of any range of examples, in batches that do not depend on it.
 
     Args:
-        data: arrays, `tf.data.Dataset`, or a function that returns one.
+        data: what `reading.read` takes.
         batched: whether a dataset's elements are batches; `None` finds out from the
-            ranks, and takes them for batches where these are not known.
-        ranks: of the teacher's inputs, with the batch axis, ascending; `None` if not known.
+            shapes, and takes them for batches where these are not known.
+        shapes: of the teacher's inputs, as `reading.are_batches` takes them; `None` if
+            not known.
         any_order: whether a dataset may be shuffled anew each time.
     """
 
@@ -123,23 +88,25 @@ class Source:
         self,
         data: Any,
         batched: bool | None,
-        ranks: list[int] | None,
+        shapes: Any,
         any_order: bool = False,
     ) -> None:
-        self.arrays = inputs_of(data) if is_arrays(data) else None
-        if self.arrays is not None:
-            self.length: int | None = check_arrays(data)
+        data = reading.read(data)
+        self.arrays = None
+        if not isinstance(data, tf.data.Dataset):
+            self.arrays = reading.inputs_of(data)
+            self.length: int | None = reading.check_lengths(data, "dataset")
             self.batched = False
             self.specs = keras.tree.map_structure(
                 lambda a: tf.TensorSpec((None, *a.shape[1:]), np.asarray(a[:1]).dtype),
                 self.arrays,
             )
         else:
+            whole = as_dataset(data, any_order)
             # map() has unpacked the element, if it is a tuple.
-            self.dataset = as_dataset(data, any_order).map(lambda *element: element[0])
-            dense(self.dataset.element_spec)
+            self.dataset = whole.map(lambda *element: element[0])
             if batched is None:
-                batched = ranks is None or is_batched(self.dataset.element_spec, ranks)
+                batched = not shapes or reading.are_batches(whole.element_spec, shapes)
             self.batched = batched
             first = tf.nest.flatten(self.dataset.element_spec)[0]
             size = first.shape[0] if batched else 1
@@ -197,43 +164,6 @@ class Source:
                 lambda a, rows=rows: np.asarray(a[rows]), self.arrays
             )
             first = rows.stop
-
-
-def dense(specs: Any) -> None:
-    """Refuses sparse and ragged inputs."""
-    for spec in tf.nest.flatten(specs):
-        if not isinstance(spec, tf.TensorSpec):
-            raise TypeError(
-                f"soft targets are cached for dense tensors, got {spec}; convert it, as "
-                "with tf.sparse.to_dense or RaggedTensor.to_tensor."
-            )
-
-
-def is_batched(specs: Any, ranks: list[int]) -> bool:
-    """Tells batches from examples.
-
-    Args:
-        specs: of a dataset's inputs.
-        ranks: of the model's inputs, with the batch axis, ascending.
-
-    Raises:
-        ValueError: if they are neither.
-    """
-    shapes = [spec.shape for spec in tf.nest.flatten(specs)]
-    if any(shape.rank is None for shape in shapes):
-        raise ValueError(
-            "the dataset does not say the shapes of its elements; say batched=True or "
-            "False, or give it shapes with tf.ensure_shape."
-        )
-    given = sorted(shape.rank for shape in shapes)
-    if given == ranks:
-        return True
-    if given == [rank - 1 for rank in ranks]:
-        return False
-    raise ValueError(
-        f"the dataset's inputs have {given} axes; batches would have {ranks}, examples one "
-        "less. Give the inputs as at writing, or say batched=True or False."
-    )
 
 
 def block_size(example: list[tf.TensorSpec]) -> int:

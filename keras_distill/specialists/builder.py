@@ -212,8 +212,8 @@ class SpecialistBuilder:
         if not seats.is_here:
             processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
         teacher = as_teacher(self.generalist, outputs=())
-        ranks, accepts_nan = teacher.input_ranks or [], teacher.accepts_nan
-        source = TrainingData(data, self.classes, ranks, batched, accepts_nan)
+        shapes, accepts_nan = teacher.input_shapes, teacher.accepts_nan
+        source = TrainingData(data, self.classes, shapes, batched, accepts_nan)
         self._check_counts(source.counts)
         with contextlib.ExitStack() as stack:
             if work_dir is None:

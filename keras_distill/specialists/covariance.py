@@ -106,7 +106,7 @@ def class_covariance(
                 "its answers."
             )
         teacher = as_teacher(generalist, from_logits)
-        source = Source(dataset, batched, teacher.input_ranks, any_order=True)
+        source = Source(dataset, batched, teacher.input_shapes, any_order=True)
         batches = source.batches(0, None, batch_size, batch_size)
         blocks = _answers(teacher, batches, temperature)
         total, classes = source.length, None

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_distill import reading
 from keras_distill.labels import weights_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import sources
@@ -27,7 +28,7 @@ class TrainingData:
         data: a tuple `(x, y)` or `(x, y, sample_weight)` of arrays, a `tf.data.Dataset` of
             such examples or batches, or a function without arguments that returns one.
         classes: number of classes.
-        ranks: of the model's inputs with their batch axis, ascending.
+        shapes: of the model's inputs, as `reading.are_batches` takes them.
         batched: bool, whether a dataset's elements are batches; `None` finds out.
         accepts_nan: whether the generalist is made for NaN in its inputs.
 
@@ -38,27 +39,27 @@ class TrainingData:
 
     data: Any
     classes: int
-    ranks: list[int]
+    shapes: Any
     batched: bool | None = None
     accepts_nan: bool = False
 
     def __post_init__(self) -> None:
-        self.is_arrays = sources.is_arrays(self.data)
+        data = reading.read(self.data)
+        self.is_arrays = isinstance(data, tuple)
         self.inputs_digest: str | None = None
         if self.is_arrays:
-            sources.check_arrays(self.data)
-            self._check_structure(self.data)
-            x, *others = keras.tree.map_structure(np.asarray, tuple(self.data))
-            self._check_numbers(tf.nest.flatten(x), *others[1:])
-            # What tf.data takes for a structure.
-            self.data = (tuple(x) if isinstance(x, list) else x, *others)
+            self._check_structure(data)
+            self.data = keras.tree.map_structure(np.asarray, data)
+            x, _, *weight = self.data
+            self._check_numbers(tf.nest.flatten(x), *weight)
             self.labels = self._integers(self.data[1])
             self.counts = np.bincount(self.labels, minlength=self.classes)
             return
         dataset = sources.as_dataset(self.data, any_order=True)
         self._check_structure(dataset.element_spec)
         if self.batched is None:
-            self.batched = sources.is_batched(dataset.element_spec[0], self.ranks)
+            spec = dataset.element_spec
+            self.batched = not self.shapes or reading.are_batches(spec, self.shapes)
         self.counts = self._count(dataset)
 
     def _check_structure(self, structure: Any) -> None:
@@ -89,6 +90,8 @@ class TrainingData:
                 )
             y = y.argmax(-1)
         y = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+        if y.dtype.kind == "f" and (y == np.round(y)).all():
+            y = y.astype("int64")
         if y.ndim != 1 or y.dtype.kind not in "iub":
             raise ValueError(
                 "labels must be whole numbers, one for each example, or one-hot over the "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import datasets
+from keras_distill import datasets, reading
 from keras_distill.keras_compat import batch_size_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import joining, sources
@@ -58,10 +58,9 @@ class SearchData:
         return self.store.join(self.train)
 
     @property
-    def _input_ranks(self) -> list[int]:
-        """Of batches of the inputs, ascending."""
-        inputs = self.store.manifest["inputs"]
-        return sorted(len(shape) + 1 for shape, _ in inputs)
+    def _input_shapes(self) -> list[tuple]:
+        """Of batches of the inputs."""
+        return [(None, *shape) for shape, _ in self.store.manifest["inputs"]]
 
     def check_labelled(self) -> None:
         """Refuses training data without labels.
@@ -78,8 +77,8 @@ class SearchData:
 
     @functools.cached_property
     def _is_batched(self) -> bool:
-        specs = sources.inputs_of(self._joined.element_spec).inputs
-        return sources.is_batched(specs, self._input_ranks)
+        x, *rest = self._joined.element_spec
+        return reading.are_batches((x.inputs, *rest), self._input_shapes)
 
     @functools.cached_property
     def _training(self) -> Any:
@@ -162,7 +161,7 @@ class SearchData:
         count = int(data.cardinality())
         if count == 0:
             raise ValueError(EMPTY_VALIDATION)
-        if sources.is_batched(data.element_spec[0], self._input_ranks):
+        if reading.are_batches(data.element_spec, self._input_shapes):
             return data
         return data.batch(_VALIDATION_BATCH)
 
@@ -205,16 +204,14 @@ def check_sendable(train: Any, validation: Any) -> None:
 
 
 def check_kind(train: Any) -> None:
-    """Refuses training data of an unknown kind.
+    """Refuses training data of an unknown kind, or without labels.
 
     Raises:
-        TypeError: if it is neither arrays, a dataset nor a function.
+        TypeError: if it is of no kind that can be read.
+        ValueError: if arrays have no labels or lengths of their own.
     """
-    if isinstance(train, tf.data.Dataset) or callable(train):
+    if callable(train):
         return
-    if not isinstance(train, tuple) or len(train) not in (1, 2, 3):
-        raise TypeError(
-            "train must be (x, y) arrays, a tf.data.Dataset in the order of its soft "
-            f"targets, or a function that returns one; got {type(train).__name__}."
-        )
-    sources.check_arrays(train)
+    data = reading.read(train, "training data")
+    if isinstance(data, tuple) and len(data) < 2:
+        raise ValueError("train brings no labels; it must be (x, y).")

@@ -70,17 +70,17 @@ def several():
     return keras.Model(x, outputs)
 
 
-NO_DATASET = "evaluation dataset must be a tf.data.Dataset of .x, y. batches"
+NO_DATASET = "evaluation dataset must be .x, y. arrays"
 NO_LABELS = "the evaluation dataset brings no labels; it must yield .x, y."
 LABELS = [
-    (X, NO_DATASET),
+    (X, NO_LABELS),
     (None, NO_DATASET),
     ("digits", NO_DATASET),
-    ([X, Y], NO_DATASET),
-    ({"x": X, "y": Y}, NO_DATASET),
-    ((X,), NO_DATASET),
+    ([X, Y], NO_LABELS),
+    ({"x": X, "y": Y}, NO_LABELS),
+    ((X,), NO_LABELS),
     ((X, None), NO_LABELS),
-    (lambda: iter(batches()), NO_DATASET),
+    (lambda: iter(batches()), "generator, which can be read only once"),
     (lambda: batches(X).map(lambda x: x), NO_LABELS),
     (lambda: batches().repeat(), "is endless; give it before repeat.., or take.n."),
     (lambda: batches().take(0), "the evaluation dataset is empty; check how it was"),

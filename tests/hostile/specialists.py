@@ -183,9 +183,9 @@ CALLS = {
     "SpecialistBuilder.fit": (
         fitted,
         [
-            ("data", None, "must be a tf.data.Dataset, arrays, or a function"),
+            ("data", None, "must be .x, y. arrays"),
             ("data", X, "specialists are trained on labelled data: give .x, y."),
-            ("data", (X, Y[1:]), r"the arrays have different lengths: \[23, 24\]"),
+            ("data", (X, Y[1:]), r"have different lengths: \[23, 24\]"),
             (
                 "data",
                 (X, Y + 9),
@@ -248,8 +248,8 @@ CALLS = {
         [
             ("ensemble", None, "ensemble must be a SpecialistEnsemble, got None"),
             ("ensemble", student, "ensemble must be a SpecialistEnsemble, got <Seq"),
-            ("dataset", None, "dataset of the report must be a tf.data.Dataset of"),
-            ("dataset", (X,), "dataset of the report must be a tf.data.Dataset of"),
+            ("dataset", None, "dataset of the report must be .x, y. arrays"),
+            ("dataset", (X,), "dataset of the report brings no labels"),
             ("dataset", (X, Y[1:]), "have different lengths"),
             (
                 "dataset",
