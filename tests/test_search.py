@@ -484,7 +484,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path, search):
         ({"teacher": None}, ValueError, "got neither"),
         ({"threads": 2}, ValueError, "threads is for other processes"),
         ({"resume": True, "overwrite": True}, ValueError, "exclude each other"),
-        ({"train": [1, 2]}, TypeError, "train must be"),
+        ({"train": [1, 2]}, TypeError, "train(ing data)? must be"),
         ({"train": (TRAIN[0], TRAIN[1][:9])}, ValueError, "different lengths"),
         ({"validation": VALIDATION[0]}, ValueError, "brings no labels"),
         ({"validation": (VALIDATION[0][:0], VALIDATION[1][:0])}, ValueError, "empty"),
@@ -498,7 +498,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path, search):
             ValueError,
             "'val_f1' is not among what validation gives: 'val_accuracy'",
         ),
-        ({"train": TRAIN[0]}, TypeError, "train must be"),
+        ({"train": TRAIN[0]}, TypeError, "train(ing data)? must be"),
         ({"train": (TRAIN[0],)}, ValueError, "train brings no labels"),
         (
             {"build_student": lambda hp: mlp(int(hp.Float("alpha", 1, 2)))},

@@ -207,11 +207,12 @@ def check_kind(train: Any) -> None:
     """Refuses training data of an unknown kind, or without labels.
 
     Raises:
-        TypeError: if it is of no kind that can be read.
-        ValueError: if arrays have no labels or lengths of their own.
+        TypeError: if it is of no kind that can be read, or inputs alone.
+        ValueError: if there are no labels, or arrays differ in length.
     """
     if callable(train):
         return
     data = reading.read(train, "training data")
     if isinstance(data, tuple) and len(data) < 2:
-        raise ValueError("train brings no labels; it must be (x, y).")
+        error = ValueError if isinstance(train, tuple) else TypeError
+        raise error("train brings no labels; train must be (x, y).")
