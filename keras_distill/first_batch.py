@@ -742,6 +742,12 @@ def check_arrays(x: Any, y: Any) -> None:
         raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
     if any(getattr(part, "shape", ())[:1] == (0,) for part in keras.tree.flatten(x)):
         raise ValueError(EMPTY)
+    for part in keras.tree.flatten(x):
+        if isinstance(part, np.ndarray) and part.dtype.kind in "US":
+            raise ValueError(
+                f"the inputs are a NumPy array of dtype {part.dtype}, which Keras does not "
+                "read in fit; give tf.constant(x)."
+            )
     for part in [] if y is None else keras.tree.flatten(y):
         dtype = getattr(part, "dtype", None)
         if dtype == tf.string or getattr(dtype, "kind", "i") in "USO":
