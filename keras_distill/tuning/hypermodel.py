@@ -186,6 +186,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         own = keras_tuner.HyperParameters()
         self._student(own)
         self._check_names(own)
+        self._names_are_checked = True
         return self._bare(keras_tuner.HyperParameters())
 
     def _bare(self, hp: keras_tuner.HyperParameters) -> Distiller:

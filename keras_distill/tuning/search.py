@@ -256,9 +256,10 @@ def search(
     with run.lock():
         resume = _is_resumed(run, resume)
         run.remove_temporary()
+        distiller = hypermodel.uncompiled()
         if teacher is not None:
-            _write(given, teacher, verbose)
-        given = _settled(given, said)
+            _write(given, teacher, distiller.teacher_layer_names, verbose)
+        given = _settled(given, said, distiller)
         tuner = given.tuner(max_trials, _fixed_points(given))
         remedy = "Give the same to resume it, or choose another directory."
         _claim(run, _settings(given, tuner.space), remedy)
@@ -355,7 +356,7 @@ def _objective(objective: Any) -> tuple[str, str]:
     return name, direction
 
 
-def _write(given: Search, teacher: Any, verbose: bool) -> None:
+def _write(given: Search, teacher: Any, layers: list[str], verbose: bool) -> None:
     """Writes the teacher's soft targets, and the hidden layers that the loss matches."""
     hypermodel = given.hypermodel
     kinds = hypermodel.output_kinds
@@ -367,13 +368,15 @@ def _write(given: Search, teacher: Any, verbose: bool) -> None:
         given.data.soft_targets,
         teacher,
         given.data.train,
-        layers=hypermodel.uncompiled().teacher_layer_names,
+        layers=layers,
         output_kinds=kinds,
         verbose=verbose,
     )
 
 
-def _settled(given: Search, objective: tuple[str, str] | None) -> Search:
+def _settled(
+    given: Search, objective: tuple[str, str] | None, distiller: Distiller
+) -> Search:
     """Returns the search with what the data says: kinds of outputs, losses, objective.
 
     Raises:
@@ -387,7 +390,6 @@ def _settled(given: Search, objective: tuple[str, str] | None) -> Search:
     train = data.first_training_batch(given.batch_size)
     seen = [train]
     data.check_training_labels(seen.append)
-    distiller = hypermodel.uncompiled()
     _check_takes(distiller, train)
     hypermodel.settle(distiller, train, seen[-1][1])
     if objective is None:
