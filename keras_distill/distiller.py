@@ -39,18 +39,11 @@ from keras_distill.losses.weights import (
 )
 from keras_distill.metrics import TeacherAgreement, check_teacher_metrics
 from keras_distill.outputs import (
-    ModelOutputs,
-    answer_for,
-    at,
-    by_key,
-    by_output,
-    in_structure_of,
     in_students_form,
     kind_unless_open,
     last_layers,
     losses_by_key,
     said_or_found,
-    single,
     to_logits,
 )
 from keras_distill.schedules import ScheduledScalar
@@ -63,6 +56,15 @@ from keras_distill.soft_targets.distillation_inputs import (
 )
 from keras_distill.soft_targets.joining import plain_errors
 from keras_distill.step_state import StepState
+from keras_distill.structures import (
+    ModelOutputs,
+    answer_for,
+    at,
+    by_key,
+    by_output,
+    in_structure_of,
+    single,
+)
 from keras_distill.teachers import as_teacher, with_nan_of
 from keras_distill.training_watch import (
     TrainingWatch,

@@ -21,8 +21,8 @@ from keras_distill.figures import Comparison, Evaluation
 from keras_distill.judged_model import JudgedModel, counterpart, ignored_by_loss
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import as_labelled
-from keras_distill.outputs import by_output
 from keras_distill.soft_targets.sources import specs_of
+from keras_distill.structures import by_output
 from keras_distill.tallies import Tally
 from keras_distill.teachers import Teacher, as_teacher
 

@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_distill.arguments import check_float, check_int
 from keras_distill.last_layers import is_of_keras, kind_of_loss, loss_name
-from keras_distill.outputs import at, by_output, has_several
+from keras_distill.structures import at, by_output, has_several
 
 
 class Fault(NamedTuple):

@@ -26,14 +26,8 @@ from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
 from keras_distill.outputs import (
     agreed_kinds,
-    answer_for,
-    by_output,
     gives_logits,
-    has_several,
-    in_structure_of,
     is_settled,
-    keyed,
-    keys_of,
     kind_of_other,
     kinds_of,
     last_layers,
@@ -43,7 +37,6 @@ from keras_distill.outputs import (
     settle,
     settled_kinds,
     shapes_of,
-    single,
 )
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.sharing import (
@@ -57,6 +50,15 @@ from keras_distill.soft_targets.distillation_inputs import (
     without_soft_targets,
 )
 from keras_distill.step_state import StepState
+from keras_distill.structures import (
+    answer_for,
+    by_output,
+    has_several,
+    in_structure_of,
+    keyed,
+    keys_of,
+    single,
+)
 from keras_distill.teachers import nan_by_example, nan_in_inputs
 from keras_distill.top_k import TopKLogits
 from keras_distill.training_watch import EMPTY, NOT_FINITE, OTHER_ROWS

@@ -14,15 +14,11 @@ from keras_distill.labels import in_numbers, weights_of
 from keras_distill.last_layers import kind_of_loss
 from keras_distill.outputs import (
     agreed_kinds,
-    answer_for,
-    by_output,
-    has_several,
-    keyed,
-    keys_of,
     kind_of_other,
     losses_by_key,
     settled_kinds,
 )
+from keras_distill.structures import answer_for, by_output, has_several, keyed, keys_of
 from keras_distill.tallies import TALLIES, Tally
 from keras_distill.teachers import Teacher, as_teacher
 

@@ -31,11 +31,7 @@ from keras_distill.arguments import (
 from keras_distill.features import layer_extractor
 from keras_distill.inputs import inputs_for, shapes_of_inputs
 from keras_distill.outputs import (
-    ModelOutputs,
-    answer_for,
-    by_output,
     check_told_apart,
-    each_output,
     gives_logits,
     is_settled,
     kind_of_other,
@@ -44,11 +40,17 @@ from keras_distill.outputs import (
     said_or_found,
     settle,
     shapes_of,
-    single,
     to_logits,
 )
 from keras_distill.preparation import Preparation
 from keras_distill.several_logits import mean_of_members
+from keras_distill.structures import (
+    ModelOutputs,
+    answer_for,
+    by_output,
+    each_output,
+    single,
+)
 from keras_distill.user_functions import UserFunction, made_up
 
 

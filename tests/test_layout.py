@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(keras_distill.__file__).parent
 LAYERS = (
     (
         "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
-        "several_logits", "last_layers", "outputs", "labels", "inputs", "reading",
+        "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
     ),
     ("losses", "features", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing"),

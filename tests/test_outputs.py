@@ -6,12 +6,12 @@ import tensorflow as tf
 import keras_distill as kd
 from keras_distill.outputs import (
     gives_logits,
-    keys_of,
     kinds_of,
     said_or_found,
     settle,
     to_logits,
 )
+from keras_distill.structures import keys_of
 from tests.conftest import mlp
 
 

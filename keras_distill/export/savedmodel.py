@@ -33,16 +33,9 @@ from keras_distill.export.answers import (
     served_kinds,
 )
 from keras_distill.export.inputs import Inputs
-from keras_distill.outputs import (
-    answer_for,
-    by_output,
-    is_settled,
-    keys_of,
-    said_or_found,
-    settle,
-    shapes_of,
-)
+from keras_distill.outputs import is_settled, said_or_found, settle, shapes_of
 from keras_distill.run_directory import RunDirectory
+from keras_distill.structures import answer_for, by_output, keys_of
 
 
 def export_savedmodel(

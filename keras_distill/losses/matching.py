@@ -16,7 +16,8 @@ from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.losses.weights import weight_for
-from keras_distill.outputs import ModelOutputs, answer_for, as_pairs, at, by_output
+from keras_distill.outputs import as_pairs
+from keras_distill.structures import ModelOutputs, answer_for, at, by_output
 
 #: What to use for a kind of output, in messages.
 _COMPARES = {

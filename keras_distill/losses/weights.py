@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.outputs import by_output
+from keras_distill.structures import by_output
 
 
 def step_weights(

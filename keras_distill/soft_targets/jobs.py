@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import user_functions
-from keras_distill.outputs import NotToldApartError, by_output, is_settled
+from keras_distill.outputs import NotToldApartError, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out
@@ -23,6 +23,7 @@ from keras_distill.soft_targets.settings import (
     directory,
     read_settings,
 )
+from keras_distill.structures import by_output
 from keras_distill.teachers import (
     Teacher,
     as_teacher,

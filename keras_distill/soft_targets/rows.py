@@ -8,10 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.outputs import answer_for, by_output
 from keras_distill.run_directory import FINGERPRINT_BYTES
 from keras_distill.several_logits import MemberLogits, mean_logits_at
 from keras_distill.soft_targets.settings import Settings
+from keras_distill.structures import answer_for, by_output
 from keras_distill.top_k import REST_BETAS, TopKLogits
 
 

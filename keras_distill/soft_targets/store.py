@@ -17,7 +17,6 @@ from keras_distill.arguments import (
     check_path,
     check_verbose,
 )
-from keras_distill.outputs import each_output, keyed
 from keras_distill.run_directory import name_of, teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
 from keras_distill.soft_targets import digests, joining, shards, writing
@@ -30,6 +29,7 @@ from keras_distill.soft_targets.settings import (
     directory,
     read_settings,
 )
+from keras_distill.structures import each_output, keyed
 from keras_distill.teachers import as_teacher
 
 

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from keras_distill import processes, progress
 from keras_distill.arguments import check_int
-from keras_distill.outputs import by_output
 from keras_distill.run_directory import (
     FINGERPRINT_BYTES,
     SETTINGS,
@@ -26,6 +25,7 @@ from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets import shards
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.settings import FINISHED, directory, read_settings
+from keras_distill.structures import by_output
 from keras_distill.top_k import TopKLogits
 
 #: How close a teacher's answers must be to those of an earlier run on another machine.

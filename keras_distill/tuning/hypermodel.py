@@ -22,15 +22,8 @@ from keras_distill.distiller import Distiller
 from keras_distill.last_layers import judges_direction
 from keras_distill.losses.base import SumOfLosses
 from keras_distill.losses.matching import check_distillation_loss
-from keras_distill.outputs import (
-    answer_for,
-    by_output,
-    in_structure_of,
-    keys_of,
-    losses_by_key,
-    settled_kinds,
-    shapes_of,
-)
+from keras_distill.outputs import losses_by_key, settled_kinds, shapes_of
+from keras_distill.structures import answer_for, by_output, in_structure_of, keys_of
 from keras_distill.tuning import ranges
 from keras_distill.tuning.by_kind import (
     DIRECTIONS,

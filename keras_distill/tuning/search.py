@@ -29,10 +29,11 @@ from keras_distill.arguments import (
 )
 from keras_distill.distiller import Distiller
 from keras_distill.faults import check_labels
-from keras_distill.outputs import by_output, is_settled
+from keras_distill.outputs import is_settled
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint, as_json
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.store import SoftTargets
+from keras_distill.structures import by_output
 from keras_distill.teachers import as_teacher
 from keras_distill.tuning import tensorboard
 from keras_distill.tuning.by_kind import DIRECTIONS
