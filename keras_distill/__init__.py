@@ -13,7 +13,8 @@ from keras_distill import _quiet  # noqa: F401
 import keras_distill.distiller
 import keras_distill.losses.logits
 import keras_distill.losses.values
-import keras_distill.specialists.ensemble  # noqa: F401
+import keras_distill.specialists.ensemble
+import keras_distill.tuning.by_kind  # noqa: F401
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 __version__ = _version("keras-distill")

@@ -892,6 +892,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if there are no labels and no metric that does without, or labels
                 or weights are wrong, naming the batch.
         """
+        first_batch.check_text(x)
         bound = inspect.signature(super().evaluate).bind(x, *args, **kwargs)
         given = bound.arguments
         if self.compiled:
@@ -930,6 +931,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         Returns:
             As `keras.Model.predict`.
         """
+        first_batch.check_text(x)
         with plain_errors():
             return super().predict(distillation_inputs.as_data(x), *args, **kwargs)
 
@@ -957,6 +959,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if labels or weights are wrong, or the teacher's answer has NaN or
                 infinity.
         """
+        first_batch.check_text(x)
         teacher = self._state.teacher
         is_ready = self.compiled and self.student.built
         if is_ready and teacher is not None and not teacher.has_answered:

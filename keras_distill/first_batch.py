@@ -734,6 +734,20 @@ def check_hot_enough_for_top_k(temperature: float) -> None:
         )
 
 
+def check_text(x: Any) -> None:
+    """Refuses NumPy's own strings, which Keras does not read.
+
+    Raises:
+        ValueError: if there are some.
+    """
+    for part in keras.tree.flatten(x):
+        if isinstance(part, np.ndarray) and part.dtype.kind in "US":
+            raise ValueError(
+                f"the inputs are a NumPy array of dtype {part.dtype}, which Keras does not "
+                "read; give tf.constant(x)."
+            )
+
+
 def check_arrays(x: Any, y: Any) -> None:
     """Refuses arrays that Keras would refuse to read, or not begin to.
 
@@ -744,12 +758,7 @@ def check_arrays(x: Any, y: Any) -> None:
         raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
     if any(getattr(part, "shape", ())[:1] == (0,) for part in keras.tree.flatten(x)):
         raise ValueError(EMPTY)
-    for part in keras.tree.flatten(x):
-        if isinstance(part, np.ndarray) and part.dtype.kind in "US":
-            raise ValueError(
-                f"the inputs are a NumPy array of dtype {part.dtype}, which Keras does not "
-                "read in fit; give tf.constant(x)."
-            )
+    check_text(x)
     for part in [] if y is None else keras.tree.flatten(y):
         dtype = getattr(part, "dtype", None)
         if dtype == tf.string or getattr(dtype, "kind", "i") in "USO":

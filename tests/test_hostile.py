@@ -30,6 +30,8 @@ _STEP = "the step calls it, with tensors that were looked at before"
 _LOADING = "keras.saving calls it, with what get_config gave"
 NO_ROWS = {
     "Comparison": _RESULT,
+    "DistillationHyperModel.objective": "search calls it, with a trial's distiller",
+    "DistillationHyperModel.settle": "search calls it, with data that it has read",
     "DistillationInputs": _RESULT,
     "DistillationLoss": "abstract; its losses have rows",
     "DistillationLoss.compute_loss": _STEP,

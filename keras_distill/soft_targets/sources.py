@@ -57,6 +57,45 @@ def as_dataset(
     return tf.data.Dataset.from_tensor_slices(data)
 
 
+def check_one_shape(
+    dataset: tf.data.Dataset, skipped: int, what: str = "dataset"
+) -> None:
+    """Refuses inputs of several shapes, which cannot be put into other batches.
+
+    Reads all of the dataset, if it does not say its shapes.
+
+    Args:
+        dataset: of inputs.
+        skipped: axes that may differ: 1 of batches, 0 of examples.
+        what: it is, for messages.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    specs = tf.nest.flatten(dataset.element_spec)
+    if any(spec.shape.rank is None for spec in specs) or all(
+        spec.shape[skipped:].is_fully_defined() for spec in specs
+    ):
+        return
+
+    def shapes(x: Any) -> Any:
+        return tf.concat([tf.shape(part)[skipped:] for part in tf.nest.flatten(x)], 0)
+
+    def widened(least_and_most: tuple, *x: Any) -> tuple:
+        now = shapes(x)
+        return tf.minimum(least_and_most[0], now), tf.maximum(least_and_most[1], now)
+
+    axes = sum(len(spec.shape[skipped:]) for spec in specs)
+    start = tf.fill([axes], tf.int32.max), tf.fill([axes], -1)
+    least, most = (sizes.numpy().tolist() for sizes in dataset.reduce(start, widened))
+    if any(0 <= b != a for a, b in zip(least, most, strict=True)):
+        raise ValueError(
+            f"the examples of the {what} differ in shape, from {least} to {most}: batches of "
+            "lengths of their own cannot be put into other ones. Pad all to one length, as by "
+            "padded_batch(n, padded_shapes=([length], [])), and mask what is padding."
+        )
+
+
 def specs_of(structure: Any, skipped: int, *first: int | None) -> Any:
     """Returns tensor specs in which the sizes `first` replace the first axes.
 
@@ -112,6 +151,7 @@ class Source:
             size = first.shape[0] if batched else 1
             count = int(self.dataset.cardinality())
             self.length = None if count < 0 else count and size and count * size
+            check_one_shape(self.dataset, int(batched))
             self.specs = specs_of(self.dataset.element_spec, int(batched), None)
         if self.length == 0:
             raise ValueError("the dataset is empty; check what made it.")

@@ -60,6 +60,8 @@ class TrainingData:
         if self.batched is None:
             spec = dataset.element_spec
             self.batched = not self.shapes or reading.are_batches(spec, self.shapes)
+        inputs = dataset.map(lambda x, *rest: x)
+        sources.check_one_shape(inputs, int(self.batched), "training data")
         self.counts = self._count(dataset)
 
     def _check_structure(self, structure: Any) -> None:
