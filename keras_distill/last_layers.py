@@ -60,12 +60,12 @@ _LOG_SOFTMAX = (
 
 def last_layer(tensor: Any) -> LastLayer:
     """Returns what the layer says that gave a symbolic output of a model."""
-    layer, decided = _decided_by(tensor)
+    layer, rank = _decided_by(tensor)
     if layer is None or isinstance(layer, keras.layers.InputLayer):
         return LastLayer(None, None, "", False, len(tensor.shape))
     said = getattr(layer, "outputs_are_logits", None)
     axes, axis = len(tensor.shape), getattr(layer, "axis", -1)
-    axis_is_last = axis in (-1, len(decided.shape) - 1)
+    axis_is_last = axis in (-1, rank - 1)
     is_plain = type(layer).__module__.startswith("keras.") and axis_is_last
     if said is not None:
         return LastLayer(None, said, layer.name, True, axes)
@@ -93,20 +93,20 @@ def _activation(layer: Any) -> tuple[str | None, bool | None]:
     return None, True if activation is keras.activations.linear else None
 
 
-def _decided_by(tensor: Any) -> tuple[Any, Any]:
-    """Returns the layer or operation that says what an output is, or `None`; and its own."""
+def _decided_by(tensor: Any) -> tuple[Any, int]:
+    """Returns the layer or operation that says what an output is, or `None`, and the axes it sees."""
     operation, tensor_index, inputs = made_by(tensor)
     if isinstance(operation, keras.Model):
         outputs = getattr(operation, "outputs", None)
-        return _decided_by(outputs[tensor_index]) if outputs else (None, tensor)
+        return _decided_by(outputs[tensor_index]) if outputs else (None, 0)
     if isinstance(operation, _PASSES_ON) or (
         isinstance(operation, keras.layers.Activation)
         and operation.activation is keras.activations.linear
     ):
         return _decided_by(inputs[0])
     if isinstance(operation, keras.layers.TimeDistributed):
-        return operation.layer, tensor
-    return operation, tensor
+        return operation.layer, len(tensor.shape) - 1
+    return operation, len(tensor.shape)
 
 
 _SOFTMAX_LOSSES = (
