@@ -1469,7 +1469,7 @@ def test_wrong_data(path, many):
         lambda: (np.zeros(n, "int32") for n in (2, 3)),
         output_signature=tf.TensorSpec((None,), tf.int32),
     ).take(2)
-    with pytest.raises(ValueError, match="pad the examples to a fixed length"):
+    with pytest.raises(ValueError, match="Pad all to one length"):
         written(path + "2", tagger(8), ragged)
 
 
