@@ -151,10 +151,10 @@ def test_two_exports_at_once_get_two_versions(tmp_path):
 
 
 def test_wrong_answer_in_the_fresh_process_leaves_nothing(tmp_path, monkeypatch):
-    def lies(path, batch):
-        answer = answer_here(path, batch)
+    def lies(*asked):
+        (answer,) = answer_here(*asked)
         answer["logits"] = answer["logits"] + 1e-3
-        return answer
+        return [answer]
 
     monkeypatch.setattr(check, "ask_fresh_process", lies)
     with pytest.raises(RuntimeError, match="gives other logits in a fresh process"):
@@ -186,9 +186,9 @@ def test_fresh_process_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_half_written_version_is_never_visible(tmp_path, monkeypatch):
     seen = []
 
-    def look(path, batch):
+    def look(*asked):
         seen.extend(name for name in os.listdir(tmp_path) if name.isdigit())
-        return answer_here(path, batch)
+        return answer_here(*asked)
 
     monkeypatch.setattr(check, "ask_fresh_process", look)
     export_savedmodel(named(), tmp_path, verbose=False)
@@ -435,15 +435,16 @@ import sys
 import keras
 import numpy as np
 from keras_distill.export import check, savedmodel
+from keras_distill.export.serving import Serving
 
 if sys.argv[2] == "writing":  # it stays in the middle of writing, as a slow disk would
     import time
-    savedmodel._write = lambda archive, path: (print(path, flush=True), time.sleep(600))
+    Serving.write = lambda serving, path: (print(path, flush=True), time.sleep(600))
 elif sys.argv[2] == "checking":
     check._FRESH_PROCESS = check._FRESH_PROCESS.replace(
-        "import tensorflow as tf",
+        "model = runpy",
         "import time; print('asked', os.getpid(), file=sys.stderr, flush=True);"
-        f"open({sys.argv[1]!r} + '.pid', 'w').write(str(os.getpid())); time.sleep(600)",
+        f"open({sys.argv[1]!r} + '.pid', 'w').write(str(os.getpid())); time.sleep(600); runpy",
     )
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
 savedmodel.export_savedmodel(model, sys.argv[1], verbose=False)

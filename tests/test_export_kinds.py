@@ -347,10 +347,10 @@ def test_a_threshold_by_name_is_for_questions_alone(tmp_path):
 
 
 def test_a_turned_answer_is_found_but_not_at_the_threshold(tmp_path, monkeypatch):
-    def turned(path, batch):
-        answer = answer_here(path, batch)
+    def turned(*asked):
+        (answer,) = answer_here(*asked)
         answer["label"] = 1 - answer["label"]
-        return answer
+        return [answer]
 
     monkeypatch.setattr(check, "ask_fresh_process", turned)
     model = identity((1,), outputs_are_logits=False, output_kinds="sigmoid")

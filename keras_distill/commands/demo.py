@@ -225,9 +225,10 @@ def _pictures(
 
 def _ask_fresh_process(path: str, data: kd.datasets.Data) -> None:
     from keras_distill.export.check import ask_fresh_process
+    from keras_distill.export.runtimes import savedmodel
 
     x, y = (part[:_EXAMPLES_SHOWN] for part in kd.datasets.to_arrays(data.test))
-    answer = ask_fresh_process(path, {"image": tf.constant(x)})
+    (answer,) = ask_fresh_process(savedmodel, path, [{"image": x}])
     print("\na fresh process that imports only TensorFlow answers:")
     rows = [
         ["test example", *map(str, range(len(y)))],

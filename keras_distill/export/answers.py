@@ -96,18 +96,21 @@ def known_kinds(model: keras.Model, distiller: Distiller | None, said: Any) -> A
     return kinds_of(model, said=both if len(both) > 1 else both.popitem()[1])
 
 
-def served_kinds(kinds: Any, shapes: dict[Any, tuple], model: keras.Model) -> Any:
+def served_kinds(
+    kinds: Any, shapes: dict[Any, tuple], model: keras.Model, exporter: str
+) -> Any:
     """Returns a kind for each output; a warning says which is taken for granted.
 
     Args:
         kinds: as far as they are known.
         shapes: of the outputs, by key.
         model: whose outputs they are.
+        exporter: the name of the public function, for the error.
 
     Raises:
         ValueError: if nothing says what a single number is.
     """
-    settled = settled_kinds(kinds, shapes, model, None, "of export_savedmodel")
+    settled = settled_kinds(kinds, shapes, model, None, f"of {exporter}")
     for key, shape in shapes.items():
         if answer_for(kinds, key) is None and answer_for(settled, key) == "softmax":
             where = "" if key is None else f" {key!r}"
@@ -116,7 +119,7 @@ def served_kinds(kinds: Any, shapes: dict[Any, tuple], model: keras.Model) -> An
                 "are classes that exclude each other or yes/no questions; they are served as "
                 'a softmax. Pass output_kinds="softmax", "sigmoid" or "values" to settle it.',
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     return settled
 

@@ -8,17 +8,18 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# Runs with TensorFlow alone: what a server would see. It ends when its standard input does,
-# that is with the process that asks, however that ends.
+# What a server would see: a runtime alone, without this package. The process ends when its
+# standard input does, that is with the process that asks, however that ends.
 _FRESH_PROCESS = """
-import os, pickle, sys, threading
-inputs = pickle.load(sys.stdin.buffer)
+import os, pickle, runpy, sys, threading
+batches = pickle.load(sys.stdin.buffer)
 def end_with_the_asker():
     while os.read(0, 4096):
         pass
@@ -26,10 +27,8 @@ def end_with_the_asker():
 threading.Thread(target=end_with_the_asker, daemon=True).start()
 answer = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)  # what is printed is no answer
-import tensorflow as tf
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-outputs = serve(**{name: tf.constant(value) for name, value in inputs.items()})
-pickle.dump({name: value.numpy() for name, value in outputs.items()}, answer)
+model = runpy.run_path(sys.argv[1])["Model"](sys.argv[2])
+pickle.dump([model(batch) for batch in batches], answer)
 answer.close()
 os._exit(0)
 """
@@ -118,22 +117,27 @@ def _as_tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
     return tensor
 
 
-def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Runs an export in a new Python process that imports only TensorFlow.
+def ask_fresh_process(
+    runtime: ModuleType, path: str, batches: Sequence[dict[str, Any]]
+) -> list[dict[str, np.ndarray]]:
+    """Runs an export in a new Python process that imports only its runtime.
 
     Args:
-        path: of one version.
-        batch: tensors by the name of the input.
+        runtime: module of `export.runtimes`.
+        path: of the export.
+        batches: tensors by the name of the input, each.
 
     Returns:
-        Arrays by the name of the output.
+        Arrays by the name of the output, for each batch.
 
     Raises:
         RuntimeError: if the process fails, with the end of what it wrote.
     """
-    command = [sys.executable, "-c", _FRESH_PROCESS, path]
+    assert runtime.__file__ is not None
+    command = [sys.executable, "-c", _FRESH_PROCESS, runtime.__file__, path]
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     pipe = subprocess.PIPE
+    arrays = [{n: np.asarray(v) for n, v in batch.items()} for batch in batches]
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(
@@ -144,19 +148,19 @@ def ask_fresh_process(path: str, batch: dict[str, Any]) -> dict[str, np.ndarray]
         assert asked.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError):
-                pickle.dump({n: v.numpy() for n, v in batch.items()}, asked.stdin)
+                pickle.dump(arrays, asked.stdin)
                 asked.stdin.flush()
-            answer = asked.stdout.read()
+            answers = asked.stdout.read()
             asked.wait()
         finally:
             asked.kill()
         if asked.returncode != 0:
             said.seek(0)
             raise RuntimeError(
-                f"the SavedModel {path} does not run in a fresh process:\n"
+                f"the {runtime.NAME} {path} does not run in a fresh process:\n"
                 f"{said.read().decode(errors='replace')[-2000:]}"
             )
-        return pickle.loads(answer)
+        return pickle.loads(answers)
 
 
 def check_same(
@@ -164,6 +168,7 @@ def check_same(
     answer: dict[str, Any],
     when: str,
     ties: dict[str, Callable],
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Refuses an answer that is not the expected one within the tolerance.
 
@@ -173,6 +178,7 @@ def check_same(
         when: it was asked, for the error.
         ties: by the name of a label, what tells from its probabilities and a tolerance where
             rounding may turn it.
+        tolerance: relative and absolute.
 
     Raises:
         RuntimeError: naming the output, and when it was asked.
@@ -181,10 +187,10 @@ def check_same(
         got = answer[name]
         if name in ties:
             probabilities = expected[name.removesuffix("label") + "probabilities"]
-            same = bool(np.all((got == value) | ties[name](probabilities, TOLERANCE)))
+            same = bool(np.all((got == value) | ties[name](probabilities, tolerance)))
             difference = f"{np.sum(got != value)} labels differ"
         else:
-            same = np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE)
+            same = np.allclose(got, value, rtol=tolerance, atol=tolerance)
             difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
         if not same:
             raise RuntimeError(

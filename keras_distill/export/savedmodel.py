@@ -14,28 +14,12 @@ import keras
 import tensorflow as tf
 
 from keras_distill import progress
-from keras_distill.arguments import (
-    check_from_logits,
-    check_model,
-    check_output_kinds,
-    check_path,
-    check_verbose,
-)
-from keras_distill.distiller import Distiller
+from keras_distill.arguments import check_path, check_verbose
 from keras_distill.export import check
-from keras_distill.export.answers import (
-    DEFAULT_THRESHOLD,
-    Answer,
-    answers_of,
-    check_class_names,
-    check_threshold,
-    known_kinds,
-    served_kinds,
-)
-from keras_distill.export.inputs import Inputs
-from keras_distill.outputs import is_settled, said_or_found, settle, shapes_of
+from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.runtimes import savedmodel
+from keras_distill.export.serving import Serving
 from keras_distill.run_directory import RunDirectory
-from keras_distill.structures import answer_for, by_output, keys_of
 
 
 def export_savedmodel(
@@ -126,46 +110,30 @@ def export_savedmodel(
     ...     sorted(serve(x=tf.ones((2, 4))))
     ['label', 'logits', 'probabilities']
     """
-    distiller = model if isinstance(model, Distiller) else None
-    if isinstance(model, Distiller):
-        model = model.student
-    check_model(
-        "model", model, "An image preprocessor can be exported with it: preprocess=..."
-    )
     directory = check_path("directory", directory)
     if set(directory) & set("[]*?\\"):
         raise ValueError(
             f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
             f"pattern when it loads the variables, got {directory!r}."
         )
-    from_logits = check_from_logits("from_logits", from_logits)
-    output_kinds = check_output_kinds("output_kinds", output_kinds)
-    threshold = check_threshold("threshold", threshold)
     verbose = check_verbose(verbose)
-    class_names = check_class_names("class_names", class_names)
-    if preprocess is not None and not callable(preprocess):
-        raise TypeError(f"preprocess must be a function or layer, got {preprocess!r}.")
     if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
         raise NotADirectoryError(
             f"the export directory {directory!r} is a file; give a directory, in which "
             "the numbered versions go."
         )
     next_version(directory)  # or there is none
-    inputs = Inputs.of(model, input_signature, preprocess is not None)
-    batch = check.example_batch(inputs.specs, inputs.by_name(example))
-    inputs.check(model, batch, preprocess)
-    from_logits = said_or_found(from_logits, model, None)
-    kinds, shapes = known_kinds(model, distiller, output_kinds), shapes_of(model)
-    outputs = None
-    if not (shapes and is_settled(from_logits)):
-        outputs = inputs.call(model, batch, preprocess)
-        shapes = {key: tuple(part.shape) for key, part in by_output(outputs)}
-    kinds = served_kinds(kinds, shapes, model)
-    from_logits = settle(outputs, from_logits, "model", "from_logits", kinds)
-    answers = answers_of(kinds, shapes, keys_of(model)[1], class_names, threshold)
-    serve = _serving_function(model, preprocess, answers, from_logits, inputs, batch)
-    ties = {_prefix(key) + "label": one.is_tie for key, one in answers.items()}
-    expected = check.expected_answer(serve, batch, ties)
+    serving = Serving.of(
+        model,
+        class_names=class_names,
+        preprocess=preprocess,
+        input_signature=input_signature,
+        example=example,
+        from_logits=from_logits,
+        output_kinds=output_kinds,
+        threshold=threshold,
+        exporter="export_savedmodel",
+    )
 
     is_new, path = not tf.io.gfile.exists(directory), None
     folder = RunDirectory(directory, "the export")
@@ -175,15 +143,10 @@ def export_savedmodel(
             _hidden(directory) as hidden,
             progress.bar("export", "stage", 3, verbose) as shown,
         ):
-            archive = keras.export.ExportArchive()
-            archive.track(model)
-            if isinstance(preprocess, keras.layers.Layer):
-                archive.track(preprocess)
-            archive.add_endpoint("serve", serve)
-            _write(archive, hidden)
+            serving.write(hidden)
             shown.update()
-            answer = check.ask_fresh_process(hidden, batch)
-            check.check_same(expected, answer, "in a fresh process", ties)
+            (answer,) = check.ask_fresh_process(savedmodel, hidden, [serving.batch])
+            serving.check(answer, "in a fresh process")
             shown.update()
             path = _publish(hidden, directory)
             shown.update()
@@ -251,20 +214,6 @@ def _held(path: str) -> Iterator[bool]:
         os.close(file)
 
 
-def _write(archive: keras.export.ExportArchive, path: str) -> None:
-    try:
-        archive.write_out(path, verbose=False)
-    except AssertionError as error:
-        raise ValueError(
-            "preprocess uses a layer or a lookup table that the export cannot see; pass "
-            "the Keras layer itself, or a keras.Sequential of layers."
-        ) from error
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"the export could not be written to {path!r}: {error.message}."
-        ) from error
-
-
 def next_version(directory: str) -> int:
     """Returns the number after the highest version in a directory, from 1."""
     names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
@@ -278,38 +227,6 @@ def next_version(directory: str) -> int:
             "export to another directory."
         )
     return last + 1
-
-
-def _prefix(key: Any) -> str:
-    """Returns what precedes the names of an output's answers."""
-    return "" if key is None else f"{key}_"
-
-
-def _serving_function(
-    model: keras.Model,
-    preprocess: Callable | None,
-    answers: dict[Any, Answer],
-    from_logits: Any,
-    inputs: Inputs,
-    batch: dict[str, Any],
-) -> Callable:
-    def serve(**named: Any) -> dict[str, Any]:
-        outputs = inputs.call(model, named, preprocess)
-        return {
-            _prefix(key) + name: tensor
-            for key, output in by_output(outputs)
-            for name, tensor in answers[key](
-                output, answer_for(from_logits, key)
-            ).items()
-        }
-
-    function = tf.function(serve)
-    try:
-        function.get_concrete_function(**inputs.specs)
-    except Exception:
-        serve(**batch)  # says the same without the traceback of a graph, if it says it
-        raise
-    return function
 
 
 def _publish(hidden: str, directory: str) -> str:
