@@ -51,6 +51,14 @@ collect_ignore = [
 FEATURES, CLASSES = 8, 5
 
 
+@pytest.fixture(scope="session")
+def mirrored():
+    """Two replicas; one strategy for all: each would number its collectives from 1."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    return strategy
+
+
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     keras.utils.clear_session()

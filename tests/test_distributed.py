@@ -16,14 +16,6 @@ from tests.conftest import SPARSE, largest_difference, mlp
 from tests.forking import Process
 
 
-@pytest.fixture(scope="module")
-def mirrored():
-    """One strategy for all: TensorFlow numbers collectives once per process."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert strategy.num_replicas_in_sync == 2
-    return strategy
-
-
 def train(strategy, data, distillation_loss=None, make_teacher=None, **fit_arguments):
     """Weights and history of two epochs of one student under a strategy."""
     keras.utils.set_random_seed(0)

@@ -150,11 +150,9 @@ def test_however_it_is_run(data, run, make, kind):
         compiled(loss, run=run).fit(make(x, *spoil(y)), verbose=0)
 
 
-# TensorFlow's collectives of the CPU failed here once, in a process that had run others.
-@pytest.mark.slow
-def test_a_fault_of_one_replica(data):
+def test_a_fault_of_one_replica(data, mirrored):
     x, y = data
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with mirrored.scope():
         distiller = compiled()
     with pytest.raises(ValueError, match="got 9 in batch 5 of epoch 1"):
         distiller.fit(dataset(x, with_one(y, 9), None), verbose=0)

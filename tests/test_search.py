@@ -243,15 +243,14 @@ def test_retrained_student_has_a_seed_of_its_own(tmp_path, search):
     )
 
 
-def test_under_a_strategy(tmp_path, search):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_under_a_strategy(tmp_path, search, mirrored):
     replicas = []
 
     def counting(hp):
         replicas.append(tf.distribute.get_strategy().num_replicas_in_sync)
         return build(hp)
 
-    result = search(tmp_path, counting, distribution_strategy=strategy, max_trials=2)
+    result = search(tmp_path, counting, distribution_strategy=mirrored, max_trials=2)
     assert 2 in replicas
     assert (result.trials["status"] == "COMPLETED").all()
     plain = search(tmp_path / "plain", max_trials=2)

@@ -700,15 +700,14 @@ def test_pairs_stay_pairs(identity, arrange):
         assert (batch.inputs.numpy() == x[y.numpy()]).all()
 
 
-def test_sharding_by_a_strategy_keeps_pairs(identity):
+def test_sharding_by_a_strategy_keeps_pairs(identity, mirrored):
     targets, x = identity
     joined = targets.join(dataset_of((x, np.arange(COUNT)))).batch(10)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     seen = []
-    for batch, y in strategy.experimental_distribute_dataset(joined):
+    for batch, y in mirrored.experimental_distribute_dataset(joined):
         for part, labels in zip(
-            strategy.experimental_local_results(batch),
-            strategy.experimental_local_results(y),
+            mirrored.experimental_local_results(batch),
+            mirrored.experimental_local_results(y),
             strict=True,
         ):
             assert (part.inputs.numpy() == part.soft_targets.numpy()).all()

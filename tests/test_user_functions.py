@@ -122,9 +122,9 @@ def test_it_teaches_under_a_mixed_policy(data):
     assert largest_difference(expected, weights) < 1e-5
 
 
-def test_it_teaches_on_two_replicas(data):
+def test_it_teaches_on_two_replicas(data, mirrored):
     expected = trained(in_graph, data, fit)
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with mirrored.scope():
         weights = trained(FUNCTIONS["NumPy"](), data, fit)
     assert largest_difference(expected, weights) < 1e-5
 
