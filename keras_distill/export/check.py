@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -15,23 +9,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# What a server would see: a runtime alone, without this package. The process ends when its
-# standard input does, that is with the process that asks, however that ends.
-_FRESH_PROCESS = """
-import os, pickle, runpy, sys, threading
-batches = pickle.load(sys.stdin.buffer)
-def end_with_the_asker():
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
-threading.Thread(target=end_with_the_asker, daemon=True).start()
-answer = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)  # what is printed is no answer
+from keras_distill.export import fresh
+
+# What a server would see: a runtime alone, without this package.
+_FRESH_PROCESS = (
+    fresh.PREAMBLE
+    + """
 model = runpy.run_path(sys.argv[1])["Model"](sys.argv[2])
-pickle.dump([model(batch) for batch in batches], answer)
+pickle.dump([model(batch) for batch in given], answer)
 answer.close()
 os._exit(0)
 """
+)
 
 TOLERANCE = 1e-5
 
@@ -134,33 +123,13 @@ def ask_fresh_process(
         RuntimeError: if the process fails, with the end of what it wrote.
     """
     assert runtime.__file__ is not None
-    command = [sys.executable, "-c", _FRESH_PROCESS, runtime.__file__, path]
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    pipe = subprocess.PIPE
     arrays = [{n: np.asarray(v) for n, v in batch.items()} for batch in batches]
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=said, env=env
-        ) as asked,
-    ):
-        assert asked.stdin is not None
-        assert asked.stdout is not None
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                pickle.dump(arrays, asked.stdin)
-                asked.stdin.flush()
-            answers = asked.stdout.read()
-            asked.wait()
-        finally:
-            asked.kill()
-        if asked.returncode != 0:
-            said.seek(0)
-            raise RuntimeError(
-                f"the {runtime.NAME} {path} does not run in a fresh process:\n"
-                f"{said.read().decode(errors='replace')[-2000:]}"
-            )
-        return pickle.loads(answers)
+    try:
+        return fresh.run(_FRESH_PROCESS, [runtime.__file__, path], arrays)
+    except fresh.FreshProcessError as error:
+        raise RuntimeError(
+            f"the {runtime.NAME} {path} does not run in a fresh process:\n{error.said}"
+        ) from None
 
 
 def check_same(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +14,7 @@ from keras_distill import progress
 from keras_distill.arguments import check_path, check_verbose
 from keras_distill.export import check
 from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.files import hidden_folder
 from keras_distill.export.runtimes import savedmodel
 from keras_distill.export.serving import Serving
 from keras_distill.run_directory import RunDirectory
@@ -135,83 +133,20 @@ def export_savedmodel(
         exporter="export_savedmodel",
     )
 
-    is_new, path = not tf.io.gfile.exists(directory), None
     folder = RunDirectory(directory, "the export")
-    try:
-        with (
-            folder.errors(),
-            _hidden(directory) as hidden,
-            progress.bar("export", "stage", 3, verbose) as shown,
-        ):
-            serving.write(hidden)
-            shown.update()
-            (answer,) = check.ask_fresh_process(savedmodel, hidden, [serving.batch])
-            serving.check(answer, "in a fresh process")
-            shown.update()
-            path = _publish(hidden, directory)
-            shown.update()
-    finally:
-        if path is None and is_new and tf.io.gfile.isdir(directory):
-            with contextlib.suppress(tf.errors.OpError, OSError):
-                if not tf.io.gfile.listdir(directory):
-                    tf.io.gfile.rmtree(directory)
+    with (
+        folder.errors(),
+        hidden_folder(directory) as hidden,
+        progress.bar("export", "stage", 3, verbose) as shown,
+    ):
+        serving.write(hidden)
+        shown.update()
+        (answer,) = check.ask_fresh_process(savedmodel, hidden, [serving.batch])
+        serving.check(answer, "in a fresh process")
+        shown.update()
+        path = _publish(hidden, directory)
+        shown.update()
     return path
-
-
-# TensorFlow Serving ignores names that are not numbers.
-_HIDDEN = ".writing-"
-
-
-@contextlib.contextmanager
-def _hidden(directory: str) -> Iterator[str]:
-    """Yields a folder that no server sees, and removes it, and those that nobody holds.
-
-    A local one is held by a lock on itself, which ends with the process.
-    """
-    is_local = "://" not in directory
-    if is_local and os.path.isdir(directory):
-        for name in os.listdir(directory):
-            if name.startswith(_HIDDEN):
-                path = os.path.join(directory, name)
-                with _held(path) as is_ours:
-                    if is_ours:
-                        shutil.rmtree(path, ignore_errors=True)
-    while True:
-        hidden = os.path.join(directory, f"{_HIDDEN}{uuid.uuid4().hex}")
-        tf.io.gfile.makedirs(hidden)
-        with contextlib.ExitStack() as stack:
-            # Between its making and its lock another export may have taken it away.
-            if is_local and not stack.enter_context(_held(hidden)):
-                continue
-            try:
-                yield hidden
-            finally:
-                if tf.io.gfile.exists(hidden):
-                    tf.io.gfile.rmtree(hidden)
-            return
-
-
-@contextlib.contextmanager
-def _held(path: str) -> Iterator[bool]:
-    """Yields whether this process alone holds a local folder."""
-    import fcntl  # not on every system
-
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_there = os.path.isdir(path) and os.path.samestat(
-            os.fstat(file), os.stat(path)
-        )
-    except OSError:
-        is_there = False
-    try:
-        yield is_there
-    finally:
-        os.close(file)
 
 
 def next_version(directory: str) -> int:
