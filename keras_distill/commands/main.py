@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import queue
 import signal
 import sys
 import threading
@@ -61,6 +61,8 @@ def _stopped_by_signals() -> Iterator[None]:
         for number, handler in handlers.items():
             before[number] = signal.signal(number, handler)
     hook, is_over = sys.unraisablehook, threading.Event()
+    lost_numbers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    main_thread = threading.main_thread().ident or 0
 
     def unheard(lost: Any) -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
@@ -70,17 +72,27 @@ def _stopped_by_signals() -> Iterator[None]:
         if issubclass(lost.exc_type, _Terminated):
             number = signal.SIGTERM
             signal.signal(number, terminate)
-        threading.Thread(target=say_again, args=(number,), daemon=True).start()
+        try:
+            lost_numbers.put(number)
+        except KeyboardInterrupt:  # one that was said again is lost here: one is enough
+            lost_numbers.put(number)
 
-    def say_again(number: int) -> None:
-        if not is_over.wait(0.05):
-            os.kill(os.getpid(), number)
+    def say_again() -> None:
+        for number in iter(lost_numbers.get, None):
+            if not is_over.wait(0.05):
+                signal.pthread_kill(main_thread, number)
 
+    speaker = threading.Thread(target=say_again, daemon=True)
+    speaker.start()
     sys.unraisablehook = unheard
     try:
         yield
     finally:
         is_over.set()
+        lost_numbers.put(None)
+        while speaker.is_alive():  # what it says too late is for nobody else
+            with contextlib.suppress(KeyboardInterrupt):
+                speaker.join()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
