@@ -669,7 +669,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         if not self.compiled:
             return super().fit(**given)
-        first_batch.check_arrays(x, y)
+        weights = given.get("sample_weight")
+        first_batch.check_arrays(self.student, x, y, weights)
         if "validation_data" in given:
             validation = distillation_inputs.as_data(given["validation_data"])
             is_bare = isinstance(validation, DistillationInputs)
@@ -892,9 +893,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if there are no labels and no metric that does without, or labels
                 or weights are wrong, naming the batch.
         """
-        first_batch.check_text(x)
         bound = inspect.signature(super().evaluate).bind(x, *args, **kwargs)
         given = bound.arguments
+        labels, weights = given.get("y"), given.get("sample_weight")
+        first_batch.check_inputs(self.student, x, labels, weights)
         if self.compiled:
             self._check_labels(
                 whole_if_small(given.get("y")),
@@ -931,7 +933,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         Returns:
             As `keras.Model.predict`.
         """
-        first_batch.check_text(x)
+        first_batch.check_inputs(self.student, x)
         with plain_errors():
             return super().predict(distillation_inputs.as_data(x), *args, **kwargs)
 
@@ -959,7 +961,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if labels or weights are wrong, or the teacher's answer has NaN or
                 infinity.
         """
-        first_batch.check_text(x)
+        first_batch.check_inputs(self.student, x, y, sample_weight)
         teacher = self._state.teacher
         is_ready = self.compiled and self.student.built
         if is_ready and teacher is not None and not teacher.has_answered:

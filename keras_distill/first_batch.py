@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_distill import keras_compat
 from keras_distill.arguments import check_model
 from keras_distill.faults import check_labels
 from keras_distill.inputs import inputs_for
@@ -38,6 +39,7 @@ from keras_distill.outputs import (
     settled_kinds,
     shapes_of,
 )
+from keras_distill.reading import not_read
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.sharing import (
     check_reads_nothing,
@@ -734,21 +736,35 @@ def check_hot_enough_for_top_k(temperature: float) -> None:
         )
 
 
-def check_text(x: Any) -> None:
-    """Refuses NumPy's own strings, which Keras does not read.
+def check_inputs(student: keras.Model, x: Any, *others: Any) -> None:
+    """Refuses inputs that Keras would not read, or read only the first of.
+
+    Args:
+        student: any.
+        x: as given to `fit`, `evaluate`, `predict` or `train_on_batch`.
+        *others: labels and sample weights, likewise.
 
     Raises:
-        ValueError: if there are some.
+        ValueError: if there are none, arrays of a dtype that Keras does not read, or
+            others than the student takes.
     """
+    if x is None:
+        raise ValueError("there is no data; give arrays or a tf.data.Dataset.")
     for part in keras.tree.flatten(x):
         if isinstance(part, np.ndarray) and part.dtype.kind in "US":
             raise ValueError(
                 f"the inputs are a NumPy array of dtype {part.dtype}, which Keras does not "
                 "read; give tf.constant(x)."
             )
+    inputs_for(student, without_soft_targets(x), "student")
+    named = zip(("the inputs", "the labels", "the sample weights"), (x, *others))  # noqa: B905
+    for what, given in named:
+        for part in keras.tree.flatten(given):
+            if (dtypes := keras_compat.dtypes_not_read(part)) is not None:
+                raise ValueError(not_read(what, dtypes))
 
 
-def check_arrays(x: Any, y: Any) -> None:
+def check_arrays(student: keras.Model, x: Any, y: Any, sample_weight: Any) -> None:
     """Refuses arrays that Keras would refuse to read, or not begin to.
 
     Raises:
@@ -758,7 +774,6 @@ def check_arrays(x: Any, y: Any) -> None:
         raise ValueError("fit() was given no data; pass arrays or a tf.data.Dataset.")
     if any(getattr(part, "shape", ())[:1] == (0,) for part in keras.tree.flatten(x)):
         raise ValueError(EMPTY)
-    check_text(x)
     for part in [] if y is None else keras.tree.flatten(y):
         dtype = getattr(part, "dtype", None)
         if dtype == tf.string or getattr(dtype, "kind", "i") in "USO":
@@ -766,3 +781,4 @@ def check_arrays(x: Any, y: Any) -> None:
                 f"labels must be numbers, got dtype {dtype}; map class names to integers "
                 "from 0 on."
             )
+    check_inputs(student, x, y, sample_weight)

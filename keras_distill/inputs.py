@@ -21,10 +21,13 @@ def inputs_for(model: Any, x: Any, who: str = "model") -> Any:
         who: what the model is, for messages.
 
     Raises:
-        ValueError: if the dict lacks an input of the model.
+        ValueError: if the dict lacks an input of the model, or a list has others than it.
     """
     wanted = _structure_of(model)
-    if not isinstance(x, Mapping) or wanted is None:
+    if wanted is None:
+        return x
+    if not isinstance(x, Mapping):
+        _check_count(len(keras.tree.flatten(wanted)), x, model, who)
         return x
     if isinstance(wanted, dict):
         if all(key in x for key in wanted):
@@ -46,6 +49,22 @@ def inputs_for(model: Any, x: Any, who: str = "model") -> Any:
         f"{', '.join(map(repr, x))}; name its inputs as the data does, as in "
         f"keras.Input(..., name={next(iter(x), 'image')!r}), or give the data those keys."
     )
+
+
+def _check_count(takes: int, x: Any, model: Any, who: str) -> None:
+    """Refuses a list of more or fewer inputs, of which Keras may take the first."""
+    count = len(keras.tree.flatten(x)) if isinstance(x, (list, tuple)) else takes
+    if count != takes:
+        remedy = (
+            "give one array, as numpy.array(x), and the labels as y"
+            if takes == 1
+            else "give one array for each"
+        )
+        raise ValueError(
+            f"the {who} {getattr(model, 'name', '')!r} takes {takes} input(s), and the data "
+            f"is a {type(x).__name__} of {count}; {remedy}. Of inputs that a student and a "
+            "teacher share in part, give a dict by name."
+        )
 
 
 def shapes_of_inputs(model: Any) -> dict[str, tuple] | None:

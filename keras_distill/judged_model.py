@@ -18,7 +18,7 @@ from keras_distill.outputs import (
     losses_by_key,
     settled_kinds,
 )
-from keras_distill.structures import answer_for, by_output, has_several, keyed, keys_of
+from keras_distill.structures import answer_for, has_several, keyed, keys_of
 from keras_distill.tallies import TALLIES, Tally
 from keras_distill.teachers import Teacher, as_teacher
 
@@ -189,8 +189,7 @@ def _shapes(judge: Teacher, x: Any) -> dict[Any, tuple]:
     """Returns the shape of each output, seen on a batch where nothing else says it."""
     if judge.shapes:
         return judge.shapes
-    one = getattr(judge, "members", [judge])[0]
-    return {key: tuple(part.shape) for key, part in by_output(one.function(x))}
+    return getattr(judge, "members", [judge])[0].shapes_on(x)
 
 
 def counterpart(theirs: dict, key: Any, count: int) -> Any:

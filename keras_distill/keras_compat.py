@@ -363,6 +363,31 @@ def as_numpy_or_sparse(array: Any) -> Any:
     return np.asarray(sliceable.convert_to_numpy(sliceable[: len(array)]))
 
 
+def dtypes_not_read(array: Any) -> str | None:
+    """Returns the dtypes of an array or table that Keras's `fit` does not read, or `None`."""
+    from keras.src.trainers.data_adapters import array_slicing
+
+    if not isinstance(array, np.ndarray) and not hasattr(array, "iloc"):
+        return None
+    try:
+        found = array_slicing.convert_to_sliceable(
+            array[:1], target_backend="tensorflow"
+        )
+        if getattr(getattr(found, "dtype", None), "kind", "") != "O":
+            return None
+    except (TypeError, ValueError):
+        pass
+    return dtypes_of(array)
+
+
+def dtypes_of(array: Any) -> str:
+    """Returns the dtypes of an array, or of the columns of a table."""
+    columns = getattr(array, "dtypes", None)
+    found = columns if getattr(array, "ndim", 0) == 2 and columns is not None else None
+    each = [getattr(array, "dtype", None)] if found is None else found
+    return ", ".join(dict.fromkeys(map(str, each)))
+
+
 def rows_of(sparse: tf.SparseTensor) -> Callable[[int, int], Any]:
     """Returns a function that gives a range of rows of a sparse tensor, dense."""
     from keras.src.trainers.data_adapters import array_slicing

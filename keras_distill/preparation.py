@@ -70,7 +70,15 @@ class Preparation:
             x = self._picked(x)
         if self.resize is not None:
             x = self._resized(x)
-        return x if self.function is None else self.function(x)
+        if self.function is None:
+            return x
+        x = self.function(x)
+        if x is None:
+            raise ValueError(
+                f"{self.function.description} returned None; it must return the teacher's "
+                "inputs."
+            )
+        return x
 
     def _picked(self, x: Any) -> Any:
         assert self.inputs is not None

@@ -186,8 +186,14 @@ def _plain(array: Any, what: str) -> Any:
     """Returns a NumPy array, a dense tensor or a sparse one."""
     if isinstance(array, tf.RaggedTensor):
         raise ValueError(_RAGGED.format(what))
+    if isinstance(array, (tf.Variable, keras.Variable)):
+        array = tf.convert_to_tensor(array)
     if not (isinstance(array, tf.SparseTensor) or tf.is_tensor(array)):
-        array = keras_compat.as_numpy_or_sparse(array)
+        try:
+            array = keras_compat.as_numpy_or_sparse(array)
+        except (TypeError, ValueError) as error:
+            dtypes = keras_compat.dtypes_of(array)
+            raise ValueError(not_read(f"the {what}", dtypes)) from error
     if not array.shape:
         raise ValueError(
             f"the {what} holds a single number; give arrays of one row per example."
@@ -207,7 +213,20 @@ def _plain(array: Any, what: str) -> Any:
             f"the {what} has dtype {array.dtype}; give dates and times as numbers, as "
             "seconds."
         )
+    if array.dtype.kind not in "OSU":
+        try:
+            keras.backend.standardize_dtype(array.dtype)
+        except ValueError as error:
+            raise ValueError(not_read(f"the {what}", str(array.dtype))) from error
     return array
+
+
+def not_read(what: str, dtypes: str) -> str:
+    """Returns the message for arrays or tables of a dtype that Keras does not read."""
+    return (
+        f"{what} of dtype {dtypes} cannot be read by Keras; give numbers, as by "
+        ".astype('float32'), after filling missing values and numbering categories and dates."
+    )
 
 
 _RAGGED = (
@@ -257,6 +276,11 @@ def _of_batches(data: Any, what: str) -> tf.data.Dataset:
 def _dense(dataset: tf.data.Dataset, what: str) -> tf.data.Dataset:
     """Returns a dataset of dense tensors."""
     spec = dataset.element_spec
+    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+        raise ValueError(
+            f"the {what} yields tuples of {len(spec)}; it must yield x, (x, y) or (x, y, "
+            "sample_weight), several inputs as one dict or tuple x."
+        )
     flat = tf.nest.flatten(spec)
     if any(isinstance(one, tf.RaggedTensorSpec) for one in flat):
         raise ValueError(_RAGGED.format(what))

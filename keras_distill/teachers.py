@@ -182,8 +182,10 @@ class Teacher:
 
     def _answer(self, x: Any) -> Any:
         outputs = self.function(self.inputs_of(x))
-        if not getattr(self.model, "outputs", None):
+        says_outputs = bool(getattr(self.model, "outputs", None))
+        if not says_outputs:
             outputs = each_output(_with_an_axis, outputs)
+        if not says_outputs or self.preparations:  # which may lose examples
             self._check_answer(x, outputs)
         return outputs
 
@@ -197,7 +199,7 @@ class Teacher:
                 raise TypeError(
                     f"{wanted}, or a dict or list of such, got {type(part).__name__}."
                 )
-        dtypes = [keras.backend.standardize_dtype(part.dtype) for part in parts]
+        dtypes = [part.dtype.name for part in parts]
         floats = [p for p, dtype in zip(parts, dtypes, strict=True) if "float" in dtype]
         if not floats:
             got = f"dtype {', '.join(dtypes)}" if parts else repr(outputs)
@@ -324,7 +326,14 @@ class Teacher:
     @property
     def shapes(self) -> dict[Any, tuple]:
         """Shape by output, `None` for a free axis; empty where it cannot be seen."""
-        found = {} if self.model is None else shapes_of(self.model)
+        return self._of_classes({} if self.model is None else shapes_of(self.model))
+
+    def shapes_on(self, x: Any) -> dict[Any, tuple]:
+        """Returns the shape by output, as seen on a batch."""
+        answer = by_output(self._answer(x))
+        return self._of_classes({key: tuple(part.shape) for key, part in answer})
+
+    def _of_classes(self, found: dict[Any, tuple]) -> dict[Any, tuple]:
         if self.classes is None:
             return found
         return {key: (*s[:-1], len(self.classes)) for key, s in found.items()}

@@ -292,9 +292,15 @@ def _noted(error: Exception) -> str:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raises what a function raised outside of the graph, not what TensorFlow made of it."""
+    """Raises what was raised in or outside of a graph, not what TensorFlow made of it."""
     try:
         yield
+    except (TypeError, ValueError) as error:
+        cause = error.__context__
+        if cause is None or not hasattr(cause, "ag_error_metadata"):
+            raise
+        # Autograph has put the way to the error before what it says.
+        raise cause from None
     except tf.errors.OpError as error:
         found = re.search(rf"{_MARK} \((\w+)\)", str(error))
         original = _ERRORS.pop(found[1], None) if found else None

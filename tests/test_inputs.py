@@ -141,3 +141,17 @@ def test_each_structure_is_given_what_it_takes_by_name(structure):
 def test_a_model_that_says_no_inputs_is_given_all():
     assert inputs_for(lambda x: x, X) is X
     assert inputs_for(of("image"), X["image"]) is X["image"]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_list_has_as_many_inputs_as_the_model(structure):
+    model = of("image", structure=structure)
+    assert inputs_for(model, [X["image"]]) is not None
+    with pytest.raises(
+        ValueError, match=r"takes 1 input\(s\), .* is a list of 2; give one"
+    ):
+        inputs_for(model, [X["image"], X["text"]])
+    with pytest.raises(
+        ValueError, match=r"takes 2 .* a tuple of 1; give one array for each"
+    ):
+        inputs_for(of("image", "text"), (X["image"],))

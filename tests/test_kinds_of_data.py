@@ -358,3 +358,113 @@ def test_numpy_strings_are_refused_in_words(entrance):
     given = (WORDS,) if entrance == "predict" else (WORDS, Y)
     with pytest.raises(ValueError, match="which Keras does not read; give tf.constant"):
         getattr(distiller, entrance)(*given)
+
+
+def test_a_list_of_other_inputs_than_the_model_takes_is_refused(tmp_path):
+    # Of such a list Keras gives a Sequential model the first array, and no labels.
+    student = keras.Sequential([keras.Input((3,)), keras.layers.Dense(CLASSES)])
+    teacher = keras.models.clone_model(student)
+    distiller = kd.Distiller(student, teacher)
+    distiller.compile("sgd", LOSS)
+    batches = [(X[:8], Y[:8]), (X[8:16], Y[8:16])]
+    twice = ([X, -X], Y)
+    for call, count in (
+        (lambda: distiller.fit(batches, verbose=0), "a list of 4"),
+        (lambda: distiller.fit((X, Y), verbose=0), "a tuple of 2"),
+        (
+            lambda: distiller.fit(dataset((X, -X), Y).batch(8), verbose=0),
+            "a tuple of 2",
+        ),
+        (lambda: distiller.evaluate(*twice, verbose=0), "a list of 2"),
+        (lambda: distiller.predict([X, -X], verbose=0), "a list of 2"),
+        (lambda: distiller.train_on_batch(*twice), "a list of 2"),
+        (lambda: kd.evaluate(student, twice, timing=False), "a tuple of 2"),
+        (lambda: kd.class_covariance(teacher, twice, verbose=False), "a tuple of 2"),
+        (lambda: kd.SoftTargets.write(tmp_path / "x", teacher, twice), "a tuple of 2"),
+    ):
+        with pytest.raises(ValueError, match=r"takes 1 input\(s\), and .*" + count):
+            call()
+    assert distiller.optimizer.iterations == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (lambda: pd.DataFrame(2 * X).astype("Int64"), "Int64"),
+        (lambda: pd.DataFrame(X).astype(object), "object"),
+        (lambda: pd.DataFrame(X).assign(a="text"), "float32, str|float32, object"),
+        (lambda: X.astype(np.longdouble), np.dtype(np.longdouble).name),
+        (lambda: np.zeros(N, [("a", "f4")]), "'a', '<f4'"),
+    ],
+)
+def test_a_dtype_that_keras_does_not_read_is_named(given, dtype, tmp_path):
+    distiller = kd.Distiller(new("one"), model("one", 8))
+    distiller.compile("sgd", LOSS)
+    for call in (
+        lambda x: distiller.fit(x, Y, verbose=0),
+        lambda x: distiller.evaluate(x, Y, verbose=0),
+        lambda x: distiller.predict(x, verbose=0),
+        lambda x: distiller.train_on_batch(x, Y),
+        lambda x: kd.evaluate(model("one", 4), (x, Y), timing=False),
+        lambda x: kd.SoftTargets.write(tmp_path / "x", model("one", 4), (x, Y)),
+    ):
+        with pytest.raises(ValueError, match=rf"of dtype .*({dtype}).*; give numbers"):
+            call(given())
+
+
+def test_labels_and_weights_of_a_dtype_that_keras_does_not_read():
+    distiller = kd.Distiller(new("one"), model("one", 8))
+    distiller.compile("sgd", LOSS)
+    whole = pd.Series(Y).astype("Int64")
+    for call in (distiller.fit, distiller.evaluate, distiller.train_on_batch):
+        with pytest.raises(
+            ValueError, match="the labels of dtype Int64 cannot be read"
+        ):
+            call(X, whole)
+        with pytest.raises(
+            ValueError, match="the sample weights of dtype Int64 cannot"
+        ):
+            call(X, Y, sample_weight=whole)
+    for call in (distiller.fit, distiller.evaluate, distiller.predict):
+        with pytest.raises(ValueError, match="no data; (give|pass) arrays"):
+            call(None)
+
+
+def test_variables_are_read_as_the_arrays_that_they_hold():
+    expected = kd.class_covariance(model("one", 4), X, verbose=False)
+    for variable in (tf.Variable(X), keras.Variable(X)):
+        found = kd.class_covariance(model("one", 4), variable, verbose=False)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_batches_whose_labels_are_none_have_no_labels():
+    weights = []
+    for data in (dataset(X).batch(8), dataset(X).batch(8).map(lambda x: (x, None))):
+        student = new("one")
+        student.set_weights(model("one", 4).get_weights())
+        distiller = kd.Distiller(student, model("one", 8), alpha=0.0)
+        distiller.compile(keras.optimizers.SGD(0.1))
+        distiller.fit(data, verbose=0)
+        weights.append(student.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_elements_of_four_parts_are_refused_and_no_part_is_dropped():
+    four = dataset(X, Y, W, W).batch(8)
+    with pytest.raises(ValueError, match="yields tuples of 4; it must yield x"):
+        kd.evaluate(model("one", 4), four, timing=False)
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (X[:, :2], r"^the Functional .* takes inputs of shape \(None, 3\)"),
+        ([X, X], r"^the teacher .* takes 1 input\(s\)"),
+    ],
+)
+def test_judges_say_what_is_wrong_without_the_way_through_a_graph(x, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kd.evaluate(model("one", 4), (x, Y), timing=False)
+    with pytest.raises(ValueError, match=sentence):
+        kd.class_covariance(model("one", 4), (x, Y), verbose=False)

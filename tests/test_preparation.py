@@ -219,3 +219,21 @@ def test_a_function_is_known_by_its_code_and_what_it_reads():
     assert function_fingerprint(layers.Rescaling(2.0)) == function_fingerprint(
         others[8]
     )
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "sentence"),
+    [
+        (lambda x: x[:1], "answers for 1 examples, but was asked for 8"),
+        (lambda x: None, "returned None; it must return the teacher's inputs"),
+    ],
+)
+def test_a_preprocess_that_loses_the_examples_is_refused(
+    preprocess, sentence, pictures
+):
+    x, y = pictures
+    teacher = kd.as_teacher(images(8), preprocess=preprocess)
+    distiller = kd.Distiller(images(8), teacher)
+    distiller.compile("sgd", SPARSE)
+    with pytest.raises(ValueError, match=sentence):
+        distiller.fit(x, y, batch_size=8, verbose=0)

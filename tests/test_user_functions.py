@@ -354,3 +354,44 @@ def test_a_session_of_onnx_runtime_teaches(data, tmp_path):
     )
     found = next(iter(targets.logits()))
     np.testing.assert_allclose(found, data[0] @ WEIGHTS, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda z: z.tolist(), "got list"),
+        (lambda z: None, "got NoneType"),
+        (lambda z: z.astype(object), "got dtype object"),
+        (lambda z: z.argmax(-1), "got dtype int64; a class number"),
+    ],
+)
+def test_what_is_no_answer_is_refused_where_models_are_judged_too(answer, got, data):
+    def teacher(x):
+        return answer(np.asarray(x) @ WEIGHTS)
+
+    distiller = kd.Distiller(mlp(8), teacher)
+    distiller.compile("sgd", SPARSE)
+    with pytest.raises(TypeError, match=f"must return floats .*{got}"):
+        distiller.fit(*data, verbose=0)
+    with pytest.raises(TypeError, match=f"must return floats .*{got}"):
+        kd.evaluate(mlp(8), data, teacher=teacher, timing=False)
+
+
+def test_a_judge_sees_what_is_prepared_and_of_the_classes_that_were_chosen(data):
+    def of_more(x):
+        z = np.asarray(x)[:, 0] @ WEIGHTS  # (batch, 1, features), as no data here has
+        return np.concatenate([z, z], -1)
+
+    teacher = kd.as_teacher(
+        of_more,
+        from_logits=True,
+        preprocess=lambda x: x[:, None],
+        classes=list(range(CLASSES)),
+    )
+    plain = kd.as_teacher(lambda x: np.asarray(x) @ WEIGHTS, from_logits=True)
+    student = mlp(8)
+    found, expected = (
+        kd.evaluate(student, data, teacher=one, timing=False).teacher_agreement
+        for one in (teacher, plain)
+    )
+    assert found == expected
