@@ -104,6 +104,7 @@ for name, call in {
     "class_covariance": lambda: kd.class_covariance(model(3), x),
     "evaluate": lambda: kd.evaluate(model(3), (x, y)),
     "compare": lambda: kd.compare({"one": model(3)}, (x, y), verbose=False),
+    "export_litert": lambda: kd.export_litert(model(3), "served.tflite"),
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
     "search": lambda: kd.search(lambda hp: model(3), (x, y), (x, y), teacher=model(3)),
     "DistillationHyperModel": lambda: kd.DistillationHyperModel(lambda hp: model(3)),
@@ -128,7 +129,7 @@ def test_on_another_backend_losses_run_and_all_else_is_refused_in_a_sentence(tmp
     )
     assert done.returncode == 0, done.stderr
     *said, loss = done.stdout.splitlines()
-    assert len(said) == 13
+    assert len(said) == 14
     for line in said:
         assert re.search(
             r"models with TensorFlow, but Keras's backend is 'jax'; set the environment "
@@ -145,7 +146,12 @@ def test_every_import_is_declared():
     extras = project["optional-dependencies"]
     declared = {
         re.split(r"[<>=\[]", requirement)[0].replace("-", "_")
-        for requirement in project["dependencies"] + extras["dask"] + extras["ray"]
+        for requirement in (
+            *project["dependencies"],
+            *extras["dask"],
+            *extras["ray"],
+            *extras["litert"],
+        )
     }
     modules = {"scikit_learn": "sklearn"}
     declared = {modules.get(name, name) for name in declared}

@@ -61,7 +61,11 @@ class Answer(NamedTuple):
         is_yes = probabilities >= tf.constant(self.threshold)
         if not is_one_question(probabilities.shape):
             label = tf.cast(is_yes, tf.int64)
-            return label if names is None else tf.where(is_yes, names, "")
+            if names is None:
+                return label
+            # No choice between strings: some runtimes can only look them up.
+            numbers = tf.range(1, len(self.class_names or ()) + 1, dtype=tf.int64)
+            return tf.gather(tf.concat([[""], names], 0), label * numbers)
         label = tf.cast(is_yes if is_yes.shape.rank == 1 else is_yes[..., 0], tf.int64)
         return label if names is None else tf.gather(names, label)
 

@@ -23,6 +23,7 @@ os._exit(0)
 )
 
 TOLERANCE = 1e-5
+_RANDOM = "A layer that is random, or keeps state, at inference cannot be served."
 
 
 def expected_answer(
@@ -53,8 +54,15 @@ def expected_answer(
     return expected
 
 
-def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, Any]:
+def example_batch(
+    specs: dict[str, tf.TensorSpec], example: Any, what: str = "example"
+) -> dict[str, Any]:
     """Returns a batch by the name of the input: the example, or random numbers.
+
+    Args:
+        specs: of the inputs, by name.
+        example: as for `export_savedmodel`.
+        what: it is, for messages.
 
     Raises:
         ValueError: if the example does not fit the inputs, or none can be made.
@@ -62,16 +70,16 @@ def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, An
     if example is not None:
         if not isinstance(example, dict) and len(specs) > 1:
             raise ValueError(
-                f"the model takes several inputs, {', '.join(specs)}; give the example as "
-                "a dict by these names."
+                f"the model takes several inputs, {', '.join(specs)}; give the {what} "
+                "as a dict by these names."
             )
         given = example if isinstance(example, dict) else dict.fromkeys(specs, example)
         if set(given) != set(specs):
             raise ValueError(
-                f"the example has {', '.join(map(repr, given))}, but the model takes "
+                f"the {what} has {', '.join(map(repr, given))}, but the model takes "
                 f"{', '.join(map(repr, specs))}; give a batch of each."
             )
-        return {n: _as_tensor(n, given[n], s) for n, s in specs.items()}
+        return {n: _as_tensor(n, given[n], s, what) for n, s in specs.items()}
     rng = np.random.default_rng(0)
     batch = {}
     for name, spec in specs.items():
@@ -87,12 +95,12 @@ def example_batch(specs: dict[str, tf.TensorSpec], example: Any) -> dict[str, An
     return batch
 
 
-def _as_tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
+def _as_tensor(name: str, value: Any, spec: tf.TensorSpec, what: str) -> tf.Tensor:
     try:
         tensor = tf.convert_to_tensor(value, spec.dtype)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"the example for input {name!r} must be a batch of {spec.dtype.name}, got "
+            f"the {what} for input {name!r} must be a batch of {spec.dtype.name}, got "
             f"{type(value).__name__}: {error}."
         ) from error
     if (
@@ -100,7 +108,7 @@ def _as_tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
         or not tensor.shape[:1].num_elements()
     ):
         raise ValueError(
-            f"the example for input {name!r} must be a batch of shape {spec.shape}, with "
+            f"the {what} for input {name!r} must be a batch of shape {spec.shape}, with "
             f"one example at least, got {tensor.shape}."
         )
     return tensor
@@ -138,6 +146,8 @@ def check_same(
     when: str,
     ties: dict[str, Callable],
     tolerance: float = TOLERANCE,
+    of_range: bool = False,
+    advice: str = _RANDOM,
 ) -> None:
     """Refuses an answer that is not the expected one within the tolerance.
 
@@ -148,6 +158,9 @@ def check_same(
         ties: by the name of a label, what tells from its probabilities and a tolerance where
             rounding may turn it.
         tolerance: relative and absolute.
+        of_range: whether the absolute one is that of the range of an output's numbers, where
+            that is more than 1.
+        advice: a sentence for the error.
 
     Raises:
         RuntimeError: naming the output, and when it was asked.
@@ -159,10 +172,11 @@ def check_same(
             same = bool(np.all((got == value) | ties[name](probabilities, tolerance)))
             difference = f"{np.sum(got != value)} labels differ"
         else:
-            same = np.allclose(got, value, rtol=tolerance, atol=tolerance)
+            span = max(1.0, float(np.ptp(value))) if of_range else 1.0
+            same = np.allclose(got, value, rtol=tolerance, atol=tolerance * span)
             difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
         if not same:
             raise RuntimeError(
                 f"the model gives other {name} {when} ({difference}), so nothing is exported. "
-                "A layer that is random, or keeps state, at inference cannot be served."
+                + advice
             )

@@ -40,6 +40,7 @@ class Serving:
         preprocess: from raw inputs to what the model takes; `None` for nothing.
         inputs: the raw inputs.
         answers: how each output is served, by its key.
+        from_logits: whether the model gives logits, or a dict of bools by output.
         function: the `tf.function` that is served, traced for `inputs.specs`.
         batch: tensors by the name of the input, for the check.
         expected: arrays by name, what an export must answer for the batch.
@@ -49,6 +50,7 @@ class Serving:
     preprocess: Callable | None
     inputs: Inputs
     answers: dict[Any, Answer]
+    from_logits: Any
     function: Callable
     batch: dict[str, tf.Tensor]
     expected: dict[str, np.ndarray]
@@ -97,8 +99,22 @@ class Serving:
         from_logits = settle(outputs, from_logits, "model", "from_logits", kinds)
         answers = answers_of(kinds, shapes, keys_of(model)[1], class_names, threshold)
         function = _function(model, preprocess, answers, from_logits, inputs, batch)
-        expected = check.expected_answer(function, batch, _ties(answers))
-        return cls(model, preprocess, inputs, answers, function, batch, expected)
+        expected = check.expected_answer(function, batch, ties_of(answers))
+        return cls(
+            model, preprocess, inputs, answers, from_logits, function, batch, expected
+        )
+
+    def retraced(self) -> Serving:
+        """Returns the same, of a function traced anew: layers may do it in another way."""
+        function = _function(
+            self.model,
+            self.preprocess,
+            self.answers,
+            self.from_logits,
+            self.inputs,
+            self.batch,
+        )
+        return dataclasses.replace(self, function=function)
 
     def check(
         self, answer: dict[str, np.ndarray], when: str, tolerance: float = TOLERANCE
@@ -113,7 +129,7 @@ class Serving:
         Raises:
             RuntimeError: naming what differs.
         """
-        ties = _ties(self.answers)
+        ties = ties_of(self.answers)
         check.check_same(self.expected, answer, when, ties, tolerance)
 
     def write(self, path: str) -> None:
@@ -141,13 +157,14 @@ class Serving:
             ) from error
 
 
-def _prefix(key: Any) -> str:
+def prefix(key: Any) -> str:
     """Returns what precedes the names of an output's answers."""
     return "" if key is None else f"{key}_"
 
 
-def _ties(answers: dict[Any, Answer]) -> dict[str, Callable]:
-    return {_prefix(key) + "label": one.is_tie for key, one in answers.items()}
+def ties_of(answers: dict[Any, Answer]) -> dict[str, Callable]:
+    """Returns by the name of each label what tells where rounding may turn it."""
+    return {prefix(key) + "label": one.is_tie for key, one in answers.items()}
 
 
 def _function(
@@ -161,7 +178,7 @@ def _function(
     def serve(**named: Any) -> dict[str, Any]:
         outputs = inputs.call(model, named, preprocess)
         return {
-            _prefix(key) + name: tensor
+            prefix(key) + name: tensor
             for key, output in by_output(outputs)
             for name, tensor in answers[key](
                 output, answer_for(from_logits, key)

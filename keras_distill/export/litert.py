@@ -1,0 +1,355 @@
+"""Export for phones and microcontrollers: one .tflite file, checked in a fresh process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_distill import progress
+from keras_distill.arguments import check_choice, check_verbose, shown
+from keras_distill.export import check, fresh, litert_converter
+from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.calibration import batches_of, calibration_arrays, joined
+from keras_distill.export.files import check_file, whole_file
+from keras_distill.export.loops import without_loops
+from keras_distill.export.serving import Serving, prefix, ties_of
+from keras_distill.keras_compat import own_variables
+from keras_distill.specialists.ensemble import SpecialistEnsemble
+
+QUANTIZE = ("float16", "dynamic", "int8")
+# What an answer for the example may differ by, as a share of the output's range.
+_TOLERANCES = {None: 1e-4, "float16": 0.01, "dynamic": 0.1}
+# Of the labels of the calibration, int8 may change that many, and of values the root mean
+# square of the error may be that share of their range.
+_CHANGED, _ERROR = 0.01, 0.05
+# Labels turn freely where probabilities are as near as int8 can tell: two steps of 1/256.
+_NEAR = 2 / 256
+
+
+def export_litert(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    quantize: str | None = None,
+    calibration: Any = None,
+    class_names: Sequence[str] | dict[str, Sequence[str]] | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
+    input_signature: Any = None,
+    example: Any = None,
+    from_logits: Any = None,
+    output_kinds: Any = None,
+    threshold: Any = DEFAULT_THRESHOLD,
+    verbose: bool = True,
+) -> str:
+    """Writes a `.tflite` file, which LiteRT (TensorFlow Lite) runs on phones and small boards.
+
+    Its signature `serving_default` takes and gives what that of `export_savedmodel` does,
+    under the same names; numbers in and out stay float32, however the file is quantized. It
+    needs nothing but LiteRT's own operations. It is converted in a process of its own, run
+    by a fresh Python process that imports only ai-edge-litert, compared with the Keras
+    model, and only then renamed: a file that can be seen is whole and right. If anything
+    fails, a file that was there before is left as it was.
+
+    | `quantize` | weights | activations | compared with the Keras model |
+    |---|---|---|---|
+    | `None` | float32 | float32 | within 1e-4 |
+    | "float16" | float16 | float32 | within 1 % of the range of an output |
+    | "dynamic" | int8 | float32 | within 10 % of it |
+    | "int8" | int8 | int8 | on `calibration`: no more than 1 % of the labels change (those apart whose probabilities are within 2/256), values by no more than 5 % of their range |
+
+    RNN layers are unrolled, so that the batch is free; for that their inputs must say how
+    many steps they have. With a batch that `input_signature` fixes they stay loops, but for
+    int8. A `SpecialistEnsemble` runs all its specialists.
+
+    Args:
+        model: as for `export_savedmodel`.
+        path: str or path of the file, ending in ".tflite"; replaced if it is there.
+        quantize: `None` (default), "float16", "dynamic" or "int8".
+        calibration: for "int8", raw inputs whose values say which range each layer has: a
+            batch in the form of `example`, or data as `evaluate` takes it (`(x, y)` arrays,
+            a `tf.data.Dataset`, ...). Some hundred real examples; all are seen.
+        class_names: as for `export_savedmodel`.
+        preprocess: as for `export_savedmodel`.
+        input_signature: as for `export_savedmodel`; one that fixes the batch makes a file of
+            that batch.
+        example: as for `export_savedmodel`.
+        from_logits: as for `export_savedmodel`.
+        output_kinds: as for `export_savedmodel`.
+        threshold: as for `export_savedmodel`.
+        verbose: whether to show a progress bar.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: without `pip install keras-distill[litert]`.
+        IsADirectoryError: if `path` is a folder.
+        OSError: if it cannot be written.
+        TypeError: as `export_savedmodel`.
+        ValueError: as `export_savedmodel`; if `path`, `quantize` or `calibration` is wrong,
+            or LiteRT has no operation for what the model does, naming it.
+        RuntimeError: if the converter fails, or the file gives other answers; for int8 the
+            layer that it changes most is named.
+
+    Warns:
+        UserWarning: if an int8 model has hard-swish, which is slower there than in float.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    >>> export_litert(model, "student.onnx")
+    Traceback (most recent call last):
+    ValueError: path must end in ".tflite", got 'student.onnx'.
+    """
+    path = check_file("path", path, ".tflite")
+    if quantize is not None:
+        quantize = check_choice("quantize, if it is not None,", quantize, QUANTIZE)
+    _check_calibration_given(quantize, calibration)
+    verbose = check_verbose(verbose)
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise ImportError(
+            "export_litert needs ai-edge-litert: pip install keras-distill[litert]"
+        )
+    serving = Serving.of(
+        model,
+        class_names=class_names,
+        preprocess=preprocess,
+        input_signature=input_signature,
+        example=example,
+        from_logits=from_logits,
+        output_kinds=output_kinds,
+        threshold=threshold,
+        exporter="export_litert",
+    )
+    _check_can_be_converted(serving, quantize)
+    arrays = None
+    if calibration is not None:
+        arrays = calibration_arrays(serving.inputs, calibration)
+    with (
+        whole_file(path) as hidden,
+        progress.bar("export", "stage", 3, verbose) as shown_bar,
+    ):
+        saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
+        _write(serving, saved_model, quantize)
+        shown_bar.update()
+        size = _fixed_batch(serving)
+        batches = None if arrays is None else batches_of(arrays, size)
+        done = _convert(saved_model, hidden, quantize, batches)
+        shown_bar.update()
+        if arrays is None:
+            _check_answers(serving, hidden, quantize)
+        else:
+            _check_int8(serving, hidden, arrays, saved_model)
+        shown_bar.update()
+    if "HARD_SWISH" in done["operations"]:
+        warnings.warn(
+            "the model has hard-swish, which is slower in int8 than in float; build it with "
+            'ReLU6 (keras.layers.ReLU(6.0)), or export it with quantize="float16".',
+            UserWarning,
+            stacklevel=2,
+        )
+    return path
+
+
+def _check_calibration_given(quantize: str | None, calibration: Any) -> None:
+    if quantize == "int8" and calibration is None:
+        raise ValueError(
+            'quantize="int8" needs calibration=, a batch of some hundred real inputs, whose '
+            'values say which range each layer has; or take quantize="dynamic".'
+        )
+    if quantize != "int8" and calibration is not None:
+        raise ValueError(
+            f'calibration is given, but quantize is {shown(quantize)}; only "int8" is '
+            "calibrated."
+        )
+
+
+def _check_can_be_converted(serving: Serving, quantize: str | None) -> None:
+    layers = [layer for layer, _ in own_variables(serving.model)]
+    if quantize == "int8" and any(isinstance(n, SpecialistEnsemble) for n in layers):
+        raise ValueError(
+            'a SpecialistEnsemble cannot be exported with quantize="int8": the fixed point '
+            'of its answer needs more than 256 steps. Take "float16" or "dynamic", or '
+            "distil it into one model."
+        )
+    doubles = [spec.name for spec in serving.inputs.specs.values() if _is_double(spec)]
+    doubles += [w.path for w in serving.model.weights if _is_double(w)]
+    if doubles:
+        raise ValueError(
+            f"the model has float64 ({', '.join(doubles[:3])}), for which LiteRT has no "
+            'operations; build it under keras.config.set_dtype_policy("float32") and take '
+            "over its weights by set_weights(get_weights())."
+        )
+
+
+def _is_double(thing: Any) -> bool:
+    return keras.backend.standardize_dtype(thing.dtype) == "float64"
+
+
+def _fixed_batch(serving: Serving) -> int | None:
+    """Returns the size of batch that the signature fixes, or `None`."""
+    sizes = [spec.shape[0] for spec in serving.inputs.specs.values() if spec.shape.rank]
+    return next((size for size in sizes if size), None)
+
+
+def _write(serving: Serving, saved_model: str, quantize: str | None) -> None:
+    is_free = _fixed_batch(serving) is None
+    with without_loops(serving.model, is_free or quantize == "int8") as is_other:
+        try:
+            serving = serving.retraced() if is_other else serving
+            serving.write(saved_model)
+        except ValueError as error:
+            if "annot unroll a RNN" not in str(error):
+                raise
+            fixed = "input_signature=tf.TensorSpec([1, steps, features])"
+            what = "with a free batch" if is_free else "in int8"
+            raise ValueError(
+                f"the model has an RNN layer over any number of steps, which LiteRT cannot "
+                f"run {what}; build it with keras.Input((steps, features))"
+                + (f", or fix both by {fixed}." if quantize != "int8" else ".")
+            ) from error
+
+
+# In the child process that converts.
+_CONVERT = (
+    fresh.PREAMBLE
+    + """
+done = runpy.run_path(sys.argv[1])[sys.argv[2]](*given)
+pickle.dump(done, answer)
+answer.close()
+os._exit(0)
+"""
+)
+
+
+def _in_a_child(function: str, *given: Any) -> Any:
+    """Returns what a function of `litert_converter` returns in a fresh process."""
+    return fresh.run(_CONVERT, [litert_converter.__file__, function], given)
+
+
+def _convert(
+    saved_model: str, path: str, quantize: str | None, batches: list | None
+) -> dict[str, Any]:
+    how = f"quantize={quantize!r}"
+    try:
+        done = _in_a_child("convert", saved_model, path, quantize, batches)
+    except fresh.FreshProcessError as error:
+        ended = f"ended with {error.code}"
+        if error.code < 0:
+            ended = f"was ended by {signal.Signals(-error.code).name}"
+        raise RuntimeError(
+            f"the LiteRT converter {ended} on this model with {how}, so nothing is exported; "
+            f"try another quantize, or kd.export_savedmodel.\n{error.said}".rstrip()
+        ) from None
+    if "unwritten" in done:
+        raise OSError(
+            f"the export could not be written to {path!r}: {done['unwritten']}."
+        )
+    if "refused" in done:
+        raise ValueError(
+            f"LiteRT cannot take this model with {how}: {done['refused']}. Do that work "
+            "before the file is asked, build the model without it, or serve it with "
+            "kd.export_savedmodel."
+        )
+    return done
+
+
+def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
+    """Compares a file's answers with the model's, in batches of 1 and 3 where it takes them."""
+    from keras_distill.export.runtimes import litert
+
+    ties, batches = ties_of(serving.answers), [serving.batch]
+    if _fixed_batch(serving) is None:
+        batches = [_first(serving.batch, count) for count in (1, 3)]
+    answers = check.ask_fresh_process(litert, path, batches)
+    for batch, answer in zip(batches, answers, strict=True):
+        expected = check.expected_answer(serving.function, batch, ties)
+        check.check_same(
+            expected,
+            answer,
+            "as a LiteRT file",
+            ties,
+            _TOLERANCES[quantize],
+            of_range=True,
+            advice="Pass example= with typical inputs"
+            + (", or take another quantize." if quantize else "."),
+        )
+
+
+def _first(batch: dict[str, Any], count: int) -> dict[str, tf.Tensor]:
+    """Returns the first examples of a batch, again from the first where it has fewer."""
+    return {
+        name: tf.gather(tensor, np.arange(count) % tensor.shape[0])
+        for name, tensor in batch.items()
+    }
+
+
+def _check_int8(
+    serving: Serving, path: str, arrays: dict[str, np.ndarray], saved_model: str
+) -> None:
+    """Compares an int8 file with the model on the calibration, whose ranges it has."""
+    from keras_distill.export.runtimes import litert
+
+    size, count = _fixed_batch(serving), len(next(iter(arrays.values())))
+    batches = batches_of(arrays, size)
+    expected = joined(
+        [
+            {name: value.numpy() for name, value in serving.function(**batch).items()}
+            for batch in ({n: tf.constant(v) for n, v in b.items()} for b in batches)
+        ],
+        count,
+    )
+    few = [] if size else [_first(batches[0], n) for n in (1, 3)]
+    answers = check.ask_fresh_process(litert, path, [*batches, *few])
+    answer = joined(answers[: len(batches)], count)
+    if said := _changes(serving, expected, answer):
+        worst = _in_a_child("worst_layer", saved_model, batches)
+        raise RuntimeError(
+            f"int8 changes the model: {said}. The layer that it changes most is "
+            f"{_layer_named(serving, worst)}. Give more calibration, bound what layers give "
+            '(ReLU6), or take quantize="dynamic".'
+        )
+
+
+def _changes(serving: Serving, expected: dict, answer: dict) -> str | None:
+    """Says which output int8 has changed by more than it may, or nothing."""
+    for key, one in serving.answers.items():
+        where = prefix(key)
+        if one.kind == "values":
+            exact = expected[f"{where}values"]
+            error = np.sqrt(np.mean((answer[f"{where}values"] - exact) ** 2))
+            span = np.ptp(exact)
+            if not error <= _ERROR * span:
+                return (
+                    f"the root mean square error of {where}values on the calibration is "
+                    f"{error:.3g}, more than {_ERROR:.0%} of their range of {span:.3g}"
+                )
+            continue
+        labels, other = expected[f"{where}label"], answer[f"{where}label"]
+        is_tie = one.is_tie(expected[f"{where}probabilities"], _NEAR)
+        changed = (labels != other) & ~is_tie
+        # One of a few examples says nothing yet.
+        if changed.sum() > max(1, _CHANGED * changed.size):
+            return (
+                f"{changed.sum()} of {changed.size} answers of {where}label on the "
+                f"calibration, more than {_CHANGED:.0%}, are others"
+            )
+    return None
+
+
+def _layer_named(serving: Serving, tensor: str | None) -> str:
+    """Returns the layer of a tensor of the graph, as Keras calls it where that is seen."""
+    names = {layer.name for layer, _ in own_variables(serving.model)}
+    for part in reversed((tensor or "").split(";")[0].split("/")):
+        # A graph numbers what is traced again.
+        for name in (part, part.rpartition("_")[0]):
+            if name in names - {serving.model.name}:
+                return repr(name)
+    return "the last one" if tensor is None or "Call" in tensor else repr(tensor)

@@ -1,0 +1,33 @@
+"""A .tflite file, run by ai-edge-litert alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+NAME = "LiteRT file"
+
+
+class Model:
+    """The signature `serving_default` of one file; a model for each thread that asks.
+
+    Args:
+        path: of the file.
+        threads: that one batch is computed by; default 1.
+    """
+
+    def __init__(self, path: str, threads: int = 1) -> None:
+        self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        self._serve = self._interpreter.get_signature_runner("serving_default")
+        details = self._serve.get_input_details()
+        self._dtypes = {name: details[name]["dtype"] for name in details}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the answers for a batch of any size, by name; text as bytes."""
+        return self._serve(**{n: self._as_taken(n, batch[n]) for n in batch})
+
+    def _as_taken(self, name: str, value: np.ndarray) -> np.ndarray:
+        value, dtype = np.asarray(value), self._dtypes.get(name)
+        if value.dtype.kind in "OSU":
+            return value.astype(object)
+        return value if dtype is None else value.astype(dtype, casting="same_kind")
