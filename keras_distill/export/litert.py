@@ -263,12 +263,10 @@ def _convert(
 
 def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
     """Compares a file's answers with the model's, in batches of 1 and 3 where it takes them."""
-    from keras_distill.export.runtimes import litert
-
     ties, batches = ties_of(serving.answers), [serving.batch]
     if _fixed_batch(serving) is None:
         batches = [_first(serving.batch, count) for count in (1, 3)]
-    answers = check.ask_fresh_process(litert, path, batches)
+    answers = _asked(serving, path, batches)
     for batch, answer in zip(batches, answers, strict=True):
         expected = check.expected_answer(serving.function, batch, ties)
         check.check_same(
@@ -283,6 +281,30 @@ def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
         )
 
 
+def _asked(serving: Serving, path: str, batches: list) -> list:
+    """Returns what the file answers.
+
+    Raises:
+        RuntimeError: if it does not run.
+    """
+    from keras_distill.export.runtimes import litert
+
+    try:
+        return check.ask_fresh_process(litert, path, batches)
+    except RuntimeError as error:
+        is_text = any(spec.dtype == tf.string for spec in serving.inputs.specs.values())
+        advice = (
+            "Look the text up before the file is asked, and export the model of its numbers."
+            if is_text
+            else "Try a fixed batch, input_signature=tf.TensorSpec([1, ...]), or another "
+            "quantize; or serve it with kd.export_savedmodel."
+        )
+        raise RuntimeError(
+            "LiteRT does not run the file of this model, so nothing is exported: "
+            f"{str(error).strip().splitlines()[-1]} {advice}"
+        ) from error
+
+
 def _first(batch: dict[str, Any], count: int) -> dict[str, tf.Tensor]:
     """Returns the first examples of a batch, again from the first where it has fewer."""
     return {
@@ -295,8 +317,6 @@ def _check_int8(
     serving: Serving, path: str, arrays: dict[str, np.ndarray], saved_model: str
 ) -> None:
     """Compares an int8 file with the model on the calibration, whose ranges it has."""
-    from keras_distill.export.runtimes import litert
-
     size, count = _fixed_batch(serving), len(next(iter(arrays.values())))
     batches = batches_of(arrays, size)
     expected = joined(
@@ -307,7 +327,7 @@ def _check_int8(
         count,
     )
     few = [] if size else [_first(batches[0], n) for n in (1, 3)]
-    answers = check.ask_fresh_process(litert, path, [*batches, *few])
+    answers = _asked(serving, path, [*batches, *few])
     answer = joined(answers[: len(batches)], count)
     if said := _changes(serving, expected, answer):
         worst = _in_a_child("worst_layer", saved_model, batches)
