@@ -335,13 +335,14 @@ def test_ranges_are_of_all_examples_however_they_come(tmp_path):
     )
 
 
-def channels_apart():
+def channels_apart(names=("a",)):
     """A layer whose channels differ by 1e4, of which int8 with one scale loses all but one."""
-    x = keras.Input((8,), name="x")
+    inputs = [keras.Input((8 // (n + 1),), name=name) for n, name in enumerate(names)]
+    x = layers.Concatenate()(inputs) if len(names) > 1 else inputs[0]
+    width = x.shape[-1]
     h = layers.Dense(8, activation="relu", name="wide")(x)
-    h = layers.Dense(3, name="last")(h)
-    model = keras.Model(x, h)
-    kernel = np.eye(8) * ([1e4] + [1.0] * 7)
+    model = keras.Model(inputs, layers.Dense(3, name="last")(h))
+    kernel = np.eye(width, 8) * ([1e4] + [1.0] * 7)
     model.get_layer("wide").set_weights([kernel, np.zeros(8)])
     head = RNG.normal(size=(8, 3))
     head[0] = 0.0
@@ -350,20 +351,29 @@ def channels_apart():
 
 
 @pytest.mark.parametrize(
-    ("kind", "sentence"),
+    ("kind", "names", "sentence"),
     [
-        ("softmax", r"\d+ of 200 answers of label on the calibration, more than 1%"),
-        ("values", "root mean square error of values on the calibration is .* than 5%"),
+        (
+            "softmax",
+            ["a"],
+            r"\d+ of 200 answers of label on the calibration, more than 1%",
+        ),
+        (
+            "values",
+            ["b", "a"],
+            "root mean square error of values on the calibration is .* than 5%",
+        ),
     ],
 )
-def test_int8_that_ruins_a_model_names_the_layer(tmp_path, kind, sentence):
+def test_int8_that_ruins_a_model_names_the_layer(tmp_path, kind, names, sentence):
     (tmp_path / "m.tflite").write_text("before")
+    x = {name: numbers(200, 8 // (n + 1)) for n, name in enumerate(names)}
     with pytest.raises(RuntimeError, match=f"{sentence}.* most is 'wide'. Give more"):
         export(
-            channels_apart(),
+            channels_apart(names),
             tmp_path,
             quantize="int8",
-            calibration=numbers(200, 8),
+            calibration=x,
             output_kinds=kind,
         )
     assert os.listdir(tmp_path) == ["m.tflite"]
@@ -671,3 +681,150 @@ def test_a_folder_that_cannot_be_written(tmp_path, why):
     done = run(["-c", FULL, tmp_path / "new" / "m.tflite", why])
     assert "the export could not be written to" in done.stdout, done.stderr
     assert os.listdir(tmp_path) == []
+
+
+# Measured --------------------------------------------------------------------------------
+
+
+def normed(layer):
+    return keras.Sequential(
+        [layer, layers.BatchNormalization(momentum=0.9), layers.ReLU(6.0)]
+    )
+
+
+def separable():
+    """A student as phones have it: depthwise, with BatchNormalization and ReLU6."""
+    stack = [normed(layers.Conv2D(32, 3, strides=2, use_bias=False))]
+    for width, strides in ((64, 2), (128, 1), (256, 2)):
+        stack += [
+            normed(layers.DepthwiseConv2D(3, strides=strides, padding="same")),
+            normed(layers.Conv2D(width, 1, use_bias=False)),
+        ]
+    stack += [layers.GlobalAveragePooling2D(), layers.Dense(10)]
+    return of(*stack, shape=(28, 28, 1))
+
+
+def pooled():
+    stack = []
+    for width in (32, 64):
+        stack += [
+            normed(layers.Conv2D(width, 3, padding="same")),
+            layers.MaxPooling2D(),
+        ]
+    dense = layers.Dense(128, activation="relu")
+    stack += [layers.Flatten(), dense, layers.Dense(10, activation="softmax")]
+    return of(*stack, shape=(28, 28, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [separable, pooled])
+def test_what_quantizing_costs_on_digits(tmp_path, make):
+    if not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")):
+        pytest.skip("TFDS_DATA_DIR does not lead to a prepared mnist")
+    data = kd.datasets.load("mnist")
+    x, y = (
+        np.concatenate(parts)
+        for parts in zip(*data.train.as_numpy_iterator(), strict=True)
+    )
+    test, answers = (
+        np.concatenate(parts)
+        for parts in zip(*data.test.as_numpy_iterator(), strict=True)
+    )
+    model = make()
+    from_logits = make is separable
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    model.compile(keras.optimizers.Adam(2e-3), loss)
+    model.fit(x[:30000], y[:30000], batch_size=128, epochs=1, verbose=0)
+    saved = kd.export_savedmodel(model, tmp_path / "saved", verbose=False)
+    serve = tf.saved_model.load(saved).signatures["serving_default"]
+    exact = {n: v.numpy() for n, v in serve(x=tf.constant(test)).items()}
+    accuracy, size = {}, {}
+    for how in (None, "float16", "dynamic", "int8"):
+        more = {"calibration": x[:1000]} if how == "int8" else {}
+        path = export(model, tmp_path, quantize=how, **more)
+        size[how], ask = os.path.getsize(path), runtime.Model(path, threads=2)
+        found = [ask({"x": test[i : i + 500]}) for i in range(0, len(test), 500)]
+        labels = np.concatenate([one["label"] for one in found])
+        logits = np.concatenate([one["logits"] for one in found])
+        accuracy[how] = float(np.mean(labels == answers))
+        error = np.abs(logits - exact["logits"]).max()
+        print(how, size[how], accuracy[how], error, np.ptp(exact["logits"]))
+        if how is None:
+            assert error <= 1e-4
+            nearest = np.sort(exact["logits"], -1)[:, -2:]
+            assert np.all((labels == exact["label"]) | (np.ptp(nearest, -1) <= 1e-4))
+        if how == "float16":
+            assert error <= 0.005 * np.ptp(exact["logits"])
+    assert accuracy[None] > 0.95
+    assert accuracy["dynamic"] >= accuracy[None] - 0.001
+    assert accuracy["int8"] >= accuracy[None] - 0.005
+    if size[None] > 500_000:
+        assert size["int8"] <= 0.35 * size[None]
+
+
+def bert():
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=20,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=6,
+    )
+    return keras_hub.models.BertTextClassifier(
+        backbone, num_classes=2, preprocessor=None
+    )
+
+
+APPLICATIONS = keras.applications
+BIG = {
+    "MobileNetV3Small": (
+        lambda: APPLICATIONS.MobileNetV3Small((64, 64, 3), weights=None, classes=10),
+        255 * RNG.uniform(size=(64, 64, 64, 3)).astype("float32"),
+        1e-4,
+    ),
+    "EfficientNetB0": (
+        lambda: APPLICATIONS.EfficientNetB0(weights=None, input_shape=(64, 64, 3), classes=10),
+        255 * RNG.uniform(size=(64, 64, 64, 3)).astype("float32"),
+        1e-4,
+    ),
+    "BertTextClassifier": (
+        bert,
+        {
+            "token_ids": RNG.integers(20, size=(64, 6)).astype("int32"),
+            "padding_mask": np.ones((64, 6), "int32"),
+            "segment_ids": np.zeros((64, 6), "int32"),
+        },
+        1e-4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [None, "float16", "dynamic", "int8"])
+@pytest.mark.parametrize("name", BIG)
+def test_models_that_people_bring(tmp_path, name, how, recwarn):
+    make, x, limit = BIG[name]
+    model = make()
+    more = {"calibration": x} if how == "int8" else {}
+    example = keras.tree.map_structure(lambda array: array[:4], x)
+    path = export(model, tmp_path, quantize=how, example=example, **more)
+    if how is None:
+        x = x if isinstance(x, dict) else {runtime_name(path): x}
+        answer = runtime.Model(path)({name: array[:3] for name, array in x.items()})
+        first = (
+            {n: a[:3] for n, a in x.items()}
+            if len(x) > 1
+            else next(iter(x.values()))[:3]
+        )
+        outputs = model.predict(first, verbose=0)
+        key = "probabilities" if name != "BertTextClassifier" else "logits"
+        np.testing.assert_allclose(answer[key], outputs, atol=limit)
+    said = [str(one.message) for one in recwarn if "hard-swish" in str(one.message)]
+    assert bool(said) == (how == "int8" and name == "MobileNetV3Small")
+
+
+def runtime_name(path):
+    return next(iter(runtime.Model(path)._dtypes))

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.arguments import check_path, shown
+from keras_distill.arguments import check_path
 from keras_distill.run_directory import RunDirectory
 
 # TensorFlow Serving ignores names that are not numbers.
@@ -99,14 +99,14 @@ def check_file(name: str, value: Any, ending: str) -> str:
     path = check_path(name, value)
     if "://" in path:
         raise ValueError(
-            f"{name} must be a local path, got {shown(value)}; export there, and copy the "
+            f"{name} must be a local path, got {path!r}; export there, and copy the "
             "file with tf.io.gfile.copy."
         )
     if not path.endswith(ending) or os.path.basename(path) == ending:
-        raise ValueError(f'{name} must end in "{ending}", got {shown(value)}.')
+        raise ValueError(f'{name} must end in "{ending}", got {path!r}.')
     if os.path.isdir(path):
         raise IsADirectoryError(
-            f"{name} must be a file, but {shown(value)} is a folder; give the path of a "
+            f"{name} must be a file, but {path!r} is a folder; give the path of a "
             "file in it."
         )
     return path

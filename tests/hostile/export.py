@@ -30,6 +30,14 @@ def a_file():
     return path
 
 
+@functools.cache
+def a_folder():
+    """Returns the path of a folder that is called like a file."""
+    path = pathlib.Path(tempfile.mkdtemp(), "m.tflite")
+    path.mkdir()
+    return path
+
+
 def exported(name, value):
     """Returns a call of `export_savedmodel` with one wrong argument."""
 
@@ -38,6 +46,22 @@ def exported(name, value):
         kd.export_savedmodel(**{"verbose": False, **given})
 
     return call
+
+
+def exported_file(name, value):
+    """Returns a call of `export_litert` with one wrong argument."""
+
+    def call():
+        given = {"model": student(), "path": "m.tflite", name: value}
+        kd.export_litert(**{"verbose": False, **given})
+
+    return call
+
+
+def quantized(**given):
+    """Returns a call of `export_litert` with wrong arguments of quantizing."""
+    call = {"model": student(), "path": "m.tflite", "verbose": False, **given}
+    return lambda: kd.export_litert(**call)
 
 
 def made(name, make):
@@ -133,8 +157,64 @@ MADE = [
     ("directory", a_file, "the export directory '.*' is a file; give a directory"),
     ("directory", lambda: a_file() / "m", "cannot|could not|Not a directory|is a file"),
 ]
+X = np.ones((6, 5), "float32")
+OF_INPUT = "the calibration for input .* must be a batch of"
+FILE = [
+    ("path", "", "path must be a path, got ''"),
+    ("path", None, "path must be a path, got None"),
+    ("path", "m", 'path must end in ".tflite", got'),
+    ("path", "m.onnx", 'path must end in ".tflite", got'),
+    ("path", ".tflite", 'path must end in ".tflite", got'),
+    ("path", "gs://bucket/m.tflite", "path must be a local path, got"),
+    (
+        "quantize",
+        "int4",
+        'quantize, if it is not None, must be "float16" or "dynamic" or',
+    ),
+    ("quantize", True, "quantize, if it is not None, must be .*got True"),
+    ("quantize", 8, "quantize, if it is not None, must be .*got 8"),
+    ("quantize", "int8", 'quantize="int8" needs calibration='),
+    ("calibration", X, 'calibration is given, but quantize is None; only "int8"'),
+]
+INT8 = [
+    (
+        X[:, :3],
+        rf"{OF_INPUT} shape \(None, 5\), with one example at least, got \(6, 3\)",
+    ),
+    (X[:0], f"{OF_INPUT} shape .* with one example at least"),
+    ("text", f"{OF_INPUT} float32, got"),
+    ({"x": X}, "the calibration has 'x', but the model takes"),
+    (X * NAN, "the calibration for input .* has NaN or infinity"),
+    (iter([X]), f"{OF_INPUT} float32, got"),
+]
 ROWS = [
     Row("export_savedmodel", call(name, value), sentence)
     for call, wrong in ((exported, WRONG), (made, MADE))
     for name, value, sentence in wrong
+]
+ROWS += [
+    *(
+        Row("export_litert", exported_file(name, value), sentence)
+        for name, value, sentence in FILE
+        + [row for row in WRONG if row[0] not in ("directory", "from_logits")]
+    ),
+    *(
+        Row("export_litert", quantized(quantize="int8", calibration=value), sentence)
+        for value, sentence in INT8
+    ),
+    Row(
+        "export_litert",
+        quantized(quantize="dynamic", calibration=X),
+        "calibration is given, but quantize is 'dynamic'",
+    ),
+    Row(
+        "export_litert",
+        lambda: quantized(path=a_folder())(),
+        "but '.*' is a folder; give",
+    ),
+    Row(
+        "export_litert",
+        lambda: quantized(path=a_file() / "m.tflite")(),
+        "cannot|could not|Not a directory|is a file",
+    ),
 ]
