@@ -478,6 +478,11 @@ def of_doubles():
             "cannot take this model with quantize=None: it has no kernel for .*StringLower"
             r".*\(in .*text_vectorization.*\). Do that work before the file is asked",
         ),
+        (
+            lambda: of(layers.Embedding(5, 3), layers.Flatten(), shape=(4,), dtype="bool"),
+            {"output_kinds": "values"},
+            r"the converter fails at Less \(in .*embedding.*\). Do that work before",
+        ),
         (of_doubles, {}, r"has float64 \(.*kernel.*build it under .*float32"),
         (
             lambda: of(layers.LSTM(3), layers.Dense(2), shape=(None, 4)),

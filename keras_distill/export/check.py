@@ -157,7 +157,7 @@ def check_same(
         when: it was asked, for the error.
         ties: by the name of a label, what tells from its probabilities and a tolerance where
             rounding may turn it.
-        tolerance: relative and absolute.
+        tolerance: absolute; the relative one is no more than `TOLERANCE`.
         of_range: whether the absolute one is that of the range of an output's numbers, where
             that is more than 1.
         advice: a sentence for the error.
@@ -173,7 +173,8 @@ def check_same(
             difference = f"{np.sum(got != value)} labels differ"
         else:
             span = max(1.0, float(np.ptp(value))) if of_range else 1.0
-            same = np.allclose(got, value, rtol=tolerance, atol=tolerance * span)
+            relative = min(tolerance, TOLERANCE)
+            same = np.allclose(got, value, rtol=relative, atol=tolerance * span)
             difference = f"largest difference {np.max(np.abs(got - value)):.2g}"
         if not same:
             raise RuntimeError(

@@ -25,7 +25,8 @@ from keras_distill.keras_compat import own_variables
 from keras_distill.specialists.ensemble import SpecialistEnsemble
 
 QUANTIZE = ("float16", "dynamic", "int8")
-# What an answer for the example may differ by, as a share of the output's range.
+# What an answer for the example may differ by: a quantized one as a share of the output's
+# range.
 _TOLERANCES = {None: 1e-4, "float16": 0.01, "dynamic": 0.1}
 # Of the labels of the calibration, int8 may change that many, and of values the root mean
 # square of the error may be that share of their range.
@@ -201,7 +202,8 @@ def _fixed_batch(serving: Serving) -> int | None:
 
 def _write(serving: Serving, saved_model: str, quantize: str | None) -> None:
     is_free = _fixed_batch(serving) is None
-    with without_loops(serving.model, is_free or quantize == "int8") as is_other:
+    traced = (serving.model, serving.preprocess)
+    with without_loops(traced, is_free or quantize == "int8") as is_other:
         try:
             serving = serving.retraced() if is_other else serving
             serving.write(saved_model)
@@ -217,10 +219,11 @@ def _write(serving: Serving, saved_model: str, quantize: str | None) -> None:
             ) from error
 
 
-# In the child process that converts.
+# In the child process that converts; what memory a GPU has may be the asker's.
 _CONVERT = (
     fresh.PREAMBLE
     + """
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 done = runpy.run_path(sys.argv[1])[sys.argv[2]](*given)
 pickle.dump(done, answer)
 answer.close()
@@ -275,7 +278,7 @@ def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
             "as a LiteRT file",
             ties,
             _TOLERANCES[quantize],
-            of_range=True,
+            of_range=quantize is not None,
             advice="Pass example= with typical inputs"
             + (", or take another quantize." if quantize else "."),
         )

@@ -68,6 +68,10 @@ def _sentence(text: str) -> str:
             "it has a loop over time, which needs a batch of a fixed size (say it by "
             "input_signature=tf.TensorSpec([1, ...])), or an RNN layer with unroll=True"
         )
+    if not names and places:
+        operation, place = places[0]
+        at = f" (in {place.rpartition('/')[0]})" if "/" in place else ""
+        return f"the converter fails at {operation}{at}"
     if not names:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return "the converter says: " + (lines[0][:300] if lines else "nothing")

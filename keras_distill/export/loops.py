@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -13,18 +13,19 @@ from keras_distill.specialists.ensemble import SpecialistEnsemble
 
 
 @contextlib.contextmanager
-def without_loops(model: keras.Model, unrolls: bool) -> Iterator[bool]:
-    """Yields whether a model that is traced meanwhile is so in another way, of same answers.
+def without_loops(models: Iterable[Any], unrolls: bool) -> Iterator[bool]:
+    """Yields whether models that are traced meanwhile are so in another way, of same answers.
 
     An RNN layer is unrolled, and a `SpecialistEnsemble` runs all its specialists. Layers of
     nested and subclassed models too, which have no copies, so it is said to them for a while.
 
     Args:
-        model: that is traced.
+        models: that are traced; what is no Keras layer is left as it is.
         unrolls: whether RNN layers are unrolled; if not, they only leave cuDNN.
     """
     said: list[tuple[Any, str, Any]] = []
-    for layer, _ in own_variables(model):
+    roots = [model for model in models if isinstance(model, keras.Layer)]
+    for layer in [layer for root in roots for layer, _ in own_variables(root)]:
         if isinstance(layer, keras.layers.RNN) and not layer.unroll:
             said.append((layer, "unroll", unrolls))
         if getattr(layer, "use_cudnn", None):
