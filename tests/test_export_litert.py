@@ -401,7 +401,17 @@ def test_calibration_of_several_inputs():
     x = {"a": numbers(20, 3), "b": numbers(20, 2)}
     y = {"kind": np.zeros(20)}
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-    for given in (x, (x, y), dataset, dataset.map(lambda x, y: x)):
+    several = list(x.values())
+    listed = tf.data.Dataset.from_tensor_slices((tuple(several), np.zeros(20))).batch(8)
+    for given in (
+        x,
+        (x, y),
+        several,
+        (several, y),
+        dataset,
+        listed,
+        listed.map(lambda x, y: (x,)),
+    ):
         found = calibration_arrays(inputs, given)
         assert set(found) == {"a", "b"}
         np.testing.assert_array_equal(found["b"], x["b"])

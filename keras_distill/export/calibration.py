@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -63,8 +62,8 @@ def _raw(inputs: Inputs, calibration: Any, specs: dict[str, tf.TensorSpec]) -> A
         return _of_dataset(inputs, reading.read(calibration, "calibration"), specs)
     named = inputs.by_name(calibration)
     if isinstance(named, tuple) and 1 <= len(named) <= 3:  # (x, y), as for fit
-        named = inputs.by_name(named[0])
-    return named
+        return _by_name(inputs, named[0])
+    return _by_name(inputs, calibration)
 
 
 def _of_dataset(
@@ -79,7 +78,7 @@ def _of_dataset(
         dataset = dataset.batch(_ROWS)
     parts: list[dict[str, Any]] = []
     for element in dataset:
-        named = inputs.by_name(_listed(reading.inputs_of(element)))
+        named = _by_name(inputs, reading.inputs_of(element))
         parts.append(check.example_batch(specs, named, "calibration"))
     if not parts:
         raise ValueError("the calibration is empty; give some hundred examples.")
@@ -89,9 +88,13 @@ def _of_dataset(
     }
 
 
-def _listed(x: Any) -> Any:
-    """Returns several inputs as a list, which tf.data has as a tuple."""
-    return x if isinstance(x, Mapping) or tf.is_tensor(x) else list(x)
+def _by_name(inputs: Inputs, x: Any) -> Any:
+    """Returns inputs by name; several in a list or tuple are in the model's order."""
+    named = inputs.by_name(x)
+    is_several = isinstance(named, (list, tuple)) and 1 < len(named) == len(
+        inputs.specs
+    )
+    return dict(zip(inputs.specs, named, strict=True)) if is_several else named
 
 
 def batches_of(

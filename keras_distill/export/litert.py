@@ -53,18 +53,22 @@ def export_litert(
     """Writes a `.tflite` file, which LiteRT (TensorFlow Lite) runs on phones and small boards.
 
     Its signature `serving_default` takes and gives what that of `export_savedmodel` does,
-    under the same names; numbers in and out stay float32, however the file is quantized. It
-    needs nothing but LiteRT's own operations. It is converted in a process of its own, run
-    by a fresh Python process that imports only ai-edge-litert, compared with the Keras
-    model, and only then renamed: a file that can be seen is whole and right. If anything
-    fails, a file that was there before is left as it was.
+    under the same names and of the same dtypes, however the file is quantized. It needs
+    nothing but LiteRT's own operations. It is converted in a process of its own, run by a
+    fresh Python process that imports only ai-edge-litert, compared with the Keras model, and
+    only then renamed: a file that can be seen is whole and right. If anything fails, a file
+    that was there before is left as it was.
 
-    | `quantize` | weights | activations | compared with the Keras model |
-    |---|---|---|---|
-    | `None` | float32 | float32 | within 1e-4 |
-    | "float16" | float16 | float32 | within 1 % of the range of an output |
-    | "dynamic" | int8 | float32 | within 10 % of it |
-    | "int8" | int8 | int8 | on `calibration`: no more than 1 % of the labels change (those apart whose two likeliest classes, or probability and threshold, are within 0.05), values by no more than 5 % of their range |
+    What `quantize` changes, and how far an answer may differ from the model's:
+
+    - `None`: nothing; by 1e-4, or 1e-5 of the number.
+    - "float16": weights are float16; by 1 % of the range of the output.
+    - "dynamic": weights are int8; by 10 % of the range. Give `example` for a check on real
+      inputs.
+    - "int8": weights and activations are int8. On `calibration` no more than 1 % of the
+      labels may change, of those whose two likeliest classes (of a question: probability and
+      threshold) are more than 0.05 apart; or values by a root mean square of no more than 5 %
+      of their range.
 
     RNN layers are unrolled, so that the batch is free; for that their inputs must say how
     many steps they have. With a batch that `input_signature` fixes they stay loops, but for
