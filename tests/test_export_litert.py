@@ -258,8 +258,8 @@ def of_text():
     )
 
 
-def of_doubles():
-    return of(layers.Dense(3, dtype="float64"), shape=(4,), dtype="float64")
+def of_weights(dtype):
+    return of(layers.Dense(3, dtype=dtype), shape=(4,), dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,15 @@ def of_doubles():
             {"output_kinds": "values"},
             r"the converter fails at Less \(in .*embedding.*\). Do that work before",
         ),
-        (of_doubles, {}, r"has float64 \(.*kernel.*build it under .*float32"),
+        *(
+            (
+                lambda dtype=dtype: of_weights(dtype),
+                {},
+                rf"the model has {dtype} \(.*kernel.*in which LiteRT does not compute; build",
+            )
+            for dtype in ("float64", "bfloat16")
+        ),
+        (lambda: of(layers.Dense(3), shape=(4,), dtype="float64"), {}, r"has float64 \(x\)"),
         (
             lambda: of(layers.LSTM(3), layers.Dense(2), shape=(None, 4)),
             {},

@@ -93,7 +93,7 @@ KINDS = {
 DEFAULT = {
     ("mlp", "dynamic"), ("convolutions", None), ("mask", "float16"), ("tags", None),
     ("transformer", None), ("masked lstm", None), ("subclassed", "int8"),
-    ("two inputs, three outputs", None), ("raw images", "int8"), ("fixed batch", None),
+    ("two inputs, three outputs", None), ("raw images", "int8"), ("fixed batch", None), ("mixed precision", None),
     ("ensemble", None), ("words", None),
 }  # fmt: skip
 
@@ -144,6 +144,8 @@ def test_a_file_answers_as_the_saved_model_does(tmp_path, kind, quantize):
             limit = {None: 1e-4, "float16": 0.005, "dynamic": 0.05, "int8": 0.1}[
                 quantize
             ]
+            if kind == "mixed precision":  # what the model itself is off by
+                limit = max(limit, 2e-3)
             np.testing.assert_allclose(
                 answer[name], value, atol=limit * span, rtol=1e-4
             )

@@ -19,8 +19,9 @@ from keras_distill.export import check, fresh, litert_converter
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.calibration import batches_of, calibration_arrays, joined
 from keras_distill.export.files import check_file, whole_file
-from keras_distill.export.loops import without_loops
-from keras_distill.export.serving import Serving, prefix, ties_of
+from keras_distill.export.int8 import changes, layer_named
+from keras_distill.export.portable import computes_in_half, portable
+from keras_distill.export.serving import Serving, ties_of
 from keras_distill.keras_compat import own_variables
 from keras_distill.specialists.ensemble import SpecialistEnsemble
 
@@ -28,11 +29,8 @@ QUANTIZE = ("float16", "dynamic", "int8")
 # What an answer for the example may differ by: a quantized one as a share of the output's
 # range.
 _TOLERANCES = {None: 1e-4, "float16": 0.01, "dynamic": 0.1}
-# Of the labels of the calibration, int8 may change that many, and of values the root mean
-# square of the error may be that share of their range.
-_CHANGED, _ERROR = 0.01, 0.05
-# A label between two classes of nearly one probability says nothing of what int8 costs.
-_NEAR = 0.05
+# Of weights; what only computes in half precision is made to do so in float32.
+_NOT_TAKEN = ("float64", "float16", "bfloat16")
 
 
 def export_litert(
@@ -70,7 +68,8 @@ def export_litert(
       threshold) are more than 0.05 apart; or values by a root mean square of no more than 5 %
       of their range.
 
-    RNN layers are unrolled, so that the batch is free; for that their inputs must say how
+    What computes in half precision (`mixed_float16`) does so in float32, and is compared with
+    the model in float32. RNN layers are unrolled, so that the batch is free; for that their inputs must say how
     many steps they have. With a batch that `input_signature` fixes they stay loops, but for
     int8. A `SpecialistEnsemble` runs all its specialists.
 
@@ -142,16 +141,16 @@ def export_litert(
         progress.bar("export", "stage", 3, verbose) as shown_bar,
     ):
         saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
-        _write(serving, saved_model, quantize)
+        judge = _write(serving, saved_model, quantize)
         shown_bar.update()
         size = _fixed_batch(serving)
         batches = None if arrays is None else batches_of(arrays, size)
         done = _convert(saved_model, hidden, quantize, batches)
         shown_bar.update()
         if arrays is None:
-            _check_answers(serving, hidden, quantize)
+            _check_answers(judge, hidden, quantize)
         else:
-            _check_int8(serving, hidden, arrays, saved_model)
+            _check_int8(judge, hidden, arrays, saved_model)
         shown_bar.update()
     if "HARD_SWISH" in done["operations"]:
         warnings.warn(
@@ -184,18 +183,17 @@ def _check_can_be_converted(serving: Serving, quantize: str | None) -> None:
             'of its answer needs more than 256 steps. Take "float16" or "dynamic", or '
             "distil it into one model."
         )
-    doubles = [spec.name for spec in serving.inputs.specs.values() if _is_double(spec)]
-    doubles += [w.path for w in serving.model.weights if _is_double(w)]
-    if doubles:
+    specs = serving.inputs.specs
+    wrong = [(n, specs[n]) for n in specs if specs[n].dtype == tf.float64]
+    wrong += [(w.path, w) for w in serving.model.weights if w.dtype in _NOT_TAKEN]
+    if wrong:
+        found = tf.as_dtype(wrong[0][1].dtype).name
         raise ValueError(
-            f"the model has float64 ({', '.join(doubles[:3])}), for which LiteRT has no "
-            'operations; build it under keras.config.set_dtype_policy("float32") and take '
-            "over its weights by set_weights(get_weights())."
+            f"the model has {found} ({', '.join(name for name, _ in wrong[:3])}), in which "
+            "LiteRT does not compute; build it under "
+            'keras.config.set_dtype_policy("float32") and take over its weights by '
+            "set_weights(get_weights())."
         )
-
-
-def _is_double(thing: Any) -> bool:
-    return keras.backend.standardize_dtype(thing.dtype) == "float64"
 
 
 def _fixed_batch(serving: Serving) -> int | None:
@@ -204,13 +202,14 @@ def _fixed_batch(serving: Serving) -> int | None:
     return next((size for size in sizes if size), None)
 
 
-def _write(serving: Serving, saved_model: str, quantize: str | None) -> None:
+def _write(serving: Serving, saved_model: str, quantize: str | None) -> Serving:
+    """Writes what is converted, and returns what its answers are compared with."""
     is_free = _fixed_batch(serving) is None
     traced = (serving.model, serving.preprocess)
-    with without_loops(traced, is_free or quantize == "int8") as is_other:
+    with portable(traced, is_free or quantize == "int8") as is_other:
         try:
-            serving = serving.retraced() if is_other else serving
-            serving.write(saved_model)
+            written = serving.retraced() if is_other else serving
+            written.write(saved_model)
         except ValueError as error:
             if "annot unroll a RNN" not in str(error):
                 raise
@@ -221,6 +220,14 @@ def _write(serving: Serving, saved_model: str, quantize: str | None) -> None:
                 f"run {what}; build it with keras.Input((steps, features))"
                 + (f", or fix both by {fixed}." if quantize != "int8" else ".")
             ) from error
+    # Half precision itself is farther from the model than a file may be.
+    return written if computes_in_half(traced) else serving
+
+
+def _function_of(serving: Serving) -> Any:
+    """Returns the function as it was traced, whatever the layers are told since."""
+    function: Any = serving.function
+    return function.get_concrete_function(**serving.inputs.specs)
 
 
 # In the child process that converts; what memory a GPU has may be the asker's.
@@ -271,11 +278,12 @@ def _convert(
 def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
     """Compares a file's answers with the model's, in batches of 1 and 3 where it takes them."""
     ties, batches = ties_of(serving.answers), [serving.batch]
+    serve = _function_of(serving)
     if _fixed_batch(serving) is None:
         batches = [_first(serving.batch, count) for count in (1, 3)]
     answers = _asked(serving, path, batches)
     for batch, answer in zip(batches, answers, strict=True):
-        expected = check.expected_answer(serving.function, batch, ties)
+        expected = check.expected_answer(serve, batch, ties)
         check.check_same(
             expected,
             answer,
@@ -325,10 +333,10 @@ def _check_int8(
 ) -> None:
     """Compares an int8 file with the model on the calibration, whose ranges it has."""
     size, count = _fixed_batch(serving), len(next(iter(arrays.values())))
-    batches = batches_of(arrays, size)
+    batches, serve = batches_of(arrays, size), _function_of(serving)
     expected = joined(
         [
-            {name: value.numpy() for name, value in serving.function(**batch).items()}
+            {name: value.numpy() for name, value in serve(**batch).items()}
             for batch in ({n: tf.constant(v) for n, v in b.items()} for b in batches)
         ],
         count,
@@ -336,53 +344,14 @@ def _check_int8(
     few = [] if size else [_first(batches[0], n) for n in (1, 3)]
     answers = _asked(serving, path, [*batches, *few])
     answer = joined(answers[: len(batches)], count)
-    if said := _changes(serving, expected, answer):
+    if said := changes(serving.answers, expected, answer):
         try:
             worst = _in_a_child("worst_layer", saved_model, batches)
         except fresh.FreshProcessError:  # what quantizes may end when it is asked more
             worst = None
-        named = _layer_named(serving, worst)
+        named = layer_named(serving.model, worst)
         raise RuntimeError(
             f"int8 changes the model: {said}. "
             + (f"The layer that it changes most is {named}. " if named else "")
             + 'Give more calibration, bound what layers give (ReLU6), or take quantize="dynamic".'
         )
-
-
-def _changes(serving: Serving, expected: dict, answer: dict) -> str | None:
-    """Says which output int8 has changed by more than it may, or nothing."""
-    for key, one in serving.answers.items():
-        where = prefix(key)
-        if one.kind == "values":
-            exact = expected[f"{where}values"]
-            error = np.sqrt(np.mean((answer[f"{where}values"] - exact) ** 2))
-            span = np.ptp(exact)
-            if not error <= _ERROR * span:
-                return (
-                    f"the root mean square error of {where}values on the calibration is "
-                    f"{error:.3g}, more than {_ERROR:.0%} of their range of {span:.3g}"
-                )
-            continue
-        labels, other = expected[f"{where}label"], answer[f"{where}label"]
-        is_tie = one.is_tie(expected[f"{where}probabilities"], _NEAR)
-        changed = (labels != other) & ~is_tie
-        # One of a few examples says nothing yet.
-        if changed.sum() > max(1, _CHANGED * changed.size):
-            return (
-                f"{changed.sum()} of {changed.size} answers of {where}label on the "
-                f"calibration, more than {_CHANGED:.0%}, are others"
-            )
-    return None
-
-
-def _layer_named(serving: Serving, tensor: str | None) -> str | None:
-    """Returns the layer of a tensor of the graph, as Keras calls it where that is seen."""
-    if tensor is None:
-        return None
-    names = {layer.name for layer, _ in own_variables(serving.model)}
-    for part in reversed(tensor.split(";")[0].split("/")):
-        # A graph numbers what is traced again.
-        for name in (part, part.rpartition("_")[0]):
-            if name in names - {serving.model.name}:
-                return repr(name)
-    return "the last one" if "PartitionedCall" in tensor else repr(tensor)

@@ -1,0 +1,63 @@
+"""Models in the form that small runtimes run: no loops, no routing, no half precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from keras_distill.keras_compat import own_variables
+from keras_distill.specialists.ensemble import SpecialistEnsemble
+
+_HALF = ("float16", "bfloat16")
+
+
+@contextlib.contextmanager
+def portable(models: Iterable[Any], unrolls: bool) -> Iterator[bool]:
+    """Yields whether models that are traced meanwhile are so in another form, of same answers.
+
+    An RNN layer is unrolled, a `SpecialistEnsemble` runs all its specialists, and what
+    computes in half precision does it in float32. Layers of nested and subclassed models too,
+    which nobody can clone, so it is said to the layers themselves, for a while.
+
+    Args:
+        models: that are traced; what is no Keras layer is left as it is.
+        unrolls: whether RNN layers are unrolled; if not, they only leave cuDNN.
+    """
+    said: list[tuple[Any, str, Any]] = []
+    for layer in _layers(models):
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll:
+            said.append((layer, "unroll", unrolls))
+        if getattr(layer, "use_cudnn", None):
+            said.append((layer, "use_cudnn", False))
+        if isinstance(layer, SpecialistEnsemble):
+            said.append((layer, "routed", False))
+        if _is_half(layer):
+            said.append((layer, "dtype_policy", keras.dtype_policies.get("float32")))
+    before = [(layer, name, getattr(layer, name)) for layer, name, _ in said]
+    try:
+        for layer, name, value in said:
+            setattr(layer, name, value)
+        yield any(getattr(layer, name) != value for layer, name, value in before)
+    finally:
+        for layer, name, value in before:
+            setattr(layer, name, value)
+
+
+def computes_in_half(models: Iterable[Any]) -> bool:
+    """Tells whether a layer of the models computes in half precision."""
+    return any(map(_is_half, _layers(models)))
+
+
+def _layers(models: Iterable[Any]) -> list[keras.Layer]:
+    roots = [model for model in models if isinstance(model, keras.Layer)]
+    return [layer for root in roots for layer, _ in own_variables(root)]
+
+
+def _is_half(layer: keras.Layer) -> bool:
+    policy = layer.dtype_policy
+    # A map has the policies of layers that were loaded quantized.
+    is_one = not isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+    return is_one and policy.compute_dtype in _HALF
