@@ -93,8 +93,8 @@ KINDS = {
 DEFAULT = {
     ("mlp", "dynamic"), ("convolutions", None), ("mask", "float16"), ("tags", None),
     ("transformer", None), ("masked lstm", None), ("subclassed", "int8"),
-    ("two inputs, three outputs", None), ("raw images", "int8"), ("fixed batch", None), ("mixed precision", None),
-    ("ensemble", None), ("words", None),
+    ("two inputs, three outputs", None), ("raw images", "int8"), ("mixed precision", None),
+    ("ensemble", None),
 }  # fmt: skip
 
 
