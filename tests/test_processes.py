@@ -192,9 +192,10 @@ def test_tasks_are_drawn_when_a_seat_is_free_and_see_what_has_ended(tmp_path):
 def test_leaving_early_kills_what_runs(tmp_path):
     job = Job(tmp_path)
     run = spread(job.run, iter(lambda: ("pid",), 0), seats=Seats.of(2), folder=str(tmp_path))  # fmt: skip
+    pids = set()
     with contextlib.closing(run) as outcomes:
-        pids = {next(outcomes).value for _ in range(4)}
-    assert len(pids) == 2
+        while len(pids) < 2:  # the first is done with several before the second has begun
+            pids.add(next(outcomes).value)
     assert all(map(is_gone, pids))
     assert not list(tmp_path.glob(".tmp-*"))
 
