@@ -194,7 +194,9 @@ def test_leaving_early_kills_what_runs(tmp_path):
     run = spread(job.run, iter(lambda: ("pid",), 0), seats=Seats.of(2), folder=str(tmp_path))  # fmt: skip
     pids = set()
     with contextlib.closing(run) as outcomes:
-        while len(pids) < 2:  # the first is done with several before the second has begun
+        while (
+            len(pids) < 2
+        ):  # the first is done with several before the second has begun
             pids.add(next(outcomes).value)
     assert all(map(is_gone, pids))
     assert not list(tmp_path.glob(".tmp-*"))
