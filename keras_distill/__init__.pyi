@@ -4,6 +4,7 @@ from . import plots as plots
 from .distiller import Distiller as Distiller
 from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate
+from .export.card import ModelCard as ModelCard
 from .export.litert import export_litert as export_litert
 from .export.savedmodel import export_savedmodel as export_savedmodel
 from .figures import Comparison as Comparison

@@ -79,7 +79,7 @@ def _of_dataset(
     parts: list[dict[str, Any]] = []
     for element in dataset:
         named = _by_name(inputs, reading.inputs_of(element))
-        parts.append(check.example_batch(specs, named, "calibration"))
+        parts.append(check.example_batch(specs, named, "the calibration"))
     if not parts:
         raise ValueError("the calibration is empty; give some hundred examples.")
     return {

@@ -112,6 +112,10 @@ class Inputs:
     def by_name(self, example: Any) -> Any:
         """Returns an example in the structure of the inputs by their names."""
         if isinstance(self.raw, list | tuple) and isinstance(example, list | tuple):
+            if len(example) == len(self.raw) and all(
+                isinstance(name, str) for name in self.raw
+            ):
+                return dict(zip(self.raw, example, strict=True))
             try:
                 keras.tree.assert_same_structure(self.raw, example)
             except ValueError:

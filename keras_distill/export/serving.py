@@ -26,6 +26,7 @@ from keras_distill.export.answers import (
     served_kinds,
 )
 from keras_distill.export.check import TOLERANCE
+from keras_distill.export.images import EncodedInputs, check_serving_bytes
 from keras_distill.export.inputs import Inputs
 from keras_distill.outputs import is_settled, said_or_found, settle, shapes_of
 from keras_distill.structures import answer_for, by_output, keys_of
@@ -68,6 +69,7 @@ class Serving:
         output_kinds: Any,
         threshold: Any,
         exporter: str,
+        serving_bytes: Any = None,
     ) -> Serving:
         """Returns what the arguments of an export say, checked; see `export_savedmodel`.
 
@@ -82,11 +84,14 @@ class Serving:
         output_kinds = check_output_kinds("output_kinds", output_kinds)
         threshold = check_threshold("threshold", threshold)
         class_names = check_class_names("class_names", class_names)
+        images = check_serving_bytes("serving_bytes", serving_bytes)
         if preprocess is not None and not callable(preprocess):
             raise TypeError(
                 f"preprocess must be a function or layer, got {preprocess!r}."
             )
         inputs = Inputs.of(model, input_signature, preprocess is not None)
+        if images is not None:
+            inputs = EncodedInputs.over(inputs, images)
         batch = check.example_batch(inputs.specs, inputs.by_name(example))
         inputs.check(model, batch, preprocess)
         from_logits = said_or_found(from_logits, model, None)
@@ -115,6 +120,21 @@ class Serving:
             self.batch,
         )
         return dataclasses.replace(self, function=function)
+
+    def asked(self, batch: dict[str, tf.Tensor], what: str) -> Serving:
+        """Returns the same with another batch for the check.
+
+        Args:
+            batch: tensors by the name of the input.
+            what: it is, for the error.
+
+        Raises:
+            ValueError: if the model's answers are not finite.
+        """
+        expected = check.expected_answer(
+            self.function, batch, _ties(self.answers), what
+        )
+        return dataclasses.replace(self, batch=batch, expected=expected)
 
     def check(
         self, answer: dict[str, np.ndarray], when: str, tolerance: float = TOLERANCE

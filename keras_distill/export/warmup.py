@@ -1,0 +1,151 @@
+"""Requests that TensorFlow Serving sends itself before a version takes any other."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_distill.export import check
+from keras_distill.export.images import reason
+from keras_distill.export.inputs import Inputs
+from keras_distill.export.serving import Serving
+
+#: Where TensorFlow Serving looks for them, in a version.
+FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
+#: More of them, and TensorFlow Serving refuses the version.
+MOST = 1000
+_SIGNATURE = "serving_default"
+
+
+def protos() -> tuple[Any, Any]:
+    """Returns the modules of tensorflow-serving-api's protos, of a request and of a log.
+
+    Raises:
+        ImportError: naming the extra.
+    """
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError as error:
+        raise ImportError(
+            "warmup= needs tensorflow-serving-api; install it by "
+            "pip install keras-distill[serving]."
+        ) from error
+    return predict_pb2, prediction_log_pb2
+
+
+def model_name(directory: str) -> str:
+    """Returns the name that requests give the model: of the directory it is exported to.
+
+    Raises:
+        ValueError: if that has none, as "/".
+    """
+    path = directory if "://" in directory else os.path.abspath(directory)
+    name = path.partition("://")[2] if "://" in path else path
+    name = os.path.basename(name.rstrip("/"))
+    if not name:
+        raise ValueError(
+            f"directory {directory!r} has no name, by which warm-up requests call the "
+            "model; export to a directory in it."
+        )
+    return name
+
+
+def batches_of(warmup: Any, inputs: Inputs) -> list[dict[str, tf.Tensor]]:
+    """Returns the batches of `warmup=`, tensors by the name of the input.
+
+    What fits the inputs as one batch is one; else each entry of a list is one.
+
+    Raises:
+        ValueError: if it is neither, or holds none, or more than `MOST`.
+    """
+    try:
+        return [check.example_batch(inputs.specs, inputs.by_name(warmup), "warmup")]
+    except ValueError as error:
+        entries = list(warmup) if isinstance(warmup, (list, tuple)) else []
+        if not entries and not isinstance(warmup, (list, tuple)):
+            raise
+        if not 1 <= len(entries) <= MOST:
+            raise ValueError(
+                f"warmup must be a batch, or a list of 1 to {MOST} batches, which is what "
+                f"TensorFlow Serving takes; got a list of {len(entries)}."
+            ) from error
+    return [
+        check.example_batch(inputs.specs, inputs.by_name(one), f"warmup[{number}]")
+        for number, one in enumerate(entries)
+        if one is not None or _refuse_none(number)
+    ]
+
+
+def _refuse_none(number: int) -> bool:
+    raise ValueError(f"warmup[{number}] must be a batch, got None.")
+
+
+def asked(serving: Serving, warmup: Any) -> list[Serving]:
+    """Returns what is served with each batch of `warmup=` as the one that it is asked.
+
+    Raises:
+        ValueError: if a batch does not fit, or is not answered.
+    """
+    found = []
+    for number, batch in enumerate(batches_of(warmup, serving.inputs)):
+        name = f"warmup[{number}]"
+        try:
+            found.append(serving.asked(batch, name))
+        except tf.errors.OpError as error:
+            raise ValueError(f"{name} is not answered: {reason(error)}.") from error
+    return found
+
+
+def write(path: str, batches: list[dict[str, Any]], name: str) -> None:
+    """Writes requests into a version, and reads them back.
+
+    Args:
+        path: of the version.
+        batches: tensors by the name of the input, each.
+        name: of the model.
+
+    Raises:
+        OSError: if they are not read back as they were given.
+    """
+    predict, log = protos()
+    requests = []
+    for batch in batches:
+        request = predict.PredictRequest()
+        request.model_spec.name = name
+        request.model_spec.signature_name = _SIGNATURE
+        for key, value in batch.items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(np.asarray(value)))
+        requests.append(request)
+    file = os.path.join(path, FILE)
+    tf.io.gfile.makedirs(os.path.dirname(file))
+    with tf.io.TFRecordWriter(file) as writer:
+        for request in requests:
+            one = log.PredictionLog(predict_log=log.PredictLog(request=request))
+            writer.write(one.SerializeToString())
+    if not _is_as_given(file, batches, requests):
+        raise OSError(
+            f"the warm-up requests in {file!r} are not read back as they were written; try "
+            "another disk."
+        )
+
+
+def _is_as_given(file: str, batches: list[dict[str, Any]], requests: list[Any]) -> bool:
+    _, log = protos()
+    try:
+        records = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
+    except tf.errors.DataLossError:
+        return False
+    if len(records) != len(batches):
+        return False
+    for record, batch, request in zip(records, batches, requests, strict=True):
+        found = log.PredictionLog.FromString(record).predict_log.request
+        if found != request or set(found.inputs) != set(batch):
+            return False
+        for key, value in batch.items():
+            given, read = np.asarray(value), tf.make_ndarray(found.inputs[key])
+            if read.dtype != given.dtype or read.tolist() != given.tolist():
+                return False
+    return True
