@@ -156,13 +156,23 @@ def check_class_names(name: str, value: Any) -> Any:
     """Returns names as a list of str, or a dict of such lists by output.
 
     Raises:
-        ValueError: if they are neither.
+        ValueError: if they are neither, or a name has a line break in it.
     """
     if isinstance(value, dict) and not all(
         isinstance(one, str) for one in [*value.values()]
     ):
         return {key: check_class_names(f"{name}[{key!r}]", value[key]) for key in value}
-    return None if value is None else check_names(name, value)
+    if value is None:
+        return None
+    names = check_names(name, value)
+    for one in names:
+        # Which is where a file of them, one a line, is split.
+        if one.splitlines() not in ([one], []):
+            raise ValueError(
+                f"{name} has {one!r}, which has a line break in it; names are written one a "
+                "line, so take it out."
+            )
+    return names
 
 
 def answers_of(

@@ -13,6 +13,8 @@ from keras_distill.export.files import HIDDEN
 
 # The largest number that is one to a server.
 _LAST = 2**63 - 1
+# Without it a folder is no SavedModel.
+_MODEL = "saved_model.pb"
 
 
 def _versions(directory: str) -> list[tuple[int, str]]:
@@ -67,7 +69,7 @@ def prune(path: str, keep: int) -> None:
         name
         for number, name in _versions(directory)
         if number < int(own)
-        and tf.io.gfile.exists(os.path.join(directory, name, "saved_model.pb"))
+        and tf.io.gfile.exists(os.path.join(directory, name, _MODEL))
     ]
     for name in older[: max(len(older) - (keep - 1), 0)]:
         try:
@@ -86,9 +88,13 @@ def prune(path: str, keep: int) -> None:
 def _remove(directory: str, name: str) -> None:
     """Removes a version at once for every reader; a link goes, and not what it is to."""
     path = os.path.join(directory, name)
-    if "://" not in directory and os.path.islink(path):
+    if "://" in directory:
+        # Renaming there is copying file by file, so it is none before the rest goes.
+        tf.io.gfile.remove(os.path.join(path, _MODEL))
+        tf.io.gfile.rmtree(path)
+    elif os.path.islink(path):
         os.unlink(path)
-        return
-    hidden = os.path.join(directory, f"{HIDDEN}{uuid.uuid4().hex}")
-    tf.io.gfile.rename(path, hidden)
-    tf.io.gfile.rmtree(hidden)
+    else:
+        hidden = os.path.join(directory, f"{HIDDEN}{uuid.uuid4().hex}")
+        tf.io.gfile.rename(path, hidden)
+        tf.io.gfile.rmtree(hidden)
