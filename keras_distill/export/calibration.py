@@ -33,7 +33,7 @@ def calibration_arrays(inputs: Inputs, calibration: Any) -> dict[str, np.ndarray
         for name, spec in inputs.specs.items()
     }
     tensors = check.example_batch(
-        specs, _raw(inputs, calibration, specs), "calibration"
+        specs, _raw(inputs, calibration, specs), "the calibration"
     )
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     reading.check_lengths(arrays, "calibration")
