@@ -54,9 +54,10 @@ def of_search(result: Any) -> dict[str, Any]:
         found["distillation"].pop(name)
     first, executions = given.seed, given.executions_per_trial
     best_epoch = result.trials.loc[result.best_trial].get("best_epoch")
+    is_taught = found["distillation"]["alpha"] != 1.0
     return {
         **found,
-        "teacher": given.data.store.manifest["teacher"],
+        "teacher": given.data.store.manifest["teacher"] if is_taught else None,
         "search": {
             "objective": result.objective,
             "score": float(result.score),
