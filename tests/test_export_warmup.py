@@ -226,7 +226,7 @@ def test_no_more_than_tensorflow_serving_takes(tmp_path):
     ("given", "message"),
     [
         ([], "a list of 1 to 1000 batches, .* got a list of 0"),
-        ([X, None], r"warmup\[1\] must be a batch, got None"),
+        ([X, None], r"the batch warmup\[1\] is None; give"),
         ([X, X[:, :3]], r"warmup\[1\] for input '.*' must be a batch of shape"),
         ("text", "warmup for input '.*' must be a batch of float32"),
         ({"x": X}, "warmup has 'x', but the model takes"),
@@ -241,7 +241,9 @@ def test_wrong_batches(tmp_path, given, message):
 
 def test_an_answer_that_is_not_finite(tmp_path):
     linear = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match=r"logits for warmup\[1\] are not all finite"):
+    with pytest.raises(
+        ValueError, match=r"logits for the batch warmup\[1\] are not all finite"
+    ):
         export(linear, tmp_path, warmup=[X, X * np.inf], output_kinds="softmax")
 
 

@@ -106,6 +106,7 @@ for name, call in {
     "compare": lambda: kd.compare({"one": model(3)}, (x, y), verbose=False),
     "export_litert": lambda: kd.export_litert(model(3), "served.tflite"),
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
+    "ModelCard": lambda: kd.ModelCard(teacher=model(3)),
     "search": lambda: kd.search(lambda hp: model(3), (x, y), (x, y), teacher=model(3)),
     "DistillationHyperModel": lambda: kd.DistillationHyperModel(lambda hp: model(3)),
 }.items():
@@ -151,9 +152,13 @@ def test_every_import_is_declared():
             *extras["dask"],
             *extras["ray"],
             *extras["litert"],
+            *extras["serving"],
         )
     }
-    modules = {"scikit_learn": "sklearn"}
+    modules = {
+        "scikit_learn": "sklearn",
+        "tensorflow_serving_api": "tensorflow_serving",
+    }
     declared = {modules.get(name, name) for name in declared}
     for path in (ROOT / "keras_distill").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

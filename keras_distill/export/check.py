@@ -30,7 +30,7 @@ def expected_answer(
     serve: Callable,
     batch: dict[str, Any],
     ties: dict[str, Callable],
-    what: str = "the example",
+    what: str = "example",
 ) -> dict[str, np.ndarray]:
     """Returns what an export must answer, by name.
 
@@ -38,7 +38,7 @@ def expected_answer(
         serve: takes the batch by name and gives tensors by name, before the export.
         batch: tensors by the name of the input.
         ties: see `check_same`.
-        what: the batch is, for the error.
+        what: it is, for messages.
 
     Raises:
         ValueError: if an answer is NaN or infinite.
@@ -51,7 +51,7 @@ def expected_answer(
     for name, value in expected.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ValueError(
-                f"the model's {name} for {what} are not all finite (NaN or infinity); "
+                f"the model's {name} for the {what} are not all finite (NaN or infinity); "
                 "check its weights, or pass example= with typical inputs."
             )
     check_same(expected, again, "when asked twice", ties)
@@ -59,14 +59,14 @@ def expected_answer(
 
 
 def example_batch(
-    specs: dict[str, tf.TensorSpec], example: Any, what: str = "the example"
+    specs: dict[str, tf.TensorSpec], example: Any, what: str = "example"
 ) -> dict[str, Any]:
     """Returns a batch by the name of the input: the example, or random numbers.
 
     Args:
         specs: of the inputs, by name.
-        example: a batch, by name or of the only input; `None` for random numbers.
-        what: it is, for the error.
+        example: as for `export_savedmodel`.
+        what: it is, for messages.
 
     Raises:
         ValueError: if the example does not fit the inputs, or none can be made.
@@ -74,13 +74,13 @@ def example_batch(
     if example is not None:
         if not isinstance(example, dict) and len(specs) > 1:
             raise ValueError(
-                f"the model takes several inputs, {', '.join(specs)}; give {what} as "
-                "a dict by these names."
+                f"the model takes several inputs, {', '.join(specs)}; give the {what} "
+                "as a dict by these names."
             )
         given = example if isinstance(example, dict) else dict.fromkeys(specs, example)
         if set(given) != set(specs):
             raise ValueError(
-                f"{what} has {', '.join(map(repr, given))}, but the model takes "
+                f"the {what} has {', '.join(map(repr, given))}, but the model takes "
                 f"{', '.join(map(repr, specs))}; give a batch of each."
             )
         return {n: _as_tensor(n, given[n], s, what) for n, s in specs.items()}
@@ -104,7 +104,7 @@ def _as_tensor(name: str, value: Any, spec: tf.TensorSpec, what: str) -> tf.Tens
         tensor = tf.convert_to_tensor(value, spec.dtype)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{what} for input {name!r} must be a batch of {spec.dtype.name}, got "
+            f"the {what} for input {name!r} must be a batch of {spec.dtype.name}, got "
             f"{type(value).__name__}: {error}."
         ) from error
     if (
@@ -112,7 +112,7 @@ def _as_tensor(name: str, value: Any, spec: tf.TensorSpec, what: str) -> tf.Tens
         or not tensor.shape[:1].num_elements()
     ):
         raise ValueError(
-            f"{what} for input {name!r} must be a batch of shape {spec.shape}, with "
+            f"the {what} for input {name!r} must be a batch of shape {spec.shape}, with "
             f"one example at least, got {tensor.shape}."
         )
     return tensor

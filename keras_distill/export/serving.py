@@ -132,7 +132,7 @@ class Serving:
             ValueError: if the model's answers are not finite.
         """
         expected = check.expected_answer(
-            self.function, batch, _ties(self.answers), what
+            self.function, batch, ties_of(self.answers), what
         )
         return dataclasses.replace(self, batch=batch, expected=expected)
 

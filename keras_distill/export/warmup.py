@@ -64,23 +64,20 @@ def batches_of(warmup: Any, inputs: Inputs) -> list[dict[str, tf.Tensor]]:
     try:
         return [check.example_batch(inputs.specs, inputs.by_name(warmup), "warmup")]
     except ValueError as error:
-        entries = list(warmup) if isinstance(warmup, (list, tuple)) else []
-        if not entries and not isinstance(warmup, (list, tuple)):
+        if not isinstance(warmup, (list, tuple)):
             raise
-        if not 1 <= len(entries) <= MOST:
+        if not 1 <= len(warmup) <= MOST:
             raise ValueError(
                 f"warmup must be a batch, or a list of 1 to {MOST} batches, which is what "
-                f"TensorFlow Serving takes; got a list of {len(entries)}."
+                f"TensorFlow Serving takes; got a list of {len(warmup)}."
             ) from error
-    return [
-        check.example_batch(inputs.specs, inputs.by_name(one), f"warmup[{number}]")
-        for number, one in enumerate(entries)
-        if one is not None or _refuse_none(number)
-    ]
-
-
-def _refuse_none(number: int) -> bool:
-    raise ValueError(f"warmup[{number}] must be a batch, got None.")
+    batches = []
+    for number, one in enumerate(warmup):
+        what = f"batch warmup[{number}]"
+        if one is None:
+            raise ValueError(f"the {what} is None; give a batch of each input.")
+        batches.append(check.example_batch(inputs.specs, inputs.by_name(one), what))
+    return batches
 
 
 def asked(serving: Serving, warmup: Any) -> list[Serving]:
@@ -93,7 +90,7 @@ def asked(serving: Serving, warmup: Any) -> list[Serving]:
     for number, batch in enumerate(batches_of(warmup, serving.inputs)):
         name = f"warmup[{number}]"
         try:
-            found.append(serving.asked(batch, name))
+            found.append(serving.asked(batch, f"batch {name}"))
         except tf.errors.OpError as error:
             raise ValueError(f"{name} is not answered: {reason(error)}.") from error
     return found
