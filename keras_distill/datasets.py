@@ -50,6 +50,7 @@ class Data:
         class_names: one str per class.
         input_shape: of one example, without the batch axis.
         sizes: number of examples by split name.
+        version: of the dataset, str; `None` where it has none.
 
     Raises:
         TypeError: if a split is no dataset, or the sizes are no dict.
@@ -63,9 +64,12 @@ class Data:
     class_names: list[str]
     input_shape: tuple[int, ...]
     sizes: dict[str, int]
+    version: str | None = None
 
     def __post_init__(self) -> None:
         check_str("name", self.name)
+        if self.version is not None:
+            check_str("version", self.version)
         kinds = (tf.data.Dataset, tf.distribute.DistributedDataset)
         for split in ("train", "validation", "test"):
             _check_dataset(split, getattr(self, split), kinds)
@@ -178,9 +182,9 @@ def load(
     if name == "digits":
         if not normalize:
             raise ValueError(_DIGITS)
-        datasets, class_names, shape, prepare = _digits(validation_fraction)
+        datasets, class_names, shape, version, prepare = _digits(validation_fraction)
     else:
-        datasets, class_names, shape, prepare = _tfds(
+        datasets, class_names, shape, version, prepare = _tfds(
             name, data_dir, validation_fraction, image_size, normalize, verbose
         )
     sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
@@ -193,7 +197,12 @@ def load(
             dataset = dataset.batch(batch_size)
         datasets[split] = dataset.prefetch(tf.data.AUTOTUNE)
     return Data(
-        name=name, class_names=class_names, input_shape=shape, sizes=sizes, **datasets
+        name=name,
+        class_names=class_names,
+        input_shape=shape,
+        sizes=sizes,
+        version=version,
+        **datasets,
     )
 
 
@@ -226,11 +235,14 @@ def _check_source(
     return name, data_dir, image_size
 
 
-#: Unbatched splits, class names, the shape of an example, and what prepares one.
-_Parts = tuple[dict[str, tf.data.Dataset], list[str], tuple[int, ...], Callable | None]
+#: Unbatched splits, class names, the shape of an example, a version, and what prepares one.
+_Parts = tuple[
+    dict[str, tf.data.Dataset], list[str], tuple[int, ...], str, Callable | None
+]
 
 
 def _digits(validation_fraction: float) -> _Parts:
+    import sklearn
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -249,7 +261,8 @@ def _digits(validation_fraction: float) -> _Parts:
     x, x_val, y, y_val = split(x, y, stratify=y, test_size=validation_fraction)
     arrays = {"train": (x, y), "validation": (x_val, y_val), "test": (x_test, y_test)}
     datasets = {k: tf.data.Dataset.from_tensor_slices(v) for k, v in arrays.items()}
-    return datasets, [str(digit) for digit in range(10)], (8, 8, 1), None
+    version = f"scikit-learn {sklearn.__version__}"  # which brings them
+    return datasets, [str(digit) for digit in range(10)], (8, 8, 1), version, None
 
 
 def _tfds(
@@ -302,7 +315,7 @@ def _tfds(
             arrays = to_arrays(dataset.batch(1000), description)
             datasets[split] = tf.data.Dataset.from_tensor_slices(arrays)
     class_names = [label.int2str(i) for i in range(label.num_classes)]
-    return datasets, class_names, shape, prepare
+    return datasets, class_names, shape, str(builder.info.version), prepare
 
 
 def _split_names(

@@ -37,6 +37,10 @@ def test_demo_tells_the_whole_story(demo):
         "size_against_accuracy.png",
     }  # fmt: skip
     assert (results / "savedmodel" / "1" / "saved_model.pb").exists()
+    card = json.loads((results / "savedmodel" / "1" / "model_card.json").read_text())
+    assert card["evaluation"] == json.loads((results / "comparison.json").read_text())
+    assert card["data"]["name"] == "digits"
+    assert card["seeds"] == [4]
     for words in (
         "digits: 10 classes of (8, 8, 1)",
         "student, hard labels",
@@ -345,7 +349,9 @@ def test_specialists_from_a_file_to_an_export(tmp_path):
     x, y = datasets.to_arrays(data.test)
     right = ensemble.predict(x, verbose=0).argmax(-1) == y
     assert judged[1]["accuracy"] == pytest.approx(right.mean())
-    assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
+    card = json.loads((out / "savedmodel" / "1" / "model_card.json").read_text())
+    assert card["evaluation"] == judged
+    assert card["model"]["class"] == "SpecialistEnsemble"
     other = [*command, "--alpha", "0.3"]
     other[1], other[6] = str(tmp_path / other[1]), str(out)
     assert main.main(other) == 1  # of another kind
@@ -414,7 +420,9 @@ def test_search_from_a_teacher_s_file_to_the_best_student_s_export(
     right = student.predict(x, verbose=0).argmax(-1) == y
     judged = json.loads((out / "comparison.json").read_text())
     assert judged[1]["accuracy"] == pytest.approx(right.mean())
-    assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
+    card = json.loads((out / "savedmodel" / "1" / "model_card.json").read_text())
+    assert card["search"]["values"] == best["values"]
+    assert card["evaluation"] == judged
     assert len(list(out.glob("*.png"))) == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "ask_fresh_process", answer_here)

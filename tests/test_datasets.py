@@ -38,6 +38,7 @@ def test_digits_splits_are_disjoint_whole_and_the_same_for_every_seed():
     ):
         assert not one_split & other_split
     assert sum(one.sizes.values()) == 1797
+    assert one.version.startswith("scikit-learn 1.")
     x, _ = datasets.to_arrays(one.train)
     assert (x.dtype, x.min(), x.max()) == (np.float32, 0.0, 1.0)
 
@@ -54,6 +55,7 @@ def test_train_is_shuffled_anew_and_test_is_not():
 def test_mnist_by_name():
     data = datasets.load("mnist", batch_size=500, validation_fraction=0.1)
     assert data.sizes == {"train": 54_000, "validation": 6_000, "test": 10_000}
+    assert data.version == "3.0.1"
     assert data.input_shape == (28, 28, 1)
     assert data.class_names == [str(i) for i in range(10)]
     x, _ = next(iter(data.test))

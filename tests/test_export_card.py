@@ -257,6 +257,16 @@ def test_a_distiller_that_was_not_compiled_has_neither_loss_nor_steps():
     assert set(found) == {"temperature", "alpha", "distillation_loss"}
 
 
+def test_a_dataset_of_ours_says_its_version():
+    data = kd.datasets.load("digits")
+    found = facts(kd.ModelCard(data=data))["data"]
+    assert found == {"name": "digits", "version": data.version}
+    said = kd.ModelCard(data=data, data_version="of Monday")
+    assert facts(said)["data"]["version"] == "of Monday"
+    unknown = kd.ModelCard(data=data.replace(version=None))
+    assert facts(unknown)["data"] == {"name": "digits"}
+
+
 def test_schedules_and_losses_of_several_outputs_are_named():
     x = keras.Input((4,))
     student, teacher = (

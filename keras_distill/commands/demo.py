@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         data.input_shape, data.classes, wide, dropout=0.3, name="teacher"
     )
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
-    students = {}
+    students, trained = {}, {}
     for name in ("hard labels", "distilled"):
         # The same initial weights for both, and the same order of batches.
         keras.utils.set_random_seed(seed + 1)
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
             else kd.Distiller(student, alpha=1.0)
         )
         histories[name] = _train(model, data, epochs, name)
-        students[name] = student
+        students[name], trained[name] = student, model
 
     _heading("Test data, each model judged once")
     judged = {f"student, {name}": student for name, student in students.items()}
@@ -139,6 +139,9 @@ def run(options: argparse.Namespace) -> None:
         students[best],
         os.path.join(output, "savedmodel"),
         class_names=data.class_names,
+        card=kd.ModelCard(
+            trained[best], data=data, seeds=seed + 1, evaluation=comparison
+        ),
     )
     print(f"the {best} student is in {path}, as TensorFlow Serving takes it")
     _ask_fresh_process(path, data)

@@ -127,6 +127,7 @@ def run(options: argparse.Namespace) -> None:
         result.student,
         os.path.join(directory, "savedmodel"),
         class_names=data.class_names,
+        card=kd.ModelCard(result, data=data, evaluation=comparison),
     )
     saved = os.path.join(directory, "student.keras")
     print(f"the best student is in {saved}, and for TensorFlow Serving in {exported}")

@@ -133,7 +133,10 @@ def run(options: argparse.Namespace) -> None:
     saved = os.path.join(work_dir, "ensemble.keras")
     ensemble.save(saved)
     exported = kd.export_savedmodel(
-        ensemble, os.path.join(work_dir, "savedmodel"), class_names=class_names
+        ensemble,
+        os.path.join(work_dir, "savedmodel"),
+        class_names=class_names,
+        card={"data": data, "seeds": seed, "evaluation": comparison},
     )
     print(f"the ensemble is in {saved}, and for TensorFlow Serving in {exported}")
 

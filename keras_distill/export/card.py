@@ -61,7 +61,7 @@ class ModelCard:
         loss: the hard loss: a name, or what `compile` takes.
         distillation_loss: a name, or what `Distiller` takes.
         data: name of the training data, or `keras_distill.datasets.Data`.
-        data_version: str.
+        data_version: str; by default that of `Data`.
         seeds: int, or a list of int.
         evaluation: a `Comparison`, with teacher and baseline, say; or an `Evaluation`.
         latency: dict of numbers or str, by what was measured, as in
@@ -111,8 +111,9 @@ class ModelCard:
         latency: Mapping[str, float | str] | None = None,
         notes: str | None = None,
     ) -> None:
+        name: Any = data
         if isinstance(data, Data):
-            data = data.name
+            name, data_version = data.name, data_version or data.version
 
         def given(check: Callable, value: Any, *name: str) -> Any:
             return None if value is None else check(*name, value)
@@ -131,7 +132,7 @@ class ModelCard:
                 ),
             },
             "data": {
-                "name": given(check_str, data, "data"),
+                "name": given(check_str, name, "data"),
                 "version": given(check_str, data_version, "data_version"),
             },
             "seeds": given(check_seeds, seeds, "seeds"),

@@ -116,6 +116,7 @@ DATA = [
         ("input_shape", (8, -1), r"input_shape\[1\] must be a whole number >= 1"),
         ("sizes", [1, 2, 3], "sizes must be a dict of the number of examples by split"),
         ("sizes", {"train": -1}, r"sizes\['train'\] must be a whole number from 0"),
+        ("version", 3.0, "version must be a str, got 3.0"),
         ("sizes", {"train": 1.5}, r"sizes\['train'\] must be a whole number from 0"),
     ]
 ] + [

@@ -152,6 +152,11 @@ WRONG = [
         "class_names has 'c.nd', which has a line b",
     ),
     ("class_names", {"x": ["a\r"]}, r"class_names\['x'\] has 'a.r', which has a line"),
+    ("verbose", "no", "verbose must be True or False, .*got 'no'"),
+    ("verbose", None, "verbose must be True or False, .*got None"),
+]
+# What other formats do not take.
+SERVED = [
     ("serving_bytes", "jpeg", "serving_bytes must be True, .height, width. or a dict"),
     ("serving_bytes", (224,), "serving_bytes must be True, .height, width. or a dict"),
     ("serving_bytes", (224, 224, 3), "serving_bytes must be True, .height, width. or"),
@@ -207,8 +212,6 @@ WRONG = [
     ("card", {"dataset": "x"}, "card has 'dataset', which is no keyword of ModelCard"),
     ("card", {3: "x"}, "card has 3, which is no keyword of ModelCard"),
     ("card", {"data": 3}, "data must be a str, got 3"),
-    ("verbose", "no", "verbose must be True or False, .*got 'no'"),
-    ("verbose", None, "verbose must be True or False, .*got None"),
 ]
 MADE = [
     (
@@ -299,7 +302,7 @@ ROWS = [
     ],
     *[
         Row("export_savedmodel", call(name, value), sentence)
-        for call, wrong in ((exported, WRONG), (made, MADE))
+        for call, wrong in ((exported, WRONG), (exported, SERVED), (made, MADE))
         for name, value, sentence in wrong
     ],
 ]
