@@ -1,5 +1,6 @@
 """Images served by the bytes of their files."""
 
+import concurrent.futures
 import io
 
 import keras
@@ -151,8 +152,30 @@ def test_a_batch_of_none_and_of_many(serve):
     assert ask(serve, *files)[:, 0, 0, 0].tolist() == list(range(100))
 
 
+def test_requests_at_the_same_time_do_not_fail_with_a_corrupt_one(serve):
+    expected = ask(serve, GOOD, JPEG)
+
+    def request(number):
+        if number % 3:
+            np.testing.assert_array_equal(ask(serve, GOOD, JPEG), expected)
+            return False
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"image_bytes\[1\]"):
+            ask(serve, JPEG, b"", GOOD)
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(request, range(60))) == 20
+
+
+@pytest.mark.slow
 @pytest.mark.fresh_process
-def test_a_fixed_batch_of_whole_numbers_in_a_fresh_process(tmp_path):
+def test_tensorflow_alone_decodes_them(tmp_path):
+    serve = export(tmp_path, warmup=[[GOOD], [JPEG, GOOD]], keep=1)
+    expected = tf.image.resize(PHOTO, SIZE)
+    np.testing.assert_array_equal(ask(serve, GOOD)[0], expected)
+
+
+def test_a_fixed_batch_of_whole_numbers(tmp_path):
     spec = tf.TensorSpec([1, None, None, 3], tf.uint8, "photo")
     serve = export(
         tmp_path,

@@ -84,9 +84,7 @@ def export(model, folder, **given):
 X = np.random.default_rng(0).normal(size=(5, FEATURES)).astype("float32")
 
 
-@pytest.mark.parametrize(
-    "given", [X, X.tolist(), {"keras_tensor": X}, [X[:1], X], [{"keras_tensor": X}]]
-)
+@pytest.mark.parametrize("given", [X.tolist(), [X[:1], X], [{"keras_tensor": X}]])
 def test_each_request_gets_the_models_answer_from_a_server(tmp_path, send, given):
     model = mlp()
     (name,) = (tensor.name for tensor in model.inputs)

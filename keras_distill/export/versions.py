@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 import warnings
 
@@ -97,4 +98,5 @@ def _remove(directory: str, name: str) -> None:
     else:
         hidden = os.path.join(directory, f"{HIDDEN}{uuid.uuid4().hex}")
         tf.io.gfile.rename(path, hidden)
-        tf.io.gfile.rmtree(hidden)
+        # Another export may be at it as well; what is left goes with the next.
+        shutil.rmtree(hidden, ignore_errors=True)
