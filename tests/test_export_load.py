@@ -147,3 +147,20 @@ def test_a_savedmodel(tmp_path, make):
         **given,
     )
     check_load(savedmodel.Model(path), batches)
+
+
+@pytest.mark.skipif(not hasattr(kd, "export_litert"), reason="its branch comes later")
+def test_a_litert_file_with_an_interpreter_for_each_thread(tmp_path):
+    from keras_distill.export.runtimes import litert
+
+    model, batches, _ = of_numbers()
+    given = {"output_kinds": "softmax", "verbose": False}
+    path = kd.export_litert(model, tmp_path / "m.tflite", **given)
+    of_thread = threading.local()
+
+    def ask(batch):
+        if not hasattr(of_thread, "model"):
+            of_thread.model = litert.Model(path)
+        return of_thread.model(batch)
+
+    check_load(ask, batches)
