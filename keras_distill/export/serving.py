@@ -121,21 +121,6 @@ class Serving:
         )
         return dataclasses.replace(self, function=function)
 
-    def asked(self, batch: dict[str, tf.Tensor], what: str) -> Serving:
-        """Returns the same with another batch for the check.
-
-        Args:
-            batch: tensors by the name of the input.
-            what: it is, for the error.
-
-        Raises:
-            ValueError: if the model's answers are not finite.
-        """
-        expected = check.expected_answer(
-            self.function, batch, ties_of(self.answers), what
-        )
-        return dataclasses.replace(self, batch=batch, expected=expected)
-
     def check(
         self, answer: dict[str, np.ndarray], when: str, tolerance: float = TOLERANCE
     ) -> None:
@@ -151,6 +136,21 @@ class Serving:
         """
         ties = ties_of(self.answers)
         check.check_same(self.expected, answer, when, ties, tolerance)
+
+    def asked(self, batch: dict[str, tf.Tensor], what: str) -> Serving:
+        """Returns the same with another batch for the check.
+
+        Args:
+            batch: tensors by the name of the input.
+            what: it is, for the error.
+
+        Raises:
+            ValueError: if the model's answers are not finite.
+        """
+        expected = check.expected_answer(
+            self.function, batch, ties_of(self.answers), what
+        )
+        return dataclasses.replace(self, batch=batch, expected=expected)
 
     def write(self, path: str) -> None:
         """Writes a SavedModel whose signature `serving_default` is the function.
