@@ -18,6 +18,8 @@ def export(model, folder, **given):
     return kd.export_litert(model, folder / "m.tflite", **{"verbose": False, **given})
 
 
+#: What an export to m.tflite leaves.
+FILES = ["m.tflite", "m.tflite.card.json", "m.tflite.card.md"]
 RNG = np.random.default_rng(0)
 
 

@@ -17,6 +17,7 @@ from keras_distill.export.runtimes import litert as runtime
 from tests.conftest import mlp
 from tests.forking import Process, answer_here, run, wait_for
 from tests.litert_models import (
+    FILES,
     IMAGES,
     RNG,
     Reader,
@@ -349,7 +350,7 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
 def test_it_is_converted_and_asked_in_fresh_processes(tmp_path):
     x = numbers(64, 8)
     path = export(mlp(), tmp_path, quantize="int8", calibration=x)
-    assert os.listdir(tmp_path) == ["m.tflite"]
+    assert sorted(os.listdir(tmp_path)) == FILES
     assert any(quantization[0] for quantization in scales(path).values())
 
 
@@ -461,7 +462,7 @@ def test_a_killed_export_leaves_no_process_and_no_part(tmp_path, stage, number):
     left = set(os.listdir(folder)) - {child.name}
     assert len(left) == (0 if number == signal.SIGINT else 1)
     export(mlp(), folder)
-    assert set(os.listdir(folder)) == {"m.tflite", child.name}
+    assert set(os.listdir(folder)) == {*FILES, child.name}
 
 
 FULL = """

@@ -149,7 +149,6 @@ def test_a_savedmodel(tmp_path, make):
     check_load(savedmodel.Model(path), batches)
 
 
-@pytest.mark.skipif(not hasattr(kd, "export_litert"), reason="its branch comes later")
 def test_a_litert_file_with_an_interpreter_for_each_thread(tmp_path):
     from keras_distill.export.runtimes import litert
 

@@ -33,7 +33,7 @@ def calibration_arrays(inputs: Inputs, calibration: Any) -> dict[str, np.ndarray
         for name, spec in inputs.specs.items()
     }
     tensors = check.example_batch(
-        specs, _raw(inputs, calibration, specs), "the calibration"
+        specs, _raw(inputs, calibration, specs), "calibration"
     )
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     reading.check_lengths(arrays, "calibration")
@@ -79,7 +79,7 @@ def _of_dataset(
     parts: list[dict[str, Any]] = []
     for element in dataset:
         named = _by_name(inputs, reading.inputs_of(element))
-        parts.append(check.example_batch(specs, named, "the calibration"))
+        parts.append(check.example_batch(specs, named, "calibration"))
     if not parts:
         raise ValueError("the calibration is empty; give some hundred examples.")
     return {

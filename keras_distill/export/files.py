@@ -16,6 +16,8 @@ from keras_distill.run_directory import RunDirectory
 
 # TensorFlow Serving ignores names that are not numbers.
 HIDDEN = ".writing-"
+# Of a file's card, which stands beside it.
+CARD_ENDINGS = (".card.json", ".card.md")
 
 
 @contextlib.contextmanager
@@ -117,8 +119,9 @@ def whole_file(path: str) -> Iterator[str]:
     """Yields a path that no reader sees; what is written to it becomes the file at the end.
 
     It is alone in a folder of its own, in which whatever else is made on the way may be: it
-    goes with the folder. A file that was there before is replaced by the finished one. If
-    anything fails, it stays and nothing else is left.
+    goes with the folder. Its card, if one is written beside it, comes with it. A file that
+    was there before is replaced by the finished one. If anything fails, it stays and nothing
+    else is left.
 
     Args:
         path: as `check_file` returns it; its folder is made if it is not there.
@@ -131,4 +134,6 @@ def whole_file(path: str) -> Iterator[str]:
     with folder.errors(), hidden_folder(folder.path) as hidden:
         whole = os.path.join(hidden, name)
         yield whole
-        os.replace(whole, path)
+        for ending in (*CARD_ENDINGS, ""):  # a file that can be seen has its card
+            if os.path.exists(whole + ending):
+                os.replace(whole + ending, path + ending)

@@ -18,6 +18,7 @@ from keras_distill.arguments import check_choice, check_verbose, shown
 from keras_distill.export import check, fresh, litert_converter
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.calibration import batches_of, calibration_arrays, joined
+from keras_distill.export.card import card_of, write_card
 from keras_distill.export.files import check_file, whole_file
 from keras_distill.export.int8 import changes, layer_named
 from keras_distill.export.portable import computes_in_half, portable
@@ -46,6 +47,7 @@ def export_litert(
     from_logits: Any = None,
     output_kinds: Any = None,
     threshold: Any = DEFAULT_THRESHOLD,
+    card: Any = None,
     verbose: bool = True,
 ) -> str:
     """Writes a `.tflite` file, which LiteRT (TensorFlow Lite) runs on phones and small boards.
@@ -88,6 +90,8 @@ def export_litert(
         from_logits: as for `export_savedmodel`.
         output_kinds: as for `export_savedmodel`.
         threshold: as for `export_savedmodel`.
+        card: as for `export_savedmodel`; written beside the file as `<file>.card.md` and
+            `<file>.card.json`.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -132,6 +136,7 @@ def export_litert(
         threshold=threshold,
         exporter="export_litert",
     )
+    card = card_of(card, model)
     _check_can_be_converted(serving, quantize)
     arrays = None
     if calibration is not None:
@@ -151,6 +156,8 @@ def export_litert(
             _check_answers(judge, hidden, quantize)
         else:
             _check_int8(judge, hidden, arrays, saved_model)
+        form = "LiteRT" if quantize is None else f"LiteRT, {quantize}"
+        write_card(card, serving, hidden, form, ["ai-edge-litert"])
         shown_bar.update()
     if "HARD_SWISH" in done["operations"]:
         warnings.warn(
