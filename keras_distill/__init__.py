@@ -13,6 +13,7 @@ from keras_distill import _quiet  # noqa: F401
 import keras_distill.distiller
 import keras_distill.losses.logits
 import keras_distill.losses.values
+import keras_distill.quantization.aware
 import keras_distill.specialists.ensemble
 import keras_distill.tuning.by_kind  # noqa: F401
 

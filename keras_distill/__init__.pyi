@@ -17,6 +17,7 @@ from .losses.logits import LogitLoss as LogitLoss
 from .losses.values import CosineLoss as CosineLoss
 from .losses.values import SquaredErrorLoss as SquaredErrorLoss
 from .metrics import TeacherAgreement as TeacherAgreement
+from .quantization.aware import quantize_aware as quantize_aware
 from .soft_targets.distillation_inputs import DistillationInputs as DistillationInputs
 from .soft_targets.store import SoftTargets as SoftTargets
 from .specialists.builder import SpecialistBuilder as SpecialistBuilder

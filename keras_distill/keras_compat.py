@@ -248,6 +248,47 @@ def made_by(tensor: Any) -> tuple[Any, int, list]:
     return operation, tensor_index, inputs
 
 
+def call_of(tensor: Any) -> tuple[Any, list, list, Callable[[dict], tuple]]:
+    """Returns the call that gave a symbolic tensor.
+
+    Returns:
+        The operation; the symbolic tensors that it was given, and that it gave; and a function
+        of values by the `id` of such a tensor, that returns the positional arguments and those
+        by name with these values in them.
+    """
+    operation, node_index, _ = tensor._keras_history
+    node = operation._inbound_nodes[node_index]
+    return operation, node.input_tensors, node.output_tensors, node.arguments.fill_in
+
+
+def is_graph_of_layers(operation: Any) -> bool:
+    """Tells a Functional or Sequential model, which does nothing but what its layers do."""
+    from keras.src.models.functional import Functional
+
+    calls = (Functional.call, keras.Sequential.call)
+    is_built = bool(getattr(operation, "inputs", None))
+    return is_built and getattr(type(operation), "call", None) in calls
+
+
+def with_constants(function: Any) -> Any:
+    """Returns a concrete function that has the values of its variables as constants.
+
+    TensorFlow's converter makes it so for itself too, but in public it can only be had as a file.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    return convert_to_constants.convert_variables_to_constants_v2(function)
+
+
+def convert_to_lite_of_few_bits(converter: tf.lite.TFLiteConverter) -> bytes:
+    """Returns a LiteRT file in which weights have as many bits as were trained, also four.
+
+    Without this setting, which has no public name, TensorFlow's converter takes all for eight.
+    """
+    converter._experimental_low_bit_qat = True
+    return converter.convert()
+
+
 # What a tf.data.Dataset was made of; in public only its graph says, with all data in it --
 
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("losses", "features", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
+    ("quantization",),
     ("tuning", "specialists", "export", "figures", "tallies", "judged_model",
      "evaluation", "plots"),
     ("__init__", "_quiet"),

@@ -1,0 +1,1 @@
+"""Training on the integer grid that a LiteRT file computes on, and the way into that file."""
