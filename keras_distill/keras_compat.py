@@ -270,25 +270,6 @@ def is_graph_of_layers(operation: Any) -> bool:
     return is_built and getattr(type(operation), "call", None) in calls
 
 
-def with_constants(function: Any) -> Any:
-    """Returns a concrete function that has the values of its variables as constants.
-
-    TensorFlow's converter makes it so for itself too, but in public it can only be had as a file.
-    """
-    from tensorflow.python.framework import convert_to_constants
-
-    return convert_to_constants.convert_variables_to_constants_v2(function)
-
-
-def convert_to_lite_of_few_bits(converter: tf.lite.TFLiteConverter) -> bytes:
-    """Returns a LiteRT file in which weights have as many bits as were trained, also four.
-
-    Without this setting, which has no public name, TensorFlow's converter takes all for eight.
-    """
-    converter._experimental_low_bit_qat = True
-    return converter.convert()
-
-
 # What a tf.data.Dataset was made of; in public only its graph says, with all data in it --
 
 

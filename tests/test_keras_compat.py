@@ -13,10 +13,11 @@ import tensorflow as tf
 from keras_distill import keras_compat
 
 PACKAGE = pathlib.Path(keras_compat.__file__).parent
-# The places for private names: ours, and that of KerasTuner.
+# The places for private names: ours, that of KerasTuner, and a program that imports neither.
 COMPAT = (
     PACKAGE / "keras_compat.py",
     PACKAGE / "tuning" / "keras_tuner_compat.py",
+    PACKAGE / "quantization" / "litert.py",
 )
 
 
@@ -24,6 +25,12 @@ def compiled():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     return model
+
+
+def converter():
+    function = tf.function(tf.identity, input_signature=[tf.TensorSpec((1,))])
+    functions = [function.get_concrete_function()]
+    return tf.lite.TFLiteConverter.from_concrete_functions(functions, tf.Module())
 
 
 def masked():
@@ -51,6 +58,7 @@ NAMES = {
     "_inputs": lambda: tf.data.Dataset.range(1).map(lambda x: x),
     "_map_func": lambda: tf.data.Dataset.range(1).flat_map(tf.data.Dataset.range),
     "_batch_size": lambda: tf.data.Dataset.range(1).batch(1),
+    "_experimental_low_bit_qat": converter,
     "_MAX_MEMORY_LEAK_SIZE": lambda: joblib.externals.loky.process_executor,
 }
 
@@ -225,3 +233,17 @@ def test_a_shared_layer_says_which_of_its_calls_made_a_tensor():
 def test_the_installed_keras_reads_data_by_these_names(module, names):
     found = importlib.import_module(f"keras.src.trainers.data_adapters{module}")
     assert [name for name in names if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("keras.src.models.functional", "Functional"),
+        (
+            "tensorflow.python.framework.convert_to_constants",
+            "convert_variables_to_constants_v2",
+        ),
+    ],
+)
+def test_what_rounding_imports_from_private_modules_is_there(module, name):
+    assert hasattr(importlib.import_module(module), name)

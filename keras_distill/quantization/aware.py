@@ -163,7 +163,6 @@ def _batches(calibration: Any, student: keras.Model) -> tf.data.Dataset:
     return inputs if is_batched else inputs.batch(_BATCH)
 
 
-
 def _calibrate(model: keras.Model, batches: tf.data.Dataset) -> None:
     """Sets the ranges of activations to the smallest and largest over all batches.
 

@@ -181,6 +181,14 @@ class _RoundsWeights:
             name="log_range", shape=(channels,), initializer="zeros"
         )
 
+    def save_own_variables(self, store: Any) -> None:
+        """Writes all weights; Keras's own layers write none but theirs."""
+        keras.Layer.save_own_variables(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote."""
+        keras.Layer.load_own_variables(self, store)
+
     def get_config(self) -> dict[str, Any]:
         """Returns what the layer is made again of."""
         return {

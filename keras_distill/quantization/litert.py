@@ -1,4 +1,8 @@
-"""A model that was trained on a grid, as the LiteRT file of that grid."""
+"""A model that was trained on a grid, as the LiteRT file of that grid.
+
+It imports nothing of ours, so that a fresh process can run it by its path. It is a place for
+private names of TensorFlow too.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,49 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_distill.keras_compat import convert_to_lite_of_few_bits, with_constants
-from keras_distill.quantization.aware import QuantizationAwareModel
-from keras_distill.quantization.table import QuantizationTable
 
-
-def convert(
-path: str | os.PathLike, model: QuantizationAwareModel) -> bytes:
+def convert(path: str | os.PathLike, weights: int, activations: int | None) -> bytes:
     """Returns the LiteRT file of a model of `quantize_aware`, on the grid that it was trained on.
 
-    With ranges of activations, no data is needed: TensorFlow's converter finds them in the
-    graph. Without, weights are rounded by `ai-edge-quantizer`, whose recipes "dynamic_wi8_afp32"
-    and "dynamic_wi4_afp32" find the same integers from weights that are on their grid.
+    With ranges of activations no data is needed: TensorFlow's converter finds the ranges in
+    the graph. Without, weights are made integers by `ai-edge-quantizer`, by what its recipes
+    "dynamic_wi8_afp32" and "dynamic_wi4_afp32" say of each operation; it finds the same
+    integers, since the largest weight of a channel is at the end of its range.
 
     Args:
-        path: of a SavedModel that serves the model.
-        model: that is served.
+        path: of a SavedModel that serves the model by its signature `serving_default`.
+        weights: bits, as `model.quantization` says.
+        activations: bits, or `None` for float, as `model.quantization` says.
 
     Raises:
         ImportError: if `ai-edge-quantizer` is needed and not installed.
     """
-    table = model.quantization
     with tempfile.TemporaryDirectory() as folder:
         _freeze(os.fspath(path), folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if table.activations is None:
-            return _with_integer_weights(converter.convert(), table)
+        if activations is None:
+            return _with_integer_weights(converter.convert(), weights)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        # Without it, which has no public name, the converter takes all weights for int8; with
+        # it, it does not find the range of int8 ones by itself.
+        converter._experimental_low_bit_qat = weights < 8
         with warnings.catch_warnings():
             # It would have statistics of inputs, whose range the graph has.
             warnings.filterwarnings("ignore", "Statistics for quantized inputs")
-            if table.weights < 8:
-                return convert_to_lite_of_few_bits(converter)
             return converter.convert()
 
 
 def _freeze(path: str, folder: str) -> None:
-    """Writes a SavedModel with what rounding needs as constants: the converter reads no others."""
+    """Writes a SavedModel with all variables as constants.
+
+    The converter looks for ranges before it works out what is made of variables.
+    """
+    # In public a function of constants can only be had as a file.
+    from tensorflow.python.framework import convert_to_constants
+
     loaded = tf.saved_model.load(path)
     served = loaded.signatures["serving_default"]
-    frozen = with_constants(served)
+    frozen = convert_to_constants.convert_variables_to_constants_v2(served)
     names = sorted(served.structured_outputs)
 
     def serve(**named: Any) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def _freeze(path: str, folder: str) -> None:
     tf.saved_model.save(module, folder, traced, options)
 
 
-def _with_integer_weights(data: bytes, table: QuantizationTable) -> bytes:
+def _with_integer_weights(content: bytes, bits: int) -> bytes:
     """Returns a float LiteRT file with integer weights."""
     try:
         from ai_edge_quantizer import qtyping, quantizer, recipe_manager
@@ -75,15 +82,13 @@ def _with_integer_weights(data: bytes, table: QuantizationTable) -> bytes:
         ) from error
     names = qtyping.TFLOperationName
     recipe = recipe_manager.RecipeManager()
-    for operation, bits in (
-        (names.FULLY_CONNECTED, table.weights),
-        (names.CONV_2D, table.weights),
-        (names.DEPTHWISE_CONV_2D, 8),
-    ):
-        recipe.add_dynamic_config(".*", operation, bits)
+    recipe.add_dynamic_config(".*", names.FULLY_CONNECTED, bits)
+    recipe.add_dynamic_config(".*", names.CONV_2D, bits)
+    recipe.add_dynamic_config(".*", names.DEPTHWISE_CONV_2D, 8)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         with open(path, "wb") as file:
-            file.write(data)
-        made: Any = quantizer.Quantizer(path, recipe.get_quantization_recipe())
-        return bytes(made.quantize().quantized_model)
+            file.write(content)
+        made = quantizer.Quantizer(path, recipe.get_quantization_recipe())
+        result = made.quantize(enable_progress_bar=False, enable_progress_report=False)
+        return bytes(result.quantized_model)

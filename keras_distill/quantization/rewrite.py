@@ -20,7 +20,8 @@ from keras_distill.quantization.rules import (
 )
 from keras_distill.quantization.table import Row
 
-#: Before an activation that LiteRT computes together with what is before it: not rounded.
+#: Not rounded: LiteRT computes it together with the activation after it, or rounds it as part
+#: of what it is joined to.
 _PENDING = "pending"
 
 
@@ -142,6 +143,19 @@ class Rewriting:
         self._row(call.operation)
         return None
 
+    def _add_joining(self, call: Call, reason: str) -> None:
+        """What is joined is on the grid of the whole: the file has one scale for all."""
+        out, name = call.outputs[0], call.operation.name
+        if not self._has_ranges:
+            self._call(call)
+        else:
+            grid = FakeQuantize(name=self._name(f"{name}_range"))
+            # What is on another grid goes through that of the whole after it.
+            waiting = [k for k in call.inputs if self._grids[k] in (None, _PENDING)]
+            self._call(call, {key: grid(self._values[key]) for key in waiting})
+            self._values[out], self._grids[out] = grid(self._values[out]), grid
+        self._row(call.operation)
+
     def _add_in_pairs(self, call: Call, values: list) -> None:
         """LiteRT adds and multiplies two, and rounds between."""
         kind, name = type(call.operation), call.operation.name
@@ -192,11 +206,9 @@ class Rewriting:
         """Rounds what a call gives, unless that is done after the activation that follows."""
         key = call.outputs[0]
         after = self._graph.only_consumer(key)
-        is_fused = after is not None and activation_of(after.operation) in (
-            "relu",
-            "relu6",
-        )
-        if fuses and is_fused:
+        name = None if after is None else activation_of(after.operation)
+        is_joined = after is not None and kind_of(after)[0] == "joining"
+        if (fuses and name in ("relu", "relu6")) or is_joined:
             self._grids[key] = _PENDING
         else:
             self._round(key)
@@ -224,8 +236,12 @@ class Rewriting:
         if norm is None or name_of(call.operation.activation) != "linear":
             return None
         rank = len(self._values[call.inputs[0]].shape)
-        are_single = all(self._graph.times[id(c.operation)] == 1 for c in (call, norm))
-        if not (are_single and can_be_folded(norm.operation, rank)):
+        # A layer that is called more than once, each time with the same normalisation after.
+        calls = [c for c in self._graph.calls if c.operation is call.operation]
+        after = [self._graph.only_consumer(c.outputs[0]) for c in calls]
+        is_same = all(c is not None and c.operation is norm.operation for c in after)
+        is_all = self._graph.times[id(norm.operation)] == len(calls)
+        if not (is_same and is_all and can_be_folded(norm.operation, rank)):
             return None
         self._folded.add(id(norm))
         return norm

@@ -19,7 +19,7 @@ _PASSING = (
 _AVERAGING = (_LAYERS.AveragePooling2D,)
 #: Give new numbers, for which there is a scale of their own.
 _RANGED = (
-    _LAYERS.Add, _LAYERS.Multiply, _LAYERS.Concatenate, _LAYERS.GlobalAveragePooling2D,
+    _LAYERS.Add, _LAYERS.Multiply, _LAYERS.GlobalAveragePooling2D,
 )  # fmt: skip
 #: Operations of `keras.ops` that are the same, by class and number of tensors.
 _RANGED_OPERATIONS = {("Add", 2), ("Multiply", 2)}
@@ -58,7 +58,7 @@ def kind_of(call: Call) -> tuple[str, str]:
     """Returns how a call is quantised, and why it is not.
 
     Returns:
-        "weights", "separable", "activation", "passing", "averaging", "ranged", or "float"; and
+        "weights", "separable", "activation", "passing", "averaging", "ranged", "joining" or "float"; and
         for the last a reason, else "".
     """
     operation = call.operation
@@ -74,6 +74,8 @@ def kind_of(call: Call) -> tuple[str, str]:
     if type(operation) in _PASSING:
         is_first = getattr(operation, "data_format", None) == "channels_first"
         return ("float", _CHANNELS_FIRST) if is_first else ("passing", "")
+    if type(operation) is _LAYERS.Concatenate:
+        return "joining", ""
     if type(operation) in (*_AVERAGING, *_RANGED):
         if getattr(operation, "data_format", None) == "channels_first":
             return "float", _CHANNELS_FIRST
