@@ -57,7 +57,10 @@ class QuantizationTable:
         return cls(config["weights"], config["activations"], rows)
 
     def __str__(self) -> str:
-        lines: Sequence[Sequence[str]] = [Row._fields, *self.rows]
+        lines: Sequence[Sequence[str]] = [
+            ("layer", "kind", "computed", "note"),
+            *self.rows,
+        ]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
