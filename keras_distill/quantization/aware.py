@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_distill import reading
 from keras_distill.arguments import check_model, shown
-from keras_distill.keras_compat import is_graph_of_layers, own_variables
+from keras_distill.keras_compat import is_graph_of_layers, never_ends, own_variables
 from keras_distill.last_layers import symbolic_outputs
 from keras_distill.quantization.fake_quantize import FakeQuantize, observed
 from keras_distill.quantization.rewrite import Rewriting
@@ -155,12 +155,26 @@ def _batches(calibration: Any, student: keras.Model) -> tf.data.Dataset:
             "Give some, calibration=x[:1000], or activations=None."
         )
     data = reading.read(calibration, "calibration")
-    if not isinstance(data, tf.data.Dataset):
-        return tf.data.Dataset.from_tensor_slices(data[0]).batch(_BATCH)
     shapes = [one.shape for one in student.inputs]
-    inputs = data.map(lambda *element: element[0])
-    is_batched = reading.are_batches(inputs.element_spec, shapes)
-    return inputs if is_batched else inputs.batch(_BATCH)
+    if isinstance(data, tf.data.Dataset):
+        if never_ends(data):
+            raise ValueError("calibration is endless; give a part of it, as .take(10).")
+        inputs = data.map(lambda *element: element[0])
+        if not reading.are_batches(inputs.element_spec, shapes):
+            inputs = inputs.batch(_BATCH)
+    else:
+        inputs = tf.data.Dataset.from_tensor_slices(data[0]).batch(_BATCH)
+    given = [spec.shape for spec in tf.nest.flatten(inputs.element_spec)]
+    do_fit = len(given) == len(shapes) and all(
+        one.is_compatible_with([None, *other[1:]])
+        for one, other in zip(given, shapes, strict=True)
+    )
+    if not do_fit:
+        wanted, got = (
+            ", ".join(str(tuple(s)) for s in those) for those in (shapes, given)
+        )
+        raise ValueError(f"calibration must be inputs of shape {wanted}, got {got}.")
+    return inputs
 
 
 def _calibrate(model: keras.Model, batches: tf.data.Dataset) -> None:

@@ -87,10 +87,9 @@ class FakeQuantize(keras.layers.Identity):
         """Returns the same numbers, rounded."""
         seen = _SEEN.get(None)
         if seen is not None:
-            low, high = seen.get(self, (0.0, 0.0))
-            if tf.size(inputs):
-                low = min(low, float(tf.reduce_min(inputs)))
-                high = max(high, float(tf.reduce_max(inputs)))
+            # NumPy's smallest and largest of NaN are NaN; 0 is in every range.
+            values = np.append(np.ravel(inputs), seen.get(self, (0.0, 0.0)))
+            low, high = float(np.min(values)), float(np.max(values))
             seen[self] = low, high
             return inputs
         sizes = tf.shape(inputs)[1:]
@@ -109,8 +108,8 @@ def round_weights(
 ) -> Any:
     """Returns weights on the grid of their channels, with LSQ's gradients.
 
-        range = min(exp(log_range), max |w| of the channel),  scale = range / (2**(bits-1) - 1)
-        y = scale * clip(round(w / scale), -range / scale, range / scale)
+        range = min(exp(log_range), max |w| of the channel),  scale = range / top
+        y = scale * clip(round(w / scale), -top, top),  top = 2**(bits-1) - 1
 
     A converter that takes each channel's largest weight for its range finds this very scale,
     because that weight is at the range's end.
