@@ -274,7 +274,7 @@ def nested():
 
 
 def test_nested_and_shared_models_are_taken_apart():
-    model, x = nested(), {"one": images(5), "two": images(5, 2)}
+    model, x = of_two_inputs()
     aware = kd.quantize_aware(model, calibration=x)
     # Two calls of the backbone share weights, with what is folded into them.
     assert len([one for one in aware.layers if rounds_weights(type(one))]) == 3
@@ -284,8 +284,9 @@ def test_nested_and_shared_models_are_taken_apart():
         assert np.abs(value - expected[key]).max() < 0.05 * np.ptp(expected[key])
 
 
-def test_what_is_not_computed_in_integers_stays_float_and_says_why():
-    image = keras.Input((SIZE, SIZE, 4), batch_size=3)
+def with_islands():
+    """What is computed in integers among what is not, a batch of three, probabilities."""
+    image = keras.Input((SIZE, SIZE, 4), batch_size=3, name="image")
     x = L.Rescaling(0.5)(image)
     x = L.Conv2D(4, 3, groups=2, name="groups")(x)
     x = L.Conv2D(4, 3, dilation_rate=2, name="dilated")(x)
@@ -296,20 +297,40 @@ def test_what_is_not_computed_in_integers_stays_float_and_says_why():
     x = L.Dense(3, name="rows")(x)
     model = keras.Model(image, L.Softmax()(L.Dense(4)(L.Flatten()(x))))
     x = np.random.default_rng(0).normal(size=(3, SIZE, SIZE, 4)).astype("float32")
-    aware = kd.quantize_aware(model, calibration=x)
+    return model, {"image": x}
+
+
+def with_sums():
+    """Three in a sum, a gate, an activation on its own, several yes/no questions."""
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = L.Conv2D(4, 3, padding="same")(image)
+    x = L.Add()([x, L.Conv2D(4, 1)(image), L.Conv2D(4, 1, activation="relu")(image)])
+    x = L.ReLU()(x)
+    x = L.Multiply()([x, L.GlobalAveragePooling2D(keepdims=True)(x)])
+    x = L.Dense(3, activation="hard_silu")(L.GlobalMaxPooling2D()(x))
+    return keras.Model(image, L.Dense(3, activation="sigmoid")(x)), {"image": images(5)}
+
+
+def of_two_inputs():
+    return nested(), {"one": images(5), "two": images(5, 2)}
+
+
+def test_what_is_not_computed_in_integers_stays_float_and_says_why():
+    model, x = with_islands()
+    aware = kd.quantize_aware(model, calibration=x["image"])
     assert aware.quantization.stays_float == {
         "rescaling": "Rescaling is not computed in integers here",
         "groups": "it has 2 groups",
         "dilated": "it is dilated",
-        "gelu_activation": "this activation is not computed in integers here",
+        "gelu_activation": "gelu is not computed in integers here",
         "norm": "LayerNormalization is not computed in integers here",
         "multiply": "Multiply is not computed in integers here",
         "reshape": "its input is float",
         "rows": "its input has not 2 axes",
         "flatten": "its input is float",
-        "softmax": "Softmax is not computed in integers here",
+        "softmax": "float in training; a file of int8 weights rounds it to steps of 1/256",
     }
-    difference = aware(x) - model(x)
+    difference = aware(x["image"]) - model(x["image"])
     assert np.abs(difference).max() < 0.05
 
 
@@ -455,3 +476,25 @@ def test_a_recipe_of_four_bits_finds_the_same_integers(files, tmp_path):
     assert len(of_both[0]) == 6  # their recipe leaves depthwise convolutions float
     for one, other in itertools.zip_longest(*of_both):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, None), (4, None)])
+@pytest.mark.parametrize("kind", [with_islands, with_sums, of_two_inputs])
+def test_files_of_other_models_answer_as_they_do(kind, bits, tmp_path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    student, x = kind()
+    one = x if kind is of_two_inputs else x["image"]
+    model = kd.quantize_aware(
+        student, weights=bits[0], activations=bits[1], calibration=one
+    )
+    model.export(tmp_path, format="tf_saved_model", verbose=False)
+    runner = interpreter.Interpreter(model_content=convert(tmp_path, *bits))
+    serve, count = runner.get_signature_runner(), 3 if kind is with_islands else 1
+    served = serve(**{name: part[:count] for name, part in x.items()})
+    expected = keras.tree.flatten(
+        model(keras.tree.map_structure(lambda a: a[:count], one))
+    )
+    assert len(served) == len(expected)
+    for (_, value), exact in zip(sorted(served.items()), expected, strict=True):
+        np.testing.assert_allclose(value, exact, atol=0.03 * max(np.ptp(exact), 0.3))

@@ -7,10 +7,12 @@ private names of TensorFlow too.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import warnings
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -72,19 +74,35 @@ def _freeze(path: str, folder: str) -> None:
 
 
 def _with_integer_weights(content: bytes, bits: int) -> bytes:
-    """Returns a float LiteRT file with integer weights."""
+    """Returns a float LiteRT file with integer weights where they are on the grid."""
     try:
-        from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+        from ai_edge_quantizer import quantizer, recipe_manager
+        from ai_edge_quantizer.utils import tfl_flatbuffer_utils as utils
     except ImportError as error:
         raise ImportError(
             "a file with integer weights and float activations needs ai-edge-quantizer: "
             "pip install keras-distill[litert]"
         ) from error
-    names = qtyping.TFLOperationName
     recipe = recipe_manager.RecipeManager()
-    recipe.add_dynamic_config(".*", names.FULLY_CONNECTED, bits)
-    recipe.add_dynamic_config(".*", names.CONV_2D, bits)
-    recipe.add_dynamic_config(".*", names.DEPTHWISE_CONV_2D, 8)
+    model = utils.read_model(bytearray(content))
+    for graph in model.subgraphs:
+        for operation in graph.operators:
+            code = model.operatorCodes[operation.opcodeIndex].builtinCode
+            name = utils.TFL_OP_CODE_TO_NAME.get(code)
+            axis = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}.get(
+                name
+            )
+            if axis is None:
+                continue
+            tensor = graph.tensors[operation.inputs[1]]
+            kernel = utils.get_tensor_data(tensor, model.buffers)
+            own_bits = 8 if name == "DEPTHWISE_CONV_2D" else bits
+            # What stays float is not on it.
+            if kernel is not None and _is_on_grid(
+                np.moveaxis(kernel, axis, -1), own_bits
+            ):
+                scope = re.escape(utils.get_op_scope(operation, graph.tensors))
+                recipe.add_dynamic_config(f"^{scope}$", name, own_bits)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.tflite")
         with open(path, "wb") as file:
@@ -92,3 +110,11 @@ def _with_integer_weights(content: bytes, bits: int) -> bytes:
         made = quantizer.Quantizer(path, recipe.get_quantization_recipe())
         result = made.quantize(enable_progress_bar=False, enable_progress_report=False)
         return bytes(result.quantized_model)
+
+
+def _is_on_grid(kernel: np.ndarray, bits: int) -> bool:
+    """Tells whether weights, their channels last, are whole steps of the largest of each."""
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    largest = np.maximum(np.abs(flat).max(0), 1e-30)
+    steps = flat / largest * (2 ** (bits - 1) - 1)
+    return bool(np.abs(steps - np.round(steps)).max() < 1e-3)

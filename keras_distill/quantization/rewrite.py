@@ -17,6 +17,7 @@ from keras_distill.quantization.rules import (
     kind_of,
     name_of,
     split,
+    why_float,
 )
 from keras_distill.quantization.table import Row
 
@@ -82,6 +83,9 @@ class Rewriting:
             return self._add_float(call, f"its input has not {axes} axes")
         if not _is_float(self._values[key]):
             return self._add_float(call, "its input is not of floats")
+        if self._weights < 8 and self._has_ranges and self._graph.times[id(layer)] > 1:
+            # The converter makes the weights of both calls one, and then has no range of it.
+            return self._add_float(call, "it is called more than once, with 4 bits")
         self._weigh(call, layer, key, self._norm_after(call))
         return None
 
@@ -195,12 +199,7 @@ class Rewriting:
         self._give(key, activation(self._values[key]), label)
         if name == "hard_silu":
             self._round(key)
-        reason = (
-            ""
-            if name == "hard_silu"
-            else "this activation is not computed in integers here"
-        )
-        self._row(activation, reason)
+        self._row(activation, "" if name == "hard_silu" else why_float(activation))
 
     def _end(self, call: Call, fuses: bool) -> None:
         """Rounds what a call gives, unless that is done after the activation that follows."""

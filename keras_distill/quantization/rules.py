@@ -24,6 +24,9 @@ _RANGED = (
 #: Operations of `keras.ops` that are the same, by class and number of tensors.
 _RANGED_OPERATIONS = {("Add", 2), ("Multiply", 2)}
 
+#: Of a softmax or sigmoid; the converter finds its range by itself, where it finds any.
+PROBABILITIES = "float in training; a file of int8 weights rounds it to steps of 1/256"
+
 #: A layer of Keras's, under what `activation` says, has no operation of its own for these.
 FUSED = ("linear", "relu", "relu6")
 
@@ -89,7 +92,21 @@ def kind_of(call: Call) -> tuple[str, str]:
             "no convolution or dense layer of its own just before it to be folded into"
         )
         return "float", reason
-    return "float", f"{type(operation).__name__} is not computed in integers here"
+    return "float", why_float(operation)
+
+
+def why_float(operation: Any) -> str:
+    """Returns why a kind of operation is not computed in integers."""
+    activation = getattr(operation, "activation", None)
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    if type(operation).__name__ in ("Softmax", "Sigmoid") or (
+        type(operation) is _LAYERS.Activation and activation in probabilities
+    ):
+        return PROBABILITIES
+    name = type(operation).__name__
+    if type(operation) is _LAYERS.Activation:
+        name = getattr(activation, "__name__", type(activation).__name__)
+    return f"{name} is not computed in integers here"
 
 
 _CHANNELS_FIRST = "its data_format is channels_first"
