@@ -95,6 +95,22 @@ def test_benchmark_of_kinds(tmp_path):
         assert f"\n| {task}, " in output
 
 
+@pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "cifar100")),
+    reason="TFDS_DATA_DIR does not lead to a prepared cifar100",
+)
+@pytest.mark.slow
+def test_benchmark_of_few_bits_goes_on_where_it_was(tmp_path):
+    pytest.importorskip("ai_edge_quantizer")
+    asked = ["benchmarks/quantization.py", "--quick", "--folder", "runs"]
+    some = run(*asked, "--column", "int4 aware", folder=tmp_path)
+    assert "plain 0 int4 aware" in some
+    rest = run(*asked, folder=tmp_path)
+    assert "plain 0 int8" in rest
+    assert "plain 0 int4 aware" not in rest
+    assert rest.splitlines()[-1].count("|") == 12
+
+
 @needs_mnist
 @pytest.mark.slow
 def test_mnist_benchmark(tmp_path):

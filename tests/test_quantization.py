@@ -315,6 +315,15 @@ def of_two_inputs():
     return nested(), {"one": images(5), "two": images(5, 2)}
 
 
+def test_a_distiller_stands_for_its_student_whatever_the_global_policy_is(student):
+    x, distiller = images(), kd.Distiller(student)
+    expected = kd.quantize_aware(student, calibration=x)
+    keras.config.set_dtype_policy("mixed_float16")
+    model = kd.quantize_aware(distiller, calibration=x)
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    np.testing.assert_array_equal(model(x), expected(x))
+
+
 def test_what_is_not_computed_in_integers_stays_float_and_says_why():
     model, x = with_islands()
     aware = kd.quantize_aware(model, calibration=x["image"])

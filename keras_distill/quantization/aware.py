@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_distill import reading
 from keras_distill.arguments import check_model, shown
+from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import is_graph_of_layers, never_ends, own_variables
 from keras_distill.last_layers import symbolic_outputs
 from keras_distill.quantization.fake_quantize import FakeQuantize, observed
@@ -47,8 +48,8 @@ class QuantizationAwareModel(keras.Model):
 def quantize_aware(
     student: keras.Model,
     *,
-    weights: int = 8,
-    activations: int | None = 8,
+    weights: Literal[8, 4] = 8,
+    activations: Literal[8] | None = 8,
     calibration: Any = None,
 ) -> keras.Model:
     """Returns a student that computes as its LiteRT file of integers will, to be trained so.
@@ -72,7 +73,7 @@ def quantize_aware(
     models are taken apart.
 
     Args:
-        student: built, Functional or Sequential, of float32.
+        student: built, Functional or Sequential, of float32; or the `Distiller` that trained it.
         weights: 8 (default) or 4 bits.
         activations: 8 (default) for int8; `None` for float, which needs no calibration: then
             only weights are integers, 8 bits of depthwise convolutions, and a file's
@@ -91,6 +92,8 @@ def quantize_aware(
 
     Reference: arXiv:1712.05877; the gradients of weights' ranges are those of arXiv:1902.08153.
     """
+    if isinstance(student, Distiller):
+        student = student.student
     check_model("student", student)
     _check_bits("weights", weights, (8, 4))
     _check_bits("activations", activations, (8, None))

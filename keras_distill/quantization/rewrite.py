@@ -25,6 +25,9 @@ from keras_distill.quantization.table import Row
 #: of what it is joined to.
 _PENDING = "pending"
 
+#: Of new layers, whatever policy is the global one.
+_DTYPE = "float32"
+
 
 class Rewriting:
     """Makes the tensors of the model that rounds, call by call.
@@ -153,7 +156,7 @@ class Rewriting:
         if not self._has_ranges:
             self._call(call)
         else:
-            grid = FakeQuantize(name=self._name(f"{name}_range"))
+            grid = FakeQuantize(name=self._name(f"{name}_range"), dtype=_DTYPE)
             # What is on another grid goes through that of the whole after it.
             waiting = [k for k in call.inputs if self._grids[k] in (None, _PENDING)]
             self._call(call, {key: grid(self._values[key]) for key in waiting})
@@ -166,10 +169,14 @@ class Rewriting:
         total = values[0]
         for one in values[1:-1]:
             key = self._graph.new_key()
-            self._give(key, kind(name=self._name(f"{name}_part"))([total, one]), name)
+            self._give(
+                key,
+                kind(name=self._name(f"{name}_part"), dtype=_DTYPE)([total, one]),
+                name,
+            )
             self._round(key)
             total = self._values[key]
-        last = kind(name=self._name(name))([total, values[-1]])
+        last = kind(name=self._name(name), dtype=_DTYPE)([total, values[-1]])
         self._give(call.outputs[0], last, name)
 
     def _add_float(self, call: Call, reason: str) -> None:
@@ -195,7 +202,7 @@ class Rewriting:
     def _activate(self, key: int, layer: Any, name: str | None) -> None:
         """Adds the activation of a layer that LiteRT does not compute with it."""
         label = self._name(f"{layer.name}_activation")
-        activation = keras.layers.Activation(layer.activation, name=label)
+        activation = keras.layers.Activation(layer.activation, name=label, dtype=_DTYPE)
         self._give(key, activation(self._values[key]), label)
         if name == "hard_silu":
             self._round(key)
@@ -218,7 +225,9 @@ class Rewriting:
     def _through_a_range(self, key: int) -> tuple[Any, Any]:
         if not self._has_ranges:
             return self._values[key], None
-        layer = FakeQuantize(name=self._name(f"{self._sources[key]}_range"))
+        layer = FakeQuantize(
+            name=self._name(f"{self._sources[key]}_range"), dtype=_DTYPE
+        )
         return layer(self._values[key]), layer
 
     def _integers(self, key: int) -> tuple[Any, Any]:
@@ -263,7 +272,7 @@ class Rewriting:
             "name": self._name(layer.name),
             "use_bias": layer.use_bias or norm is not None,
             "activation": layer.activation if is_fused else None,
-            "dtype": "float32",
+            "dtype": _DTYPE,
             "weight_bits": bits,
             "has_ranges": self._has_ranges,
             "folded": None if norm is None else norm.operation.name,

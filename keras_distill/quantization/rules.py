@@ -137,6 +137,7 @@ def split(layer: Any) -> tuple[Any, Any]:
         layer.depth_multiplier,
         use_bias=False,
         name=f"{layer.name}_depthwise",
+        dtype="float32",
     )
     pointwise = keras.layers.Conv2D(
         layer.filters,
@@ -144,6 +145,7 @@ def split(layer: Any) -> tuple[Any, Any]:
         use_bias=layer.use_bias,
         activation=layer.activation,
         name=layer.name,
+        dtype="float32",
     )
     depthwise.build((None, None, None, channels))
     pointwise.build((None, None, None, channels * layer.depth_multiplier))
