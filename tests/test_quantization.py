@@ -244,7 +244,6 @@ def test_ranges_are_those_of_all_that_is_calibrated_with(student):
     for given in (
         tf.data.Dataset.from_tensor_slices((x, np.zeros(300))),
         tf.data.Dataset.from_tensor_slices(x).batch(7),
-        (x, np.zeros(300)),
     ):
         again = kd.quantize_aware(student, calibration=given)
         for one, other in zip(model.layers, again.layers, strict=True):
@@ -320,7 +319,8 @@ def test_a_distiller_stands_for_its_student_whatever_the_global_policy_is(studen
     expected = kd.quantize_aware(student, calibration=x)
     keras.config.set_dtype_policy("mixed_float16")
     model = kd.quantize_aware(distiller, calibration=x)
-    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    layers = [one for one in model.layers if not isinstance(one, L.InputLayer)]
+    assert {layer.dtype_policy.name for layer in layers} == {"float32"}
     np.testing.assert_array_equal(model(x), expected(x))
 
 
@@ -389,7 +389,9 @@ def test_it_learns_from_the_float_student_with_weights_of_four_bits():
     assert all("_range/" in path for path in stayed), stayed
 
 
-@pytest.mark.parametrize("bits", [(4, 8), (8, None)])
+@pytest.mark.parametrize(
+    "bits", [(4, 8), pytest.param((8, None), marks=pytest.mark.slow)]
+)
 def test_a_step_compiled_by_xla_is_the_same_step(bits):
     layers = [L.DepthwiseConv2D(3, activation="relu6"), L.Flatten(), L.Dense(5)]
     student = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers])
