@@ -509,3 +509,18 @@ def test_files_of_other_models_answer_as_they_do(kind, bits, tmp_path):
     assert len(served) == len(expected)
     for (_, value), exact in zip(sorted(served.items()), expected, strict=True):
         np.testing.assert_allclose(value, exact, atol=0.03 * max(np.ptp(exact), 0.3))
+
+
+def test_export_litert_writes_the_trained_grid(tmp_path):
+    student = keras.Sequential([keras.Input((6,), name="x"), L.Dense(5, name="logits")])
+    x = images(8).reshape(-1, 6)
+    model = kd.quantize_aware(student, weights=4, calibration=x)
+    path = kd.export_litert(
+        model, tmp_path / "a.tflite", output_kinds="softmax", example=x, verbose=False
+    )
+    with open(path, "rb") as file:
+        tensors = list(integers(file.read()))
+    ((_, scales, values),) = [one for one in tensors if one[0] == "INT4"]
+    steps = values.reshape(5, 6).T * np.float32(scales)
+    kernel = np.asarray(model.get_layer("logits").rounded_kernel()).reshape(6, 5)
+    np.testing.assert_allclose(steps, kernel, atol=1e-6)

@@ -24,6 +24,8 @@ from keras_distill.export.int8 import changes, layer_named
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving, ties_of
 from keras_distill.keras_compat import own_variables
+from keras_distill.quantization import litert as grids
+from keras_distill.quantization.aware import QuantizationAwareModel
 from keras_distill.specialists.ensemble import SpecialistEnsemble
 
 QUANTIZE = ("float16", "dynamic", "int8")
@@ -74,6 +76,9 @@ def export_litert(
     the model in float32. RNN layers are unrolled, so that the batch is free; for that their inputs must say how
     many steps they have. With a batch that `input_signature` fixes they stay loops, but for
     int8. A `SpecialistEnsemble` runs all its specialists.
+
+    A model of `quantize_aware` is written on the grid that it was trained on: leave `quantize`
+    and `calibration` out. It is compared within 10 % of the range of an output.
 
     Args:
         model: as for `export_savedmodel`.
@@ -137,6 +142,7 @@ def export_litert(
         exporter="export_litert",
     )
     card = card_of(card, model)
+    grid = _grid_of(serving.model, quantize)
     _check_can_be_converted(serving, quantize)
     arrays = None
     if calibration is not None:
@@ -150,10 +156,10 @@ def export_litert(
         shown_bar.update()
         size = _fixed_batch(serving)
         batches = None if arrays is None else batches_of(arrays, size)
-        done = _convert(saved_model, hidden, quantize, batches)
+        done = _convert(saved_model, hidden, quantize, batches, grid)
         shown_bar.update()
         if arrays is None:
-            _check_answers(judge, hidden, quantize)
+            _check_answers(judge, hidden, "dynamic" if grid else quantize)
         else:
             _check_int8(judge, hidden, arrays, saved_model)
         form = "LiteRT" if quantize is None else f"LiteRT, {quantize}"
@@ -167,6 +173,27 @@ def export_litert(
             stacklevel=2,
         )
     return path
+
+
+def _grid_of(
+    model: keras.Model, quantize: str | None
+) -> tuple[str, int, int | None] | None:
+    """Returns what converts a model of `quantize_aware`, and its bits; else `None`."""
+    if not isinstance(model, QuantizationAwareModel):
+        return None
+    if quantize is not None:
+        raise ValueError(
+            f"quantize is {shown(quantize)}, but the model is one of quantize_aware, which is "
+            "written on the grid that it was trained on; leave it out."
+        )
+    table = model.quantization
+    has_none = importlib.util.find_spec("ai_edge_quantizer") is None
+    if table.activations is None and has_none:
+        raise ImportError(
+            "a file of integer weights and float activations needs ai-edge-quantizer: "
+            "pip install keras-distill[litert]"
+        )
+    return grids.__file__, table.weights, table.activations
 
 
 def _check_calibration_given(quantize: str | None, calibration: Any) -> None:
@@ -256,11 +283,15 @@ def _in_a_child(function: str, *given: Any) -> Any:
 
 
 def _convert(
-    saved_model: str, path: str, quantize: str | None, batches: list | None
+    saved_model: str,
+    path: str,
+    quantize: str | None,
+    batches: list | None,
+    grid: tuple[str, int, int | None] | None,
 ) -> dict[str, Any]:
-    how = f"quantize={quantize!r}"
+    how = f"quantize={quantize!r}" if grid is None else "the grid it was trained on"
     try:
-        done = _in_a_child("convert", saved_model, path, quantize, batches)
+        done = _in_a_child("convert", saved_model, path, quantize, batches, grid)
     except fresh.FreshProcessError as error:
         ended = f"ended with {error.code}"
         if error.code < 0:

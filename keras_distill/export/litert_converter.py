@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,11 @@ import tensorflow as tf
 
 
 def convert(
-    saved_model: str, path: str, quantize: str | None, batches: list | None
+    saved_model: str,
+    path: str,
+    quantize: str | None,
+    batches: list | None,
+    grid: tuple[str, int, int | None] | None = None,
 ) -> dict[str, Any]:
     """Writes a SavedModel's signature `serving_default` as a .tflite file.
 
@@ -25,6 +30,8 @@ def convert(
         path: of the file.
         quantize: as for `export_litert`.
         batches: of the calibration, of one size, dicts of arrays by input name.
+        grid: of a model of `quantize_aware`, the path of what converts it, and its bits of
+            weights and of activations.
 
     Returns:
         A dict with `operations`, the names of the file's operations, for int8; or with
@@ -32,7 +39,10 @@ def convert(
         file could not be written.
     """
     try:
-        content = _converter(saved_model, quantize, batches).convert()
+        if grid is None:
+            content = _converter(saved_model, quantize, batches).convert()
+        else:
+            content = runpy.run_path(grid[0])["convert"](saved_model, *grid[1:])
     except Exception as error:  # of many kinds, which differ between versions
         return {"refused": _sentence(str(error))}
     try:

@@ -66,6 +66,7 @@ def quantize_aware(
         distiller = kd.Distiller(aware, teacher=student)
         distiller.compile("adam", loss)
         distiller.fit(x, y, epochs=2)
+        kd.export_litert(aware, "student.tflite")  # of these integers
 
     `print(aware.quantization)` says of each layer how it is computed, and why one stays float.
     Computed in integers: Conv2D, DepthwiseConv2D, SeparableConv2D and Dense with ReLU, ReLU6 and

@@ -112,4 +112,13 @@ WRONG = [
 ROWS = [
     Row("quantize_aware", called(name, make), sentence)
     for name, make, sentence in WRONG
+] + [
+    Row(
+        "export_litert",
+        lambda how=how: kd.export_litert(
+            aware(), "m.tflite", quantize=how, output_kinds="softmax", verbose=False
+        ),
+        f"quantize is '{how}', but the model is one of quantize_aware.*leave it out",
+    )
+    for how in ("float16", "dynamic")
 ]
