@@ -524,3 +524,5 @@ def test_export_litert_writes_the_trained_grid(tmp_path):
     steps = values.reshape(5, 6).T * np.float32(scales)
     kernel = np.asarray(model.get_layer("logits").rounded_kernel()).reshape(6, 5)
     np.testing.assert_allclose(steps, kernel, atol=1e-6)
+    (card,) = tmp_path.glob("*.md")
+    assert "int4 weights, int8 activations" in card.read_text()

@@ -163,6 +163,9 @@ def export_litert(
         else:
             _check_int8(judge, hidden, arrays, saved_model)
         form = "LiteRT" if quantize is None else f"LiteRT, {quantize}"
+        if grid:
+            activations = "int8" if grid[2] else "float"
+            form += f", int{grid[1]} weights, {activations} activations"
         write_card(card, serving, hidden, form, ["ai-edge-litert"])
         shown_bar.update()
     if "HARD_SWISH" in done["operations"]:
