@@ -23,7 +23,8 @@ from keras_distill.teachers import as_teacher
 
 def of_distiller(distiller: Distiller) -> dict[str, Any]:
     """Returns the teacher and the settings of a distiller, as they are now."""
-    teacher, alpha = distiller._state.teacher, distiller.alpha
+    given, alpha = distiller.teacher, distiller.alpha
+    teacher = None if given is None else as_teacher(given)
     # Without a teacher and its loss, T is a number that nothing uses.
     is_taught = teacher is not None or alpha != 1.0
     epochs = getattr(getattr(distiller, "history", None), "epoch", None)
@@ -47,7 +48,7 @@ def of_distiller(distiller: Distiller) -> dict[str, Any]:
 
 def of_search(result: Any) -> dict[str, Any]:
     """Returns the teacher, the settings and the best trial of a `SearchResult`."""
-    given, is_again = result.tuner.given, result._retrained is not None
+    given, is_again = result.tuner.given, result.is_retrained
     found = of_distiller(result.distiller)
     # Of a distiller that was built to hold the best student, not to train it.
     for name in ("steps", "epochs_of_last_fit"):

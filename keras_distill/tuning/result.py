@@ -109,6 +109,11 @@ class SearchResult:
             return self._retrained
         return self.distiller.student
 
+    @property
+    def is_retrained(self) -> bool:
+        """Whether `student` is one that was trained anew, by `retrain`."""
+        return self._retrained is not None
+
     def retrain(self) -> keras.Model:
         """Builds the best student anew, trains it with a seed that was not used, keeps it.
 
