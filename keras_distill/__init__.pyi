@@ -6,6 +6,7 @@ from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate
 from .export.card import ModelCard as ModelCard
 from .export.litert import export_litert as export_litert
+from .export.onnx import export_onnx as export_onnx
 from .export.savedmodel import export_savedmodel as export_savedmodel
 from .figures import Comparison as Comparison
 from .figures import Evaluation as Evaluation

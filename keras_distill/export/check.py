@@ -118,6 +118,14 @@ def _as_tensor(name: str, value: Any, spec: tf.TensorSpec, what: str) -> tf.Tens
     return tensor
 
 
+def first_examples(batch: dict[str, Any], count: int) -> dict[str, tf.Tensor]:
+    """Returns the first examples of a batch, again from the first where it has fewer."""
+    return {
+        name: tf.gather(tensor, np.arange(count) % tensor.shape[0])
+        for name, tensor in batch.items()
+    }
+
+
 def ask_fresh_process(
     runtime: ModuleType, path: str, batches: Sequence[dict[str, Any]]
 ) -> list[dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,18 @@ answer = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)  # what is printed is no answer
 """
 
+# Calls a function of a file, for what no memory of a GPU is asked: it may be the asker's.
+CALL = (
+    PREAMBLE
+    + """
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+done = runpy.run_path(sys.argv[1])[sys.argv[2]](*given)
+pickle.dump(done, answer)
+answer.close()
+os._exit(0)
+"""
+)
+
 
 class FreshProcessError(RuntimeError):
     """A fresh process failed.
@@ -40,6 +53,13 @@ class FreshProcessError(RuntimeError):
     def __init__(self, code: int, said: str) -> None:
         super().__init__(f"a fresh process ended with {code}:\n{said}")
         self.code, self.said = code, said
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in words."""
+        if self.code < 0:
+            return f"was ended by {signal.Signals(-self.code).name}"
+        return f"ended with {self.code}"
 
 
 def run(program: str, arguments: Sequence[str], given: Any) -> Any:

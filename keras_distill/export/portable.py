@@ -15,7 +15,9 @@ _HALF = ("float16", "bfloat16")
 
 
 @contextlib.contextmanager
-def portable(models: Iterable[Any], unrolls: bool) -> Iterator[bool]:
+def portable(
+    models: Iterable[Any], unrolls: bool, routed: bool = False
+) -> Iterator[bool]:
     """Yields whether models that are traced meanwhile are so in another form, of same answers.
 
     An RNN layer is unrolled, a `SpecialistEnsemble` runs all its specialists, and what
@@ -25,6 +27,7 @@ def portable(models: Iterable[Any], unrolls: bool) -> Iterator[bool]:
     Args:
         models: that are traced; what is no Keras layer is left as it is.
         unrolls: whether RNN layers are unrolled; if not, they only leave cuDNN.
+        routed: whether a `SpecialistEnsemble` is left as it is.
     """
     said: list[tuple[Any, str, Any]] = []
     for layer in _layers(models):
@@ -32,7 +35,7 @@ def portable(models: Iterable[Any], unrolls: bool) -> Iterator[bool]:
             said.append((layer, "unroll", unrolls))
         if getattr(layer, "use_cudnn", None):
             said.append((layer, "use_cudnn", False))
-        if isinstance(layer, SpecialistEnsemble):
+        if isinstance(layer, SpecialistEnsemble) and not routed:
             said.append((layer, "routed", False))
         if _is_half(layer):
             said.append((layer, "dtype_policy", keras.dtype_policies.get("float32")))

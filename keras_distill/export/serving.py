@@ -152,6 +152,37 @@ class Serving:
         )
         return dataclasses.replace(self, batch=batch, expected=expected)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The size of batch that the signature fixes, or `None`."""
+        specs = self.inputs.specs.values()
+        sizes = [spec.shape[0] for spec in specs if spec.shape.rank]
+        return next((size for size in sizes if size), None)
+
+    def check_sizes(
+        self, ask: Callable[[list], list], when: str, tolerance: float, **given: Any
+    ) -> None:
+        """Refuses other answers than the function's in batches of 1 and 3, or the fixed one.
+
+        Args:
+            ask: returns the answers for several batches.
+            when: as for `check`.
+            tolerance: as for `check_same`.
+            **given: `of_range` and `advice` of `check_same`.
+
+        Raises:
+            RuntimeError: naming what differs.
+        """
+        function: Any = self.function
+        # As it was traced, whatever the layers are told since.
+        serve = function.get_concrete_function(**self.inputs.specs)
+        ties, batches = ties_of(self.answers), [self.batch]
+        if self.fixed_batch is None:
+            batches = [check.first_examples(self.batch, count) for count in (1, 3)]
+        for batch, answer in zip(batches, ask(batches), strict=True):
+            expected = check.expected_answer(serve, batch, ties)
+            check.check_same(expected, answer, when, ties, tolerance, **given)
+
     def write(self, path: str) -> None:
         """Writes a SavedModel whose signature `serving_default` is the function.
 

@@ -1,0 +1,217 @@
+"""Export for whatever runs ONNX: one .onnx file, checked in a fresh process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_distill import progress
+from keras_distill.arguments import check_verbose
+from keras_distill.export import check, fresh, onnx_converter
+from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.files import check_file, whole_file
+from keras_distill.export.portable import computes_in_half, portable
+from keras_distill.export.serving import Serving
+from keras_distill.keras_compat import own_variables
+
+_TOLERANCE = 1e-4
+_ADVICE = {
+    "Erfc": "That is the exact gelu; build the model with "
+    "keras.activations.gelu(x, approximate=True), its tanh form, and train or fine-tune it so",
+    "Text": "Do that to the text before the file is asked, and export the model of what "
+    "comes out",
+    "": "Do that work before the file is asked, or build the model without it",
+}
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[str] | dict[str, Sequence[str]] | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
+    input_signature: Any = None,
+    example: Any = None,
+    from_logits: Any = None,
+    output_kinds: Any = None,
+    threshold: Any = DEFAULT_THRESHOLD,
+    verbose: bool = True,
+) -> str:
+    """Writes an `.onnx` file (opset 17), which onnxruntime, OpenVINO, TensorRT and others run.
+
+    Its inputs and outputs are those of `export_savedmodel`, under the same names and of the same
+    dtypes; where the batch is free, its size is called "batch". tf2onnx converts it in a
+    process of its own, and a fresh Python process that imports only onnxruntime runs it in
+    batches of 1 and 3, or the fixed one. No number may differ from the Keras model's by more
+    than 1e-4, or 1e-5 of itself, and no label but between classes that are as near. Only then
+    it is renamed: a file that can be seen is whole and right. If anything fails, a file that
+    was there before is left as it was.
+
+    A model that computes in float16 or bfloat16 does so in float32 in the file, and is compared
+    with what it answers in float32.
+
+    Args:
+        model: as for `export_savedmodel`.
+        path: str or path of the file, ending in ".onnx"; replaced if it is there.
+        class_names: as for `export_savedmodel`.
+        preprocess: as for `export_savedmodel`.
+        input_signature: as for `export_savedmodel`; one that fixes the batch makes a file of
+            that batch.
+        example: as for `export_savedmodel`; text must be UTF-8, as all text in ONNX.
+        from_logits: as for `export_savedmodel`.
+        output_kinds: as for `export_savedmodel`.
+        threshold: as for `export_savedmodel`.
+        verbose: whether to show a progress bar.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: without `pip install keras-distill[onnx]`.
+        IsADirectoryError: if `path` is a folder.
+        OSError: if it cannot be written.
+        TypeError: as `export_savedmodel`.
+        ValueError: as `export_savedmodel`; if `path` does not end so, an input has the name of
+            an output, or ONNX has no operation for what the model does, naming it.
+        RuntimeError: if the converter fails, or the file does not run or gives other answers.
+
+    Example:
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    >>> export_onnx(model, "student.tflite")
+    Traceback (most recent call last):
+    ValueError: path must end in ".onnx", got 'student.tflite'.
+    """
+    path = check_file("path", path, ".onnx")
+    verbose = check_verbose(verbose)
+    for needed in ("tf2onnx", "onnxruntime"):
+        if importlib.util.find_spec(needed) is None:
+            raise ImportError(
+                f"export_onnx needs {needed}: pip install keras-distill[onnx]"
+            )
+    serving = Serving.of(
+        model,
+        class_names=class_names,
+        preprocess=preprocess,
+        input_signature=input_signature,
+        example=example,
+        from_logits=from_logits,
+        output_kinds=output_kinds,
+        threshold=threshold,
+        exporter="export_onnx",
+    )
+    _check_names(serving)
+    _check_text(serving)
+    with (
+        whole_file(path) as hidden,
+        progress.bar("export", "stage", 3, verbose) as shown_bar,
+    ):
+        saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
+        # ONNX has loops and choices; what cuDNN does it has not.
+        traced = (serving.model, serving.preprocess)
+        with portable(traced, unrolls=False, routed=True) as is_other:
+            written = serving.retraced() if is_other else serving
+            written.write(saved_model)
+        judge = written if computes_in_half(traced) else serving
+        shown_bar.update()
+        _convert(saved_model, hidden)
+        shown_bar.update()
+        is_double = _computes_in_double(traced)
+        judge.check_sizes(
+            lambda batches: _asked(hidden, batches, is_double),
+            "as an ONNX file",
+            _TOLERANCE,
+            advice="Pass example= with typical inputs.",
+        )
+        shown_bar.update()
+    return path
+
+
+def _check_names(serving: Serving) -> None:
+    if both := set(serving.inputs.specs) & set(serving.expected):
+        name = min(both)
+        raise ValueError(
+            f"the input {name!r} has the name of an output, which ONNX does not tell apart; "
+            f"name it by input_signature=tf.TensorSpec(..., name={'raw_' + name!r})."
+        )
+
+
+def _check_text(serving: Serving) -> None:
+    for name, tensor in serving.batch.items():
+        if tensor.dtype != "string":
+            continue
+        try:
+            for text in tensor.numpy().ravel():
+                text.decode()
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"the example for input {name!r} is not all UTF-8, as all text in ONNX is, "
+                f"got {text!r}; give text, or export bytes by kd.export_savedmodel."
+            ) from None
+
+
+def _computes_in_double(traced: Sequence[Any]) -> bool:
+    roots = [one for one in traced if isinstance(one, keras.Layer)]
+    layers = [layer for root in roots for layer, _ in own_variables(root)]
+    return any(layer.compute_dtype == "float64" for layer in layers)
+
+
+def _in_a_child(function: str, *given: Any) -> Any:
+    """Returns what a function of `onnx_converter` returns in a fresh process."""
+    return fresh.run(fresh.CALL, [onnx_converter.__file__, function], given)
+
+
+def _convert(saved_model: str, path: str) -> None:
+    try:
+        done = _in_a_child("convert", saved_model, path)
+    except fresh.FreshProcessError as error:
+        raise RuntimeError(
+            f"the ONNX converter {error.ended} on this model, so nothing is exported; try "
+            f"kd.export_savedmodel.\n{error.said}".rstrip()
+        ) from None
+    if "unwritten" in done:
+        raise OSError(
+            f"the export could not be written to {path!r}: {done['unwritten']}."
+        )
+    if "refused" in done:
+        missing = done["operations"]
+        kind = "Erfc" if "Erfc" in missing else ""
+        if any(name.startswith(("String", "StaticRegex", "Regex")) for name in missing):
+            kind = "Text"
+        raise ValueError(
+            f"ONNX cannot take this model: {done['refused']}. {_ADVICE[kind]}; or serve it "
+            "with kd.export_savedmodel."
+        )
+
+
+def _asked(path: str, batches: list, is_double: bool) -> list:
+    """Returns what the file answers.
+
+    Args:
+        path: of the file.
+        batches: to answer.
+        is_double: whether a layer computes in float64.
+
+    Raises:
+        RuntimeError: if it does not run.
+    """
+    from keras_distill.export.runtimes import onnx
+
+    try:
+        return check.ask_fresh_process(onnx, path, batches)
+    except RuntimeError as error:
+        advice = "Build what it names in another way"
+        if is_double:
+            advice = (
+                "The model computes in float64, for which onnxruntime lacks operations on "
+                'the CPU; build it under keras.config.set_dtype_policy("float32") and '
+                "take over its weights by set_weights(get_weights())"
+            )
+        raise RuntimeError(
+            "onnxruntime does not run the file of this model, so nothing is exported: "
+            f"{str(error).strip().splitlines()[-1]} {advice}, or serve the model with "
+            "kd.export_savedmodel."
+        ) from error
