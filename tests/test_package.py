@@ -105,6 +105,7 @@ for name, call in {
     "evaluate": lambda: kd.evaluate(model(3), (x, y)),
     "compare": lambda: kd.compare({"one": model(3)}, (x, y), verbose=False),
     "export_litert": lambda: kd.export_litert(model(3), "served.tflite"),
+    "export_onnx": lambda: kd.export_onnx(model(3), "served.onnx"),
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
     "ModelCard": lambda: kd.ModelCard(teacher=model(3)),
     "quantize_aware": lambda: kd.quantize_aware(model(3), calibration=x),
@@ -154,6 +155,8 @@ def test_every_import_is_declared():
             *extras["dask"],
             *extras["ray"],
             *extras["litert"],
+            *extras["onnx"],
+            "onnx",  # which tf2onnx needs
         )
     }
     modules = {"scikit_learn": "sklearn"}

@@ -16,9 +16,10 @@ from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.files import check_file, whole_file
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving
-from keras_distill.keras_compat import own_variables
 
 _TOLERANCE = 1e-4
+# Of weights in half precision, as a share of the output's range.
+_HALF_TOLERANCE, _HALF = 0.01, {"float16", "bfloat16"}
 _ADVICE = {
     "Erfc": "That is the exact gelu; build the model with "
     "keras.activations.gelu(x, approximate=True), its tanh form, and train or fine-tune it so",
@@ -51,8 +52,9 @@ def export_onnx(
     it is renamed: a file that can be seen is whole and right. If anything fails, a file that
     was there before is left as it was.
 
-    A model that computes in float16 or bfloat16 does so in float32 in the file, and is compared
-    with what it answers in float32.
+    A model that computes in float16 or bfloat16 with weights in float32 ("mixed_float16") does
+    so in float32 in the file, and is compared with what it answers in float32. One that has
+    float16 weights stays so, and may differ by 1 % of the range of the output.
 
     Args:
         model: as for `export_savedmodel`.
@@ -119,11 +121,13 @@ def export_onnx(
         shown_bar.update()
         _convert(saved_model, hidden)
         shown_bar.update()
-        is_double = _computes_in_double(traced)
+        dtypes = _dtypes(traced)
+        is_half = bool(dtypes & _HALF)
         judge.check_sizes(
-            lambda batches: _asked(hidden, batches, is_double),
+            lambda batches: _asked(hidden, batches, dtypes),
             "as an ONNX file",
-            _TOLERANCE,
+            _HALF_TOLERANCE if is_half else _TOLERANCE,
+            of_range=is_half,
             advice="Pass example= with typical inputs.",
         )
         shown_bar.update()
@@ -153,10 +157,10 @@ def _check_text(serving: Serving) -> None:
             ) from None
 
 
-def _computes_in_double(traced: Sequence[Any]) -> bool:
-    roots = [one for one in traced if isinstance(one, keras.Layer)]
-    layers = [layer for root in roots for layer, _ in own_variables(root)]
-    return any(layer.compute_dtype == "float64" for layer in layers)
+def _dtypes(traced: Sequence[Any]) -> set[str]:
+    """Returns the names of the dtypes of all weights."""
+    layers = [one for one in traced if isinstance(one, keras.Layer)]
+    return {weight.dtype for layer in layers for weight in layer.weights}
 
 
 def _in_a_child(function: str, *given: Any) -> Any:
@@ -187,13 +191,13 @@ def _convert(saved_model: str, path: str) -> None:
         )
 
 
-def _asked(path: str, batches: list, is_double: bool) -> list:
+def _asked(path: str, batches: list, dtypes: set[str]) -> list:
     """Returns what the file answers.
 
     Args:
         path: of the file.
         batches: to answer.
-        is_double: whether a layer computes in float64.
+        dtypes: of the weights.
 
     Raises:
         RuntimeError: if it does not run.
@@ -204,9 +208,9 @@ def _asked(path: str, batches: list, is_double: bool) -> list:
         return check.ask_fresh_process(onnx, path, batches)
     except RuntimeError as error:
         advice = "Build what it names in another way"
-        if is_double:
+        if rare := dtypes & {"bfloat16", "float64"}:
             advice = (
-                "The model computes in float64, for which onnxruntime lacks operations on "
+                f"The model has {rare.pop()}, for which onnxruntime lacks operations on "
                 'the CPU; build it under keras.config.set_dtype_policy("float32") and '
                 "take over its weights by set_weights(get_weights())"
             )

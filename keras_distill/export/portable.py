@@ -62,5 +62,7 @@ def _layers(models: Iterable[Any]) -> list[keras.Layer]:
 def _is_half(layer: keras.Layer) -> bool:
     policy = layer.dtype_policy
     # A map has the policies of layers that were loaded quantized.
-    is_one = not isinstance(policy, keras.dtype_policies.DTypePolicyMap)
-    return is_one and policy.compute_dtype in _HALF
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return False
+    # Keras casts weights to what is computed in, but none of half precision to float32.
+    return policy.compute_dtype in _HALF and policy.variable_dtype not in _HALF

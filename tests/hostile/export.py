@@ -58,6 +58,16 @@ def exported_file(name, value):
     return call
 
 
+def exported_onnx(name, value):
+    """Returns a call of `export_onnx` with one wrong argument."""
+
+    def call():
+        given = {"model": student(), "path": "m.onnx", name: value}
+        kd.export_onnx(**{"verbose": False, **given})
+
+    return call
+
+
 def quantized(**given):
     """Returns a call of `export_litert` with wrong arguments of quantizing."""
     call = {"model": student(), "path": "m.tflite", "verbose": False, **given}
@@ -199,6 +209,27 @@ ROWS = [
     for name, value, sentence in wrong
 ]
 ROWS += [
+    *(
+        Row("export_onnx", exported_onnx(name, value), sentence)
+        for name, value, sentence in [
+            ("path", "m.tflite", 'path must end in ".onnx", got .m.tflite'),
+            ("path", "m.onnx/", 'path must end in ".onnx", got'),
+            ("path", ".onnx", 'path must end in ".onnx", got'),
+            ("path", None, "path must be a path, got None"),
+            ("path", "gs://bucket/m.onnx", "path must be a local path, got"),
+            *(row for row in WRONG if row[0] not in ("directory", "from_logits")),
+        ]
+    ),
+    Row(
+        "export_onnx",
+        lambda: exported_onnx("model", Subclassed())(),
+        "inputs of the subclassed model .* are not known; pass input_s",
+    ),
+    Row(
+        "export_onnx",
+        lambda: exported_onnx("path", a_file() / "m.onnx")(),
+        "cannot|could not|Not a directory|is a file",
+    ),
     *(
         Row("export_litert", exported_file(name, value), sentence)
         for name, value, sentence in FILE
