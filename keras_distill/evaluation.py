@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_distill import progress, user_functions
 from keras_distill.arguments import check_bool, check_names, check_verbose
 from keras_distill.distiller import Distiller
+from keras_distill.exported import Exported, size_on_disk
 from keras_distill.figures import Comparison, Evaluation
 from keras_distill.judged_model import JudgedModel, counterpart, ignored_by_loss
 from keras_distill.keras_compat import mask_of
@@ -45,7 +46,9 @@ def evaluate(
 
     Args:
         model: a `keras.Model`, a `Distiller` (its student is judged), or anything else
-            that may teach: a path, a list, a callable.
+            that may teach: a list, a callable, or a path, also of an export: a SavedModel
+            version, a `.tflite` or an `.onnx` file, each run by its own runtime. One with
+            several inputs takes them by its own names.
         dataset: finite `tf.data.Dataset` of `(x, y)` or `(x, y, sample_weight)`
             batches, or a tuple of such arrays. For classes that exclude each other y are
             integers `(batch, ...)`, one-hot, or the share of each class (judged by the
@@ -65,7 +68,9 @@ def evaluate(
         ignore_class: int, the label of classes or yes/no questions that is left out, or a
             dict of these by output name; `None` (default) takes that of the loss which the
             model, or its `Distiller`, was compiled with.
-        timing: whether to measure latency and throughput, about two seconds.
+        timing: whether to measure latency and throughput, about two seconds. A `.tflite` or
+            `.onnx` file is run by one thread; Keras and SavedModels by as many as TensorFlow
+            has in this process, one by `TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1`.
 
     Returns:
         `Evaluation`; of a model with several outputs with one for each in `outputs`.
@@ -120,8 +125,8 @@ def _evaluated(
         if not tallies:
             tallies = subject.tallies(x, y, weight, teach)
             first, spec = x, dataset.element_spec[0]
-            answer = _compiled(judge, spec)
-            teaching = None if teach is None else _compiled(teach, spec)
+            answer = _answering(judge, spec)
+            teaching = None if teach is None else _answering(teach, spec)
         labels, weights = subject.by_key(y, weight)
         found = answer(x)
         theirs = {} if teaching is None else teaching(x)
@@ -134,12 +139,14 @@ def _evaluated(
     for tally in tallies.values():
         tally.check(name)
     model = judge.model
-    timings: dict[str, Any] = _timings(answer, first) if timing else {}
+    export = judge.exported
+    timings: dict[str, Any] = _timings(answer, first, export) if timing else {}
     whole = Evaluation(
         name=name or (model.name if model is not None else "model"),
         examples=sum(tally.examples for tally in tallies.values()),
         parameters=None if model is None else model.count_params(),
-        file_bytes=None if model is None else _file_bytes(model),
+        file_bytes=_size(judge),
+        runtime="Keras" if model is not None else getattr(export, "runtime", None),
         **timings,
     )
     if len(found) == 1:
@@ -214,8 +221,10 @@ def compare(
     return Comparison(tuple(one(model, name=name) for name, model in shown))
 
 
-def _compiled(judge: Teacher, spec: Any) -> Callable[[Any], dict]:
+def _answering(judge: Teacher, spec: Any) -> Callable[[Any], dict]:
     """Returns a function from a batch to logits and Keras mask of each output, by key."""
+    if isinstance(judge.exported, Exported):  # no graph of TensorFlow's
+        return lambda x: {key: (z, None) for key, z in by_output(judge(x, 1.0).logits)}
     keys: list = []
 
     # One trace for every batch size.
@@ -238,6 +247,12 @@ def _compiled(judge: Teacher, spec: Any) -> Callable[[Any], dict]:
     return lambda x: dict(zip(keys, logits_and_masks(x), strict=True))
 
 
+def _size(judge: Teacher) -> int | None:
+    if judge.exported is not None:
+        return size_on_disk(judge.exported.path)
+    return None if judge.model is None else _file_bytes(judge.model)
+
+
 def _file_bytes(model: keras.Model) -> int:
     with tempfile.TemporaryDirectory() as folder:
         # Keras's own files hold the optimizer's state too, which is not served.
@@ -246,27 +261,38 @@ def _file_bytes(model: keras.Model) -> int:
         return os.path.getsize(path)
 
 
-def _timings(answer: Callable[[Any], Any], x: Any) -> dict[str, float]:
+def _timings(answer: Callable[[Any], Any], x: Any, export: Any) -> dict[str, float]:
     """Returns p50 and p99 at batch 1, in ms, and examples per second at batch 64."""
-    single = np.array(_times(answer, x, 1)) * 1e3
+
+    def asked(x: Any) -> None:
+        for z, _ in answer(x).values():
+            z.numpy()
+
+    run: Callable[[Any], Any] = asked
+    if isinstance(export, Exported):
+        x, run = export.by_name(x), export.run
+    single = np.array(_times(run, x, 1)) * 1e3
     return {
         "latency_p50_ms": float(np.percentile(single, 50)),
         "latency_p99_ms": float(np.percentile(single, 99)),
-        "throughput": float(64 / np.median(_times(answer, x, 64))),
+        "throughput": float(64 / np.median(_times(run, x, 64))),
     }
 
 
-def _times(answer: Callable[[Any], Any], x: Any, size: int) -> list[float]:
+def _times(run: Callable[[Any], Any], x: Any, size: int) -> list[float]:
     """Returns the seconds that batches of a size take, measured for one second."""
-    x = keras.tree.map_structure(
-        lambda a: tf.repeat(a, -(-size // int(a.shape[0])), axis=0)[:size], x
-    )
+
+    def of_size(part: Any) -> Any:
+        rows = np.repeat(np.arange(len(part)), -(-size // len(part)))[:size]
+        return part[rows] if isinstance(part, np.ndarray) else tf.gather(part, rows)
+
+    x = keras.tree.map_structure(of_size, x)
     for _ in range(5):
-        answer(x)
+        run(x)
     times: list[float] = []
     end = time.perf_counter() + 1.0
     while time.perf_counter() < end and len(times) < 1000:
         start = time.perf_counter()
-        [z.numpy() for z, _ in answer(x).values()]
+        run(x)
         times.append(time.perf_counter() - start)
     return times

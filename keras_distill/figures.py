@@ -11,6 +11,7 @@ from keras_distill.arguments import check_path
 
 # Column name, unit and format of each figure, in the order of a printed table.
 _COLUMNS = {
+    "runtime": ("runtime", "{}"),
     "parameters": ("parameters", "{:,.0f}"),
     "file_bytes": ("file, MB", "{:.2f}"),
     "accuracy": ("accuracy", "{:.2%}"),
@@ -42,7 +43,8 @@ class Evaluation:
         name: str.
         examples: number of labels judged; with more than one axis, every position.
         parameters: number of weights of the Keras model.
-        file_bytes: size of a file of its weights, without optimizer state.
+        file_bytes: size of a file of its weights, without optimizer state; of an export, all
+            that it takes on disk.
         accuracy: from 0 to 1; of yes/no questions at 0.5, over all of them.
         top5_accuracy: from 0 to 1, where there are more than 10 classes.
         nll: mean negative log-likelihood of the labels at T = 1, in nats; of yes/no questions
@@ -68,6 +70,8 @@ class Evaluation:
         teacher_correlation: Pearson's correlation of all values with the teacher's, from -1
             to 1.
         outputs: of a model with several outputs, one evaluation of each.
+        runtime: what ran it: "Keras", of an export "TensorFlow" (a SavedModel), "LiteRT" or
+            "ONNX Runtime"; `None` for a callable or a list.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Evaluation:
     cosine: float | None = None
     teacher_correlation: float | None = None
     outputs: tuple[Evaluation, ...] = ()
+    runtime: str | None = None
 
     def __getitem__(self, output: str) -> Evaluation:
         """Returns the evaluation of an output by its name."""
@@ -102,7 +107,7 @@ class Evaluation:
         raise KeyError(f"no output {output!r}; {known}")
 
 
-def _cell(value: float | None, form: str) -> str:
+def _cell(value: float | str | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
@@ -132,6 +137,8 @@ class Comparison:
     def _rows(self) -> list[list[str]]:
         every = self._by_output()
         shown = [f for f in _COLUMNS if any(vars(e)[f] is not None for e in every)]
+        if {e.runtime for e in every} <= {"Keras", None}:
+            shown = [field for field in shown if field != "runtime"]
         rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
         for e in every:
             values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}

@@ -9,19 +9,24 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_distill.exported import RUNTIMES, Exported
+from keras_distill.served import served
+
 #: Endings of the files that Keras writes.
 ENDINGS = (".keras", ".h5", ".hdf5")
 
 
-def read(role: str, path: str) -> keras.Model | SavedModel:
+def read(role: str, path: str) -> keras.Model | SavedModel | Exported:
     """Returns the model of a path.
 
     Args:
         role: what it is, for the error.
-        path: of a `.keras`, `.h5` or `.hdf5` file, or a SavedModel directory.
+        path: of a `.keras`, `.h5` or `.hdf5` file, a SavedModel directory, or a `.tflite` or
+            `.onnx` file.
 
     Raises:
         FileNotFoundError: if there is nothing.
+        ImportError: without the package that runs the file.
         ValueError: if it is neither, damaged, or can only be read by running code of its
             own.
     """
@@ -34,6 +39,8 @@ def read(role: str, path: str) -> keras.Model | SavedModel:
         return SavedModel(path)
     if path.endswith(ENDINGS):
         return load_model_file(role, path)
+    if path.endswith(tuple(RUNTIMES)) and not tf.io.gfile.isdir(path):
+        return Exported(path)
     raise ValueError(
         f"{role} path {path!r} is neither a .keras or .h5 file nor a directory with a "
         "saved_model.pb. "
@@ -92,6 +99,8 @@ class SavedModel:
         ValueError: if it cannot be read, or serves nothing by default.
     """
 
+    runtime = "TensorFlow"
+
     def __init__(self, path: str) -> None:
         try:
             self._loaded = tf.saved_model.load(path)
@@ -108,12 +117,12 @@ class SavedModel:
                 "callable that calls the one you mean."
             )
         self._inputs = self._signature.structured_input_signature[1]
-        served = _served(self._signature.structured_outputs)
-        self._teaching = {key: name for key, (name, _) in served.items()}
+        found = served(self._signature.structured_outputs)
+        self._teaching = {key: name for key, (name, _) in found.items()}
         #: Our own exports answer with logits, probabilities and label, or values: what
         #: teaches is known.
-        self.has_logits = bool(served)
-        kinds = {key: kind for key, (_, kind) in served.items()}
+        self.has_logits = bool(found)
+        kinds = {key: kind for key, (_, kind) in found.items()}
         #: Of the outputs, by key, of our own exports; `None` where nothing says them.
         self.kinds = kinds.get(None, kinds or None)
 
@@ -141,41 +150,3 @@ class SavedModel:
             return found.get(None, list(found.values()) if is_list else found)
         answer = {key: out for key, out in answer.items() if out.dtype.is_floating}
         return next(iter(answer.values())) if len(answer) == 1 else answer
-
-
-def _served(outputs: dict[str, Any]) -> dict[Any, tuple[str, str | None]]:
-    """Returns what teaches in one of our own exports, and its kind, by output.
-
-    Args:
-        outputs: tensors or specs by the name of the answer.
-
-    Returns:
-        A name and a kind by the output's key; empty for what is none of ours.
-    """
-    if {"logits", "probabilities"} <= set(outputs):
-        return {None: ("logits", _kind(outputs, ""))}
-    found: dict[Any, tuple[str, str | None]] = {}
-    others = set(outputs)
-    for name in outputs:
-        what = name.rpartition("_")[2]
-        prefix = name.removesuffix(what)
-        names = {"values": ["values"], "logits": ["logits", "probabilities", "label"]}
-        answers = {prefix + one for one in names.get(what, [])}
-        if answers and answers <= others:
-            others -= answers
-            kind = "values" if what == "values" else _kind(outputs, prefix)
-            found[prefix[:-1] if prefix else None] = (name, kind)
-    if others:
-        return {}
-    numbers = [str(i) for i in range(len(found))]  # of the outputs of a list
-    is_list = len(found) > 1 and set(found) == set(numbers)
-    return {int(key): found[key] for key in numbers} if is_list else found
-
-
-def _kind(outputs: dict[str, Any], prefix: str) -> str | None:
-    """Tells classes from yes/no questions, which have a label each."""
-    logits, label = outputs[prefix + "logits"].shape, outputs.get(prefix + "label")
-    if label is None or None in (label.shape.rank, logits.rank):
-        return None
-    has_one_each = label.shape.rank == logits.rank or logits[-1] == 1
-    return "sigmoid" if has_one_each else "softmax"

@@ -86,6 +86,8 @@ class Teacher:
         self.has_answered = False
         #: As it was given to `as_teacher`; the model of a path.
         self.given: Any = model if model is not None else function
+        #: The export behind the function, if there is one.
+        self.exported: Any = None
         #: What makes its inputs of a batch's, in this order.
         self.preparations: list[Preparation] = []
         #: Which of its classes teach, in this order; `None` for all.
@@ -525,8 +527,8 @@ def as_teacher(
 
     Args:
         teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
-            `.keras`, `.h5` or `.hdf5` file or a SavedModel directory; or a callable from a
-            batch to outputs `(batch, ..., classes)`. One that leaves TensorFlow (NumPy,
+            `.keras`, `.h5` or `.hdf5` file, a SavedModel directory, or a `.tflite` or `.onnx`
+            file; or a callable from a batch to outputs `(batch, ..., classes)`. One that leaves TensorFlow (NumPy,
             scikit-learn's `predict_proba`, ONNX Runtime) is called outside of the graph:
             the step waits for it, each batch is copied to the host and back, and XLA cannot
             compile the step; `SoftTargets.write` pays that once. Its first answer says the
@@ -720,16 +722,19 @@ def _teacher_from_path(
         return _model_teacher(loaded, from_logits, outputs)
     if loaded.has_logits and from_logits is False:
         raise ValueError(
-            f"from_logits is False, but the SavedModel {path!r} answers with logits too, "
+            f"from_logits is False, but {path!r} answers with logits too, "
             "which teach; leave from_logits out."
         )
+    what = "SavedModel" if isinstance(loaded, teacher_files.SavedModel) else "file"
+    description = f"{what} {path!r}"
     teacher = Teacher(
-        loaded,
+        loaded if what == "SavedModel" else UserFunction(loaded, description),
         loaded.has_logits or from_logits,
         None,
-        f"SavedModel {path!r}",
+        description,
         loaded.kinds,
     )
+    teacher.exported = loaded
     teacher.input_shapes = loaded.input_ranks
     teacher.given = path
     return teacher

@@ -18,7 +18,7 @@ LAYERS = (
         "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
     ),
     ("losses", "features", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
-     "sharing"),
+     "sharing", "exported", "served"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("quantization",),
     ("tuning", "specialists", "export", "figures", "tallies", "judged_model",

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.special import softmax
 from sklearn.metrics import r2_score, roc_auc_score, roc_curve
 
@@ -170,6 +171,27 @@ def test_size_against_accuracy(tmp_path):
     (axes,) = saved(plots.size_against_accuracy(models), tmp_path).axes
     assert axes.get_xscale() == "log"
     assert [t.get_text() for t in axes.texts] == ["big\n99.00 %", "small\n95.00 %"]
+
+
+def test_names_of_models_of_one_size_are_not_written_over_each_other(tmp_path):
+    models = [
+        types.SimpleNamespace(
+            name=f"student, {n}", parameters=None, file_bytes=int(b), accuracy=0.94
+        )
+        for n, b in (
+            ("LiteRT", 4e5),
+            ("ONNX", 4.02e5),
+            ("Keras", 4.04e5),
+            ("int8", 3e5),
+        )
+    ]
+    figure = saved(plots.size_against_accuracy(models), tmp_path)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "size on disk, MB (log scale)"
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == 4
+    for i, one in enumerate(boxes):
+        assert not any(one.overlaps(other) for other in boxes[:i])
 
 
 def test_plots_import_no_tensorflow():

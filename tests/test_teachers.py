@@ -248,11 +248,11 @@ def test_a_path_in_the_home_folder_is_one_everywhere(teacher, tmp_path, monkeypa
 
 
 def test_wrong_paths_are_refused(tmp_path, teacher):
-    (tmp_path / "model.onnx").write_text("")
+    (tmp_path / "model.pt").write_text("")
     with pytest.raises(
         ValueError, match="neither a .keras or .h5 file nor a directory"
     ):
-        Distiller(mlp(), tmp_path / "model.onnx")
+        Distiller(mlp(), tmp_path / "model.pt")
     export_savedmodel(teacher, tmp_path / "served", verbose=False)
     with pytest.raises(ValueError, match="An export directory holds numbered versions"):
         Distiller(mlp(), tmp_path / "served")

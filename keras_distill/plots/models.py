@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -26,6 +27,7 @@ from keras_distill.arguments import (
 from keras_distill.plots.style import COLORS, new_figure, note, plain, shades
 
 _MOST_LOGITS = 100_000
+_LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "relpos": (0, 0.5)}
 
 
 def temperature_curves(
@@ -296,44 +298,89 @@ def _shares(name: str, given: Any, shape: tuple[int, ...] | None = None) -> np.n
 
 
 def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
-    """Draws accuracy against the number of parameters, one point per model.
+    """Draws accuracy against size, one point per model.
+
+    Size is the number of parameters; with exports among them, which do not say it, what each
+    takes on disk.
 
     Args:
-        evaluations: with `name`, `parameters` and `accuracy`, as `evaluation.Evaluation`;
-            those without parameters are left out.
+        evaluations: with `name`, `parameters`, `file_bytes` and `accuracy`, as
+            `kd.Evaluation`; those without a size are left out.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: if they are something else, or none has parameters.
+        ValueError: if they are something else, or none has a size.
     """
-    points = check_each("evaluations", evaluations, _size_and_score, "kd.Evaluation", 1)
+    found = check_each("evaluations", evaluations, _size_and_score, "kd.Evaluation", 1)
+    on_disk = any(megabytes and not count for _, count, megabytes, _ in found)
+    points = [
+        (name, megabytes if on_disk else count, score)
+        for name, count, megabytes, score in found
+    ]
     points = [point for point in points if point[1]]
     if not points:
         raise ValueError(
             "none of the evaluations has parameters, so there are no sizes to draw; give "
-            "those of Keras models."
+            "those of Keras models or exports."
         )
     figure, axes = new_figure()
     _, sizes, scores = zip(*points, strict=True)
-    for i, (name, x, y) in enumerate(points):
+    for i, (_, x, y) in enumerate(points):
         axes.scatter(x, y, s=70, color=COLORS[i % 7], marker="osD^vPX"[i % 7], zorder=3)
-        note(axes, f"{name}\n{y:.2f} %", (x, y), (8, 4 if i % 2 else -18))
     room = max(0.3, 0.25 * (max(scores) - min(scores)))
     axes.set(
         title="What accuracy costs in size",
-        xlabel="parameters (log scale)",
+        xlabel=f"{'size on disk, MB' if on_disk else 'parameters'} (log scale)",
         ylabel="test accuracy, %",
         xscale="log",
         xlim=(min(sizes) / 2, max(sizes) * 5),
         ylim=(min(scores) - room, max(scores) + room),
     )
+    _write_names(axes, points)
     return figure
 
 
-def _size_and_score(name: str, given: Any) -> tuple[str, float, float]:
-    """Returns a model's name, its parameters (0 for unknown) and its accuracy, in %."""
+def _write_names(axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """Writes name and accuracy beside each point, where no other's are yet."""
+    # In points of 1/72 inch, as the offsets of notes are; nearly, the layout is not made yet.
+    width, height, line = 420.0, 230.0, 12.0
+    (left, right), (low, high) = np.log(axes.get_xlim()), axes.get_ylim()
+    places = [
+        (width * (np.log(x) - left) / (right - left), height * (y - low) / (high - low))
+        for _, x, y in points
+    ]
+    # What is written already, and the points themselves: left, bottom, right, top.
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
+    offsets = [4.0, -26.0, *(sign * n for n in range(32, 230, 14) for sign in (1, -1))]
+    for (name, x, y), (px, py) in zip(points, places, strict=True):
+        text = f"{name}\n{y:.2f} %"
+        long = 5.2 * max(map(len, text.split("\n")))
+
+        def box(up: float, at: tuple = (px, py), long: float = long) -> tuple:
+            return (at[0] + 8, at[1] + up, at[0] + 8 + long, at[1] + up + 2 * line)
+
+        free = (
+            up
+            for up in offsets
+            if box(up)[1] >= 0
+            and box(up)[3] <= height
+            and not any(_overlap(box(up), other) for other in taken)
+        )
+        up = next(free, offsets[0])
+        taken.append(box(up))
+        is_far = abs(up) > 2 * line + 4
+        looks = {"arrowprops": _LEADER} if is_far else {}
+        note(axes, text, (x, y), (8, up), verticalalignment="bottom", **looks)
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _size_and_score(name: str, given: Any) -> tuple[str, float, float, float]:
+    """Returns a model's name, parameters, size in MB (both 0 for unknown), accuracy in %."""
     if not all(hasattr(given, part) for part in ("name", "parameters", "accuracy")):
         raise ValueError(
             f"{name} must be a kd.Evaluation, got {shown(given)}; give "
@@ -347,4 +394,6 @@ def _size_and_score(name: str, given: Any) -> tuple[str, float, float]:
         "a number from 0 to 1",
         lambda number: 0.0 <= number <= 1.0,
     )
-    return plain(given.name), parameters, 100.0 * accuracy
+    size = getattr(given, "file_bytes", None) or 0
+    check_int(f"{name}.file_bytes", size, 0, 10**15)
+    return plain(given.name), parameters, size / 1e6, 100.0 * accuracy

@@ -27,6 +27,7 @@ def folder():
         "text.keras": b"no model",
         "empty.h5": b"",
         "model.onnx": b"",
+        "model.tflite": b"no model",
         "notes.txt": b"",
     }.items():
         pathlib.Path(path, name).write_bytes(part)
@@ -138,7 +139,8 @@ THINGS = [
     (lambda: file("only.weights.h5"), "holds weights and no model; build the model"),
     (lambda: file("lambda.h5"), "holds code of its own.*if you trust it"),
     (lambda: file("own.hdf5"), "needs classes or functions of your own"),
-    (lambda: file("model.onnx"), "neither a .keras or .h5 file.*give the model itself"),
+    (lambda: file("model.onnx"), "cannot be read by ONNX Runtime; it is damaged"),
+    (lambda: file("model.tflite"), "cannot be read by LiteRT; it is damaged"),
     (lambda: file("notes.txt"), "neither a .keras or .h5 file.*give the model itself"),
     (lambda: file("folder"), "neither a .keras or .h5 file.*holds numbered versions"),
     (lambda: file("served"), "neither a .keras or .h5 file.*holds numbered versions"),

@@ -21,6 +21,8 @@ class Model:
         self._serve = self._interpreter.get_signature_runner("serving_default")
         details = self._serve.get_input_details()
         self._dtypes = {name: details[name]["dtype"] for name in details}
+        self.inputs = _shapes(details)
+        self.outputs = _shapes(self._serve.get_output_details())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the answers for a batch of any size, by name; text as bytes."""
@@ -31,3 +33,10 @@ class Model:
         if value.dtype.kind in "OSU":
             return value.astype(object)
         return value if dtype is None else value.astype(dtype, casting="same_kind")
+
+
+def _shapes(details: dict) -> dict[str, tuple[int | None, ...]]:
+    return {
+        name: tuple(None if size < 0 else int(size) for size in one["shape_signature"])
+        for name, one in details.items()
+    }

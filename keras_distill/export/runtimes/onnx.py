@@ -26,13 +26,14 @@ class Model:
             path, options, providers=["CPUExecutionProvider"]
         )
         self._dtypes = {one.name: one.type for one in self._session.get_inputs()}
-        self._outputs = [one.name for one in self._session.get_outputs()]
+        self.inputs = {n.name: _shape(n) for n in self._session.get_inputs()}
+        self.outputs = {n.name: _shape(n) for n in self._session.get_outputs()}
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the answers for a batch of any size, by name; text as bytes."""
         given = {name: self._as_taken(name, batch[name]) for name in batch}
-        answers = self._session.run(self._outputs, given)
-        return dict(zip(self._outputs, map(_as_bytes, answers), strict=True))
+        answers = self._session.run(list(self.outputs), given)
+        return dict(zip(self.outputs, map(_as_bytes, answers), strict=True))
 
     def _as_taken(self, name: str, value: Any) -> np.ndarray:
         value = np.asarray(value)
@@ -53,6 +54,10 @@ _DTYPES = {
         **{f"{u}int{b}": f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
     }.items()
 }
+
+
+def _shape(tensor: Any) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in tensor.shape)
 
 
 def _as_bytes(answer: np.ndarray) -> np.ndarray:
