@@ -1,5 +1,6 @@
 """An .onnx file is whole and right, or refused in a sentence, and nothing else is left."""
 
+import json
 import os
 import signal
 import sys
@@ -129,6 +130,7 @@ def mobile():
     return keras.applications.MobileNetV3Small(shape, weights=None, classes=5)
 
 
+FILES = ["m.onnx", "m.onnx.card.json", "m.onnx.card.md"]
 RAW = tf.TensorSpec([None, 30, 40, 3], tf.uint8, name="raw")
 ANY_SIZE = tf.TensorSpec([None, None, None, 3], tf.uint8, name="raw")
 TEXT = np.array([["ant"], ["bée"], ["who"]])
@@ -183,7 +185,7 @@ def test_inputs_and_answers_are_those_of_the_savedmodel(
 ):
     """The export compares the answers itself; here on other numbers, five at once."""
     path = export(make(), tmp_path, **given)
-    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert sorted(os.listdir(tmp_path)) == FILES
     (serving,) = servings
     ask = runtime.Model(path)
     taken = {one.name: one.shape for one in ask._session.get_inputs()}
@@ -410,7 +412,11 @@ def test_it_is_converted_and_asked_in_fresh_processes(tmp_path, monkeypatch):
     (converter, _), (ran, batches) = asked
     assert (converter, ran) == ("onnx_converter.py", "onnx.py")
     assert [len(next(iter(batch.values()))) for batch in batches] == [1, 3]
-    assert os.listdir(tmp_path) == [os.path.basename(path)]
+    assert path == str(tmp_path / "m.onnx")
+    assert sorted(os.listdir(tmp_path)) == FILES
+    card = json.loads((tmp_path / "m.onnx.card.json").read_text())
+    assert card["export"]["format"] == "ONNX"
+    assert {"tf2onnx", "onnxruntime"} <= set(card["packages"])
 
 
 @pytest.mark.fresh_process
@@ -455,7 +461,7 @@ def test_a_killed_export_leaves_no_process_and_no_part(tmp_path):
     wait_for(is_over)
     assert not path.exists()
     export(mlp(), tmp_path)
-    assert set(os.listdir(tmp_path)) == {"m.onnx", child.name}
+    assert set(os.listdir(tmp_path)) == {*FILES, child.name}
 
 
 FULL = """

@@ -13,6 +13,7 @@ from keras_distill import progress
 from keras_distill.arguments import check_verbose
 from keras_distill.export import check, fresh, onnx_converter
 from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.card import card_of, write_card
 from keras_distill.export.files import check_file, whole_file
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving
@@ -40,6 +41,7 @@ def export_onnx(
     from_logits: Any = None,
     output_kinds: Any = None,
     threshold: Any = DEFAULT_THRESHOLD,
+    card: Any = None,
     verbose: bool = True,
 ) -> str:
     """Writes an `.onnx` file (opset 17), which onnxruntime, OpenVINO, TensorRT and others run.
@@ -67,6 +69,8 @@ def export_onnx(
         from_logits: as for `export_savedmodel`.
         output_kinds: as for `export_savedmodel`.
         threshold: as for `export_savedmodel`.
+        card: as for `export_savedmodel`; written beside the file as `<file>.card.md` and
+            `<file>.card.json`.
         verbose: whether to show a progress bar.
 
     Returns:
@@ -105,6 +109,7 @@ def export_onnx(
         threshold=threshold,
         exporter="export_onnx",
     )
+    card = card_of(card, model)
     _check_names(serving)
     _check_text(serving)
     with (
@@ -130,6 +135,7 @@ def export_onnx(
             of_range=is_half,
             advice="Pass example= with typical inputs.",
         )
+        write_card(card, serving, hidden, "ONNX", ["tf2onnx", "onnxruntime"])
         shown_bar.update()
     return path
 
