@@ -357,7 +357,7 @@ def test_it_is_converted_and_asked_in_fresh_processes(tmp_path):
 @pytest.mark.fresh_process
 def test_a_converter_that_ends_its_process_leaves_nothing(tmp_path, monkeypatch):
     ends = "\nopen(given[1], 'w').write('part'); os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(litert, "_CONVERT", fresh.PREAMBLE + ends)
+    monkeypatch.setattr(fresh, "CALL", fresh.PREAMBLE + ends)
     with pytest.raises(
         RuntimeError, match="converter was ended by SIGSEGV on this model"
     ):
@@ -417,7 +417,7 @@ open(%r, "w").write(str(os.getpid()))
 ctypes.PyDLL(None).sleep(600)
 ''' % (sys.argv[1] + ".pid")
 if sys.argv[2] == "converting":
-    litert._CONVERT = STAYS
+    fresh.CALL = STAYS
 else:
     def converted(function, saved_model, path, *rest):
         open(path, "w").write("half a file")

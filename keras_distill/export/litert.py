@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from keras_distill.export.card import card_of, write_card
 from keras_distill.export.files import check_file, whole_file
 from keras_distill.export.int8 import changes, layer_named
 from keras_distill.export.portable import computes_in_half, portable
-from keras_distill.export.serving import Serving, ties_of
+from keras_distill.export.serving import Serving
 from keras_distill.keras_compat import own_variables
 from keras_distill.quantization import litert as grids
 from keras_distill.quantization.aware import QuantizationAwareModel
@@ -154,7 +153,7 @@ def export_litert(
         saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
         judge = _write(serving, saved_model, quantize)
         shown_bar.update()
-        size = _fixed_batch(serving)
+        size = serving.fixed_batch
         batches = None if arrays is None else batches_of(arrays, size)
         done = _convert(saved_model, hidden, quantize, batches, grid)
         shown_bar.update()
@@ -233,15 +232,9 @@ def _check_can_be_converted(serving: Serving, quantize: str | None) -> None:
         )
 
 
-def _fixed_batch(serving: Serving) -> int | None:
-    """Returns the size of batch that the signature fixes, or `None`."""
-    sizes = [spec.shape[0] for spec in serving.inputs.specs.values() if spec.shape.rank]
-    return next((size for size in sizes if size), None)
-
-
 def _write(serving: Serving, saved_model: str, quantize: str | None) -> Serving:
     """Writes what is converted, and returns what its answers are compared with."""
-    is_free = _fixed_batch(serving) is None
+    is_free = serving.fixed_batch is None
     traced = (serving.model, serving.preprocess)
     with portable(traced, is_free or quantize == "int8") as is_other:
         try:
@@ -261,28 +254,9 @@ def _write(serving: Serving, saved_model: str, quantize: str | None) -> Serving:
     return written if computes_in_half(traced) else serving
 
 
-def _function_of(serving: Serving) -> Any:
-    """Returns the function as it was traced, whatever the layers are told since."""
-    function: Any = serving.function
-    return function.get_concrete_function(**serving.inputs.specs)
-
-
-# In the child process that converts; what memory a GPU has may be the asker's.
-_CONVERT = (
-    fresh.PREAMBLE
-    + """
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-done = runpy.run_path(sys.argv[1])[sys.argv[2]](*given)
-pickle.dump(done, answer)
-answer.close()
-os._exit(0)
-"""
-)
-
-
 def _in_a_child(function: str, *given: Any) -> Any:
     """Returns what a function of `litert_converter` returns in a fresh process."""
-    return fresh.run(_CONVERT, [litert_converter.__file__, function], given)
+    return fresh.run(fresh.CALL, [litert_converter.__file__, function], given)
 
 
 def _convert(
@@ -296,11 +270,8 @@ def _convert(
     try:
         done = _in_a_child("convert", saved_model, path, quantize, batches, grid)
     except fresh.FreshProcessError as error:
-        ended = f"ended with {error.code}"
-        if error.code < 0:
-            ended = f"was ended by {signal.Signals(-error.code).name}"
         raise RuntimeError(
-            f"the LiteRT converter {ended} on this model with {how}, so nothing is exported; "
+            f"the LiteRT converter {error.ended} on this model with {how}, so nothing is exported; "
             f"try another quantize, or kd.export_savedmodel.\n{error.said}".rstrip()
         ) from None
     if "unwritten" in done:
@@ -318,23 +289,14 @@ def _convert(
 
 def _check_answers(serving: Serving, path: str, quantize: str | None) -> None:
     """Compares a file's answers with the model's, in batches of 1 and 3 where it takes them."""
-    ties, batches = ties_of(serving.answers), [serving.batch]
-    serve = _function_of(serving)
-    if _fixed_batch(serving) is None:
-        batches = [_first(serving.batch, count) for count in (1, 3)]
-    answers = _asked(serving, path, batches)
-    for batch, answer in zip(batches, answers, strict=True):
-        expected = check.expected_answer(serve, batch, ties)
-        check.check_same(
-            expected,
-            answer,
-            "as a LiteRT file",
-            ties,
-            _TOLERANCES[quantize],
-            of_range=quantize is not None,
-            advice="Pass example= with typical inputs"
-            + (", or take another quantize." if quantize else "."),
-        )
+    serving.check_sizes(
+        lambda batches: _asked(serving, path, batches),
+        "as a LiteRT file",
+        _TOLERANCES[quantize],
+        of_range=quantize is not None,
+        advice="Pass example= with typical inputs"
+        + (", or take another quantize." if quantize else "."),
+    )
 
 
 def _asked(serving: Serving, path: str, batches: list) -> list:
@@ -361,20 +323,12 @@ def _asked(serving: Serving, path: str, batches: list) -> list:
         ) from error
 
 
-def _first(batch: dict[str, Any], count: int) -> dict[str, tf.Tensor]:
-    """Returns the first examples of a batch, again from the first where it has fewer."""
-    return {
-        name: tf.gather(tensor, np.arange(count) % tensor.shape[0])
-        for name, tensor in batch.items()
-    }
-
-
 def _check_int8(
     serving: Serving, path: str, arrays: dict[str, np.ndarray], saved_model: str
 ) -> None:
     """Compares an int8 file with the model on the calibration, whose ranges it has."""
-    size, count = _fixed_batch(serving), len(next(iter(arrays.values())))
-    batches, serve = batches_of(arrays, size), _function_of(serving)
+    size, count = serving.fixed_batch, len(next(iter(arrays.values())))
+    batches, serve = batches_of(arrays, size), serving.traced
     expected = joined(
         [
             {name: value.numpy() for name, value in serve(**batch).items()}
@@ -382,7 +336,7 @@ def _check_int8(
         ],
         count,
     )
-    few = [] if size else [_first(batches[0], n) for n in (1, 3)]
+    few = [] if size else [check.first_examples(batches[0], n) for n in (1, 3)]
     answers = _asked(serving, path, [*batches, *few])
     answer = joined(answers[: len(batches)], count)
     if said := changes(serving.answers, expected, answer):

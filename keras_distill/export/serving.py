@@ -153,6 +153,12 @@ class Serving:
         return dataclasses.replace(self, batch=batch, expected=expected)
 
     @property
+    def traced(self) -> Callable:
+        """The function as it was traced, whatever the layers are told since."""
+        function: Any = self.function
+        return function.get_concrete_function(**self.inputs.specs)
+
+    @property
     def fixed_batch(self) -> int | None:
         """The size of batch that the signature fixes, or `None`."""
         specs = self.inputs.specs.values()
@@ -173,14 +179,11 @@ class Serving:
         Raises:
             RuntimeError: naming what differs.
         """
-        function: Any = self.function
-        # As it was traced, whatever the layers are told since.
-        serve = function.get_concrete_function(**self.inputs.specs)
         ties, batches = ties_of(self.answers), [self.batch]
         if self.fixed_batch is None:
             batches = [check.first_examples(self.batch, count) for count in (1, 3)]
         for batch, answer in zip(batches, ask(batches), strict=True):
-            expected = check.expected_answer(serve, batch, ties)
+            expected = check.expected_answer(self.traced, batch, ties)
             check.check_same(expected, answer, when, ties, tolerance, **given)
 
     def write(self, path: str) -> None:
