@@ -214,8 +214,8 @@ def test_inputs_and_answers_are_those_of_the_savedmodel(
 @pytest.mark.parametrize(
     "make",
     [
-        ensemble,
         few_specialists,
+        pytest.param(ensemble, marks=SLOW),
         pytest.param(lambda: ensemble().with_settings(n=None), marks=SLOW),
         pytest.param(lambda: few_specialists().with_settings(n=2), marks=SLOW),
         pytest.param(lambda: ensemble().with_settings(routed=False), marks=SLOW),
