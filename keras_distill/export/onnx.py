@@ -44,7 +44,7 @@ def export_onnx(
     card: Any = None,
     verbose: bool = True,
 ) -> str:
-    """Writes an `.onnx` file (opset 17), which onnxruntime, OpenVINO, TensorRT and others run.
+    """Writes an `.onnx` file (opset 17), which runtimes of ONNX run; checked by onnxruntime.
 
     Its inputs and outputs are those of `export_savedmodel`, under the same names and of the same
     dtypes; where the batch is free, its size is called "batch". tf2onnx converts it in a
@@ -57,6 +57,8 @@ def export_onnx(
     A model that computes in float16 or bfloat16 with weights in float32 ("mixed_float16") does
     so in float32 in the file, and is compared with what it answers in float32. One that has
     float16 weights stays so, and may differ by 1 % of the range of the output.
+
+    The loop of a `SpecialistEnsemble` is not loaded by onnxruntime 1.24; 1.32 runs it.
 
     Args:
         model: as for `export_savedmodel`.
