@@ -33,6 +33,21 @@ def pytest_configure(config):
     forking.fork_pools()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leaves to the slow tests all but a sample of the cases of a test marked `sampled(n)`."""
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in cases.values():
+        count = group[0].get_closest_marker("sampled").args[0]
+        # Drawn, since even spacing can miss all cases of one parameter; always the same.
+        chosen = {*np.random.default_rng(0).permutation(len(group))[:count]}
+        for i in set(range(len(group))) - chosen:
+            group[i].add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish(session):
     """Takes what is imported out of every later collection: 0.01 s in place of 0.4 s."""
     gc.collect()

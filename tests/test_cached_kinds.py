@@ -89,6 +89,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "activation", "units", "loss"), KINDS)
 def test_live_equals_cached_with_weights(tmp_path, kind, activation, units, loss):
     teacher = dense(units, activation, loss)
@@ -185,6 +186,7 @@ def without_kinds(path):
             settings.directory(str(path)).write_json(name, content)
 
 
+@pytest.mark.slow
 def test_a_store_of_before_opens_and_is_gone_on_with(tmp_path):
     y = labels("softmax", 3)
     data = tf.data.Dataset.from_tensor_slices((x, y))
@@ -258,6 +260,7 @@ def ensemble(kind, units):
     return [dense(units, activation, loss, seed=seed) for seed in (1, 5, 9)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "units"), [("softmax", 3), ("sigmoid", 1), ("sigmoid", 3), ("values", 2)]
 )
@@ -339,6 +342,7 @@ def evaluate(distiller, data):
     distiller.evaluate(data, verbose=0)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("entrance", [fit, train_on_batch, evaluate])
 @pytest.mark.parametrize(
     ("written", "activation", "loss", "units"),
@@ -394,6 +398,7 @@ def test_the_soft_targets_say_what_a_student_is(tmp_path):
     assert distiller.output_kinds == "sigmoid"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("teacher_units", [1, 2])
 def test_a_yes_or_no_and_its_two_classes_teach_each_other(tmp_path, teacher_units):
     one, two = dense(1, "sigmoid"), dense(2, "softmax")
@@ -482,6 +487,7 @@ def test_two_classes_and_two_questions_are_not_the_same():
         kd.Distiller(dense(2, "sigmoid"), dense(1, "sigmoid"))
 
 
+@pytest.mark.slow
 def test_labels_say_whether_a_sigmoid_is_a_yes_or_a_value(tmp_path):
     """A sigmoid under a regression loss: the store has logits of it, unless told."""
     y = (labels("values", 1) ** 2 % 1).astype("float32")

@@ -120,6 +120,7 @@ def test_a_backbone_that_some_trials_train_and_others_do_not(first):
         build_twice()
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_with_batch_normalization_is_common_to_all(
     tmp_path,
     search,  # noqa: F811

@@ -60,6 +60,7 @@ def test_demo_is_quiet(demo):
         assert noise not in done.stdout
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_figures(demo, tmp_path):
     folder, _ = demo
     done = forking.command(
@@ -321,6 +322,7 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     assert len(SoftTargets.open(tmp_path / "kept")) == data.sizes["test"]
 
 
+@pytest.mark.slow
 def test_specialists_from_a_file_to_an_export(tmp_path):
     data = datasets.load("digits")
     generalist = models.mlp(data.input_shape, data.classes, (16,))

@@ -63,6 +63,7 @@ def test_dask_workers_give_the_same(here, tmp_path):
         check(here, work(tmp_path))
 
 
+@pytest.mark.slow
 def test_ray_workers_give_the_same(here, tmp_path):
     import ray
     from ray.util.joblib import register_ray

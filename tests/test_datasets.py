@@ -203,6 +203,7 @@ def test_unreachable_source_is_said_at_once(tmp_path, monkeypatch):
     assert time.monotonic() - start < 15
 
 
+@pytest.mark.slow
 def test_silent_source_is_given_up_in_under_15_seconds(tmp_path, monkeypatch):
     def hangs(request, timeout):
         time.sleep(12)

@@ -218,6 +218,7 @@ KINDS_OF_DATA = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", KINDS_OF_DATA)
 @pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}])
 def test_a_fresh_fit_traces_the_step_once(data, kind, settings):
@@ -322,6 +323,7 @@ class Subclassed(keras.Model):
         return self.model(inputs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("as_dataset", [False, True])
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_class_weight_of_a_sequence_is_by_position(as_dataset, subclassed):

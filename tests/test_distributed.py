@@ -40,6 +40,7 @@ def train(strategy, data, distillation_loss=None, make_teacher=None, **fit_argum
     return distiller.get_weights(), history
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("matched", [False, True])
 def test_two_replicas_equal_one(data, matched, mirrored):
     def objective():
@@ -54,6 +55,7 @@ def test_two_replicas_equal_one(data, matched, mirrored):
         assert values == pytest.approx(logs_two[name], rel=1e-5), name
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", ["mse", keras.losses.KLDivergence()])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_two_replicas_with_a_keras_objective(data, mirrored, loss, weighted):
@@ -130,6 +132,7 @@ def result(folder, index):
     return arrays, history
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("what", ["ours", "cached"])
 def test_two_worker_processes_equal_one_process(tmp_path, what):
     if what == "cached":

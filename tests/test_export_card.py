@@ -341,6 +341,7 @@ def test_of_a_search(tmp_path, result):
     assert f"| values / width | {values['width']} |" in text
 
 
+@pytest.mark.slow
 def test_of_a_search_whose_student_was_trained_again(result):
     again = kd.SearchResult(result.tuner, result.directory)
     again.retrain()

@@ -57,6 +57,7 @@ def serve(tmp_path_factory):
         return export(tmp_path_factory.mktemp("bytes"))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "options",
     [

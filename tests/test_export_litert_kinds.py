@@ -99,6 +99,7 @@ DEFAULT = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("kind", "quantize"),
     [

@@ -138,6 +138,7 @@ SIZE = {"output_kinds": {"size": "values"}}
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("make", "given", "inputs"),
     [

@@ -299,6 +299,7 @@ FIXED = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "batch"),
     [*((name, 1) for name in FIXED), ("classes", 3), ("several", 3), ("ensemble", 3)],

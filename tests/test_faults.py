@@ -95,6 +95,7 @@ def generator(x, y, weight):
     return (tuple(p[i : i + 8] for p in parts) for i in range(0, 64, 8))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_later_batch_stops_the_run_and_teaches_nothing(data, kind):
     x, y = data
@@ -133,6 +134,7 @@ def test_arrays_are_looked_at_whole_before_training(data, kind):
     assert int(distiller.optimizer.iterations) == 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("run", "make"),
     [
@@ -215,6 +217,7 @@ class Infinite(DistillationLoss):
         return infinite(student_outputs)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("run", [{}, {"jit_compile": True}, {"run_eagerly": True}])
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_alpha_0_or_1_leaves_the_other_term_out(data, run, activation):

@@ -196,6 +196,7 @@ class OwnTuner(keras_tuner.Tuner):
         return distiller.evaluate(x, y, verbose=0, return_dict=True)["nll"]
 
 
+@pytest.mark.slow
 def test_works_with_every_tuner_of_keras_tuner(tmp_path, data):
     def compiled(hp):
         model = mlp(hp.Int("width", 4, 8))
@@ -280,6 +281,7 @@ class BuiltByData(keras.Model):
         return self.out(self.hidden(x["x"]))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["subclassed", "without Input"])
 def test_the_best_models_of_a_tuner_are_those_it_scored(kind, data, tmp_path):
     x, y = data

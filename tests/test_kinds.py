@@ -97,6 +97,7 @@ def test_yes_or_no_equals_the_closed_form(questions, activation, weighted):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("y", [
     LABELS[1], LABELS[1][:, None], LABELS[1].astype("int64"), LABELS[1].astype(bool),
     LABELS[1].astype("float16")[:, None], LABELS[1].astype("uint8"),
@@ -192,6 +193,7 @@ def test_logit_loss_of_questions_is_the_limit_of_a_high_temperature():
 # Values --------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize(
     "loss", ["mse", "mae", "huber", keras.losses.LogCosh(), "mape"]
@@ -310,6 +312,7 @@ def test_three_kinds_train_by_one_line(as_list):
     np.testing.assert_allclose(logs["soft_loss"], sum(expected), rtol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("name", ["species", "marks", "weight"])
 def test_one_head_is_distilled_and_the_others_have_their_own_losses(as_list, name):

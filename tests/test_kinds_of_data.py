@@ -226,6 +226,7 @@ EXPECTED = {}
 ENTRANCES = [fit, compare, write_and_join, covariance, search_data, specialists]
 
 
+@pytest.mark.sampled(70)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entrance", ENTRANCES, ids=lambda one: one.__name__)
 def test_a_kind_of_data_is_as_good_as_arrays(entrance, kind, tmp_path):

@@ -288,6 +288,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of 6 classes")
 def test_a_script_of_ones_own_layers_in_its_processes_and_again(tmp_path):
     """Classes and lambdas of `__main__`, in this process, in workers, in the next run."""

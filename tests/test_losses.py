@@ -298,6 +298,7 @@ def test_custom_keras_loss_refuses_sample_weights(data):
         distiller.train_on_batch(*data, np.ones(64))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "make_loss",
     [

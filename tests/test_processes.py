@@ -216,6 +216,7 @@ list(spread(wait, ["a"], seats=Seats.of(2), folder=folder))
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_their_parent(tmp_path, how):
     # Without an `if __name__ == "__main__"`: processes do not run the script again.

@@ -421,6 +421,7 @@ def test_it_is_saved_and_read_in_safe_mode(student, tmp_path):
 # The file ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8)])
 def test_the_file_has_the_trained_ranges_and_nothing_float(files, bits):
     model, file = files[bits]

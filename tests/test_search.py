@@ -96,6 +96,7 @@ def test_the_fixed_points_are_always_among_the_trials(found):
     assert found.score == scores.max() >= max(scores[0], scores[1])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("algorithm", ["bayesian", "random"])
 def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm, search):
     result = search(
@@ -121,6 +122,7 @@ def test_the_table_has_a_row_for_each_trial(found):
     assert list(found.trials.index) == list(range(6))
 
 
+@pytest.mark.slow
 def test_executions_are_averaged(tmp_path, search):
     one, two, both = (
         search(tmp_path / str(i), max_trials=2, executions_per_trial=e, seed=seed)
@@ -199,6 +201,7 @@ def test_the_same_seed_gives_the_same_search(tmp_path, search):
     np.testing.assert_allclose(one.trials[columns], other.trials[columns], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_hot_labels(tmp_path, search):
     def build_student(hp):
         return mlp(4)
@@ -224,6 +227,7 @@ def test_views_are_those_of_the_epoch(tmp_path, search):
     assert (result.trials["status"] == "COMPLETED").all()
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_kept_for_the_objective(tmp_path, search):
     matching = [
         (1.0, kd.SoftTargetLoss()),
@@ -243,6 +247,7 @@ def test_retrained_student_has_a_seed_of_its_own(tmp_path, search):
     )
 
 
+@pytest.mark.slow
 def test_under_a_strategy(tmp_path, search, mirrored):
     replicas = []
 
@@ -277,6 +282,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path, sear
     assert result.best_values["rate"] == 0.01
 
 
+@pytest.mark.slow
 def test_a_student_that_does_not_fit_into_memory_is_recorded(tmp_path, search):
     def sometimes(hp):
         hp.Choice("width", [4, 2_000_000_000])
@@ -318,6 +324,7 @@ def test_a_small_space_whose_trials_all_fail(tmp_path, search):
         search(tmp_path, build_student, temperature=4.0, alpha=0.1)
 
 
+@pytest.mark.slow
 def test_a_mended_student_is_tried_when_resumed(tmp_path, search):
     broken = [True]
 
@@ -553,6 +560,7 @@ def test_a_shuffled_validation_set_can_be_resumed(tmp_path, search):
     assert len(result.trials) == 3
 
 
+@pytest.mark.slow
 def test_choices_without_the_fixed_points(tmp_path, search):
     result = search(
         tmp_path, temperature=[1.0, 5.0], alpha=[0.2, 0.7], max_trials=13, epochs=1
@@ -685,6 +693,7 @@ def test_what_is_found_is_saved(found, tmp_path):
         assert words in str(found)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_trials(found):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -750,6 +759,7 @@ def test_the_search_leaves_the_process_as_it_was(tmp_path, search):
     assert state() == before
 
 
+@pytest.mark.slow
 def test_several_teachers_are_averaged_at_the_temperature_of_each_trial(
     tmp_path, search
 ):

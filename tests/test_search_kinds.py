@@ -43,6 +43,7 @@ class NoTraining(keras.optimizers.SGD):
         raise AssertionError("a step was taken")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("teacher", "student", "y", "objective", "loss"),
     [
@@ -165,6 +166,7 @@ def test_several_outputs_must_say_what_decides(tmp_path):
     assert result.score == result.trials["val_age_mean_squared_error"].min()
 
 
+@pytest.mark.slow
 def test_cached_targets_tell_the_kind_in_other_processes_and_when_resumed(tmp_path):
     targets = kd.SoftTargets.write(
         tmp_path / "s",

@@ -91,6 +91,7 @@ def test_two_processes_one_of_which_is_killed(tmp_path, data):
     assert not list(pathlib.Path(tmp_path, "s").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_one_worker_of_which_is_killed(tmp_path, data):
     from dask.distributed import Client, LocalCluster
 
@@ -112,6 +113,7 @@ def test_a_dask_cluster_one_worker_of_which_is_killed(tmp_path, data):
     assert os.getpid() not in workers
 
 
+@pytest.mark.slow
 def test_control_c_then_kills_then_the_end(tmp_path):
     done = forking.run(["-m", "tests.searching", tmp_path / "s", "2"], timeout=180)
     assert done.returncode == 0, done.stderr

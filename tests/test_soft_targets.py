@@ -126,6 +126,7 @@ def test_joins_examples_and_batches_of_any_kind(exact, many, arrange):
     assert int(joined.cardinality()) == int(data.cardinality())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "source", ["examples", "batches", "arrays", "x alone", "function", "unknown length"]
 )
@@ -221,6 +222,7 @@ def trained_weights(data, teacher=None, temperature=4.0, **kwargs):
     return student.get_weights()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("temperature", [1.5, 4.0, 12.0])
 def test_several_teachers_cached_teach_like_live_ones_at_any_temperature(
     path, many, members, temperature
@@ -364,6 +366,7 @@ def test_covariance_of_several_teachers_is_at_its_temperature(path, many, member
         kd.class_covariance(mean, verbose=False)
 
 
+@pytest.mark.slow
 def test_search_over_temperature_with_several_teachers(path, many, members, tmp_path):
     def search(**given):
         return kd.search(
@@ -679,6 +682,7 @@ def identity(tmp_path_factory):
     return written(path, lambda x: x * 1.0, x, **kwargs), x
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "arrange",
     [
@@ -895,6 +899,7 @@ def test_student_sees_bit_for_bit_what_the_teacher_saw(path, many):
     assert not (by_epoch[0] == by_epoch[1]).any()
 
 
+@pytest.mark.slow
 def test_epoch_chooses_the_view_in_fit(three_views, many):
     targets, expected = three_views
     for batches in (
@@ -1002,6 +1007,7 @@ def test_one_joined_dataset_in_two_threads_is_refused(three_views, many):
     assert inner.student.views(expected)[-1:] == [1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_leaves_no_epoch_behind(three_views, many):
     targets, expected = three_views
     joined = targets.join(many).batch(COUNT)
@@ -1183,6 +1189,7 @@ def other_store(path, many, **kwargs):
     return written(path, mlp(32), many, overwrite=True, **kwargs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("views_", [1, 2])
 def test_shard_of_another_store_is_found(path, many, views_):
     kwargs = {"views": 2, "augment": shaken} if views_ == 2 else {}
@@ -1558,6 +1565,7 @@ def test_nan_in_the_inputs_is_not_taught(path, many, where):
             )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["[a-z]*", "a?b", "{a,b}", "**", "[!a]", "a\\b"])
 def test_names_that_a_shell_would_expand_are_names(tmp_path, many, name):
     """Files of others are left alone, and one's own are found."""
@@ -1597,6 +1605,7 @@ def test_a_batch_of_all_examples(path, many):
     assert len(list(again.join(batches))) == len(list(batches))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(os.getuid() != 0, reason="another user is become by root only")
 @pytest.mark.parametrize(
     "where", ["the folder above", "the folder", "a finished store"]

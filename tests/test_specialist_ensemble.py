@@ -136,6 +136,7 @@ def ensemble(**settings):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("n", [1, 2, None])
 @pytest.mark.parametrize("head", ["dustbin", "all"])
 def test_answers_are_the_minimum_of_the_objective(data, n, head):
@@ -277,6 +278,7 @@ def test_an_empty_batch_gives_an_empty_answer(data):
     assert ensemble()(x[:0]).shape == (0, CLASSES)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("n", "head", "routed"),
     [

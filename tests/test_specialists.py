@@ -354,6 +354,7 @@ def trained(skewed, tmp_path_factory):
     return builder.fit(skewed, work_dir=folder, **FAST), folder
 
 
+@pytest.mark.slow
 def test_other_processes_give_the_same_though_one_is_killed(skewed, tmp_path):
     main, victim = os.getpid(), tmp_path / "victim"
 
@@ -371,6 +372,7 @@ def test_other_processes_give_the_same_though_one_is_killed(skewed, tmp_path):
     assert same_bits(there, builder.fit(skewed, **FAST))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_specialists(skewed, trained):
     here, _ = trained
     builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
@@ -476,6 +478,7 @@ def truncated(name):
     return cut
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -695,6 +698,7 @@ else:
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore:1 of 6 classes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_builder_leaves_no_process_and_goes_on(tmp_path, number):

@@ -49,6 +49,7 @@ def test_softmax_student_trains_like_the_same_student_with_logits(teacher, data)
     assert largest_difference(expected, student.get_weights()) < 1e-5
 
 
+@pytest.mark.slow
 def test_keras_applications_teacher_with_and_without_softmax():
     make = keras.applications.MobileNetV3Small
     kwargs = {"input_shape": (32, 32, 3), "weights": None, "classes": CLASSES}

@@ -104,6 +104,7 @@ def own_compiled_loop(distiller, x, y):
 WAYS = (fit_several_steps, fit_eagerly, train_on_batch, own_loop, own_compiled_loop)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("name", "how"),
     [(name, fit) for name in FUNCTIONS]

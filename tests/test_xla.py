@@ -106,6 +106,7 @@ def train_on_batch(distiller, data):
         distiller.train_on_batch(*(part[start : start + 24] for part in data))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "how", "kwargs"),
     [(name, fit, {}) for name in TEACHERS]
@@ -146,6 +147,7 @@ def test_it_judges(data):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", TEACHERS)
 def test_who_asks_for_xla_is_told_why_not(name, data):
     distiller = kd.Distiller(classifier(), TEACHERS[name]())
