@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,30 @@ RUNTIMES = {
 }
 
 
+def runtime_of(path: str) -> ModuleType:
+    """Returns the module of `export.runtimes` that runs a .tflite or .onnx file.
+
+    Raises:
+        ImportError: without the package that it needs.
+    """
+    runtime = RUNTIMES[os.path.splitext(path)[1]]
+    if importlib.util.find_spec(runtime.needs) is None:
+        raise ImportError(
+            f"{path!r} needs {runtime.needs.replace('_', '-')}: pip install "
+            f"keras-distill[{runtime.extra}]"
+        )
+    # By name: it imports nothing of ours, and what it needs may not be there.
+    return importlib.import_module(f"keras_distill.export.runtimes.{runtime.module}")
+
+
+def unreadable(path: str, runtime: str, reason: Any) -> str:
+    """Returns the sentence on a file that its runtime does not read."""
+    return (
+        f"the file {path!r} cannot be read by {runtime}; it is damaged, or of another "
+        f"version: {' '.join(str(reason).split())[:200].rstrip('. ')}."
+    )
+
+
 class Exported:
     """A file that is run by its own runtime, by one thread.
 
@@ -47,23 +72,11 @@ class Exported:
     """
 
     def __init__(self, path: str) -> None:
-        runtime = RUNTIMES[os.path.splitext(path)[1]]
-        if importlib.util.find_spec(runtime.needs) is None:
-            raise ImportError(
-                f"{path!r} needs {runtime.needs.replace('_', '-')}: pip install "
-                f"keras-distill[{runtime.extra}]"
-            )
-        # By name: it imports nothing of ours, and what it needs may not be there.
-        module = importlib.import_module(
-            f"keras_distill.export.runtimes.{runtime.module}"
-        )
+        runtime, module = RUNTIMES[os.path.splitext(path)[1]], runtime_of(path)
         try:
             self._model = module.Model(path)
         except Exception as error:  # of many kinds, one set for each runtime
-            raise ValueError(
-                f"the file {path!r} cannot be read by {runtime.name}; it is damaged, or of "
-                f"another version: {' '.join(str(error).split())[:200].rstrip('. ')}."
-            ) from error
+            raise ValueError(unreadable(path, runtime.name, error)) from error
         self.path, self.runtime = path, runtime.name
         self._inputs: dict[str, tuple] = self._model.inputs
         outputs = {n: tf.TensorSpec(s) for n, s in self._model.outputs.items()}

@@ -206,6 +206,39 @@ def test_plots_import_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_speeds_are_a_line_for_each_export_and_number_of_threads(tmp_path):
+    rows = [
+        {
+            "export": export,
+            "batch_size": size,
+            "threads": threads,
+            "p50_ms": size / threads,
+            "p99_ms": 1.5 * size / threads,
+            "examples_per_second": 1e3 * threads,
+        }
+        for export in ("_a", "b")
+        for threads in (2, 1)
+        for size in (64, 1, 8)
+    ]
+    rows = [row for row in rows if row["export"] == "b" or row["batch_size"] == 8]
+    figure = saved(plots.latency_and_throughput(rows), tmp_path)
+    left, right = figure.axes
+    lines = [(list(n.get_xdata()), list(n.get_ydata())) for n in right.lines]
+    assert lines == [
+        ([8], [1e3]),
+        ([8], [2e3]),
+        ([1, 8, 64], [1e3] * 3),
+        ([1, 8, 64], [2e3] * 3),
+    ]
+    bars = left.containers[2].lines
+    assert list(bars[0].get_ydata()) == [1, 8, 64]
+    whiskers = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
+    assert whiskers == [[1, 1.5], [8, 12], [64, 96]]
+    (legend,) = figure.legends
+    names = [one.get_text() for one in legend.get_texts()]
+    assert names == [" _a, 1 thread", " _a, 2 threads", "b, 1 thread", "b, 2 threads"]
+
+
 def test_class_covariance_is_drawn_in_the_order_of_clusters(tmp_path):
     covariance = np.diag([4.0, 1.0, 1.0, 9.0])
     covariance[0, 3] = covariance[3, 0] = 3.0

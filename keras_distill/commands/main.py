@@ -17,7 +17,15 @@ import tensorflow as tf
 import keras_distill as kd
 from keras_distill import _quiet
 from keras_distill.arguments import check_backend
-from keras_distill.commands import cache, demo, search, specialists
+from keras_distill.commands import (
+    bench,
+    cache,
+    demo,
+    export,
+    inspect_export,
+    search,
+    specialists,
+)
 
 #: Kinds of error whose message says it all.
 _SAID = (ValueError, TypeError, RuntimeError, OSError, ImportError)
@@ -32,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {kd.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, cache, specialists, search):
+    for command in (demo, cache, specialists, search, export, inspect_export, bench):
         command.add_parser(commands)
     return parser
 

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -41,7 +41,7 @@ def _pixels(text: str) -> int:
 
 
 #: Arguments that are paths, wherever a command takes them.
-_PATHS = ("teacher", "generalist", "path")
+_PATHS = ("teacher", "generalist", "path", "model")
 
 DATA_DIR: Option = ("--data-dir", as_path, None, "where TFDS keeps prepared datasets")
 SEED: Option = ("--seed", int, 0, "makes the run repeatable")
@@ -56,8 +56,8 @@ def add_command(
     description: str,
     positional: Mapping[str, str],
     options: Iterable[Option],
-) -> None:
-    """Adds a command with its arguments to the command line."""
+) -> argparse.ArgumentParser:
+    """Adds a command with its arguments to the command line, and returns its parser."""
     parser = commands.add_parser(
         name,
         help=help,
@@ -77,10 +77,16 @@ def add_command(
             parser.add_argument(option, type=kind, default=default, help=text)
     # Not for the demo, which takes its dataset as an option.
     if "dataset" in positional:
-        parser.add_argument(
-            "--image-size", type=_pixels, nargs=2, metavar=("HEIGHT", "WIDTH"),
-            help="for datasets whose images differ in size",
-        )  # fmt: skip
+        add_image_size(parser)
+    return parser
+
+
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    """Adds what a dataset's images are resized to."""
+    parser.add_argument(
+        "--image-size", type=_pixels, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="for datasets whose images differ in size",
+    )  # fmt: skip
 
 
 def loader(options: argparse.Namespace) -> Callable[..., kd.datasets.Data]:
@@ -129,6 +135,22 @@ def function_of(path: str) -> Callable:
     if not callable(function):
         raise ValueError(f"{module_name} has no function {name!r} to build a student.")
     return function
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as lines, the first column to the left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def size_shown(count: int) -> str:
+    """Returns a number of bytes as a reader takes it, as in "12.3 kB"."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def save_results(

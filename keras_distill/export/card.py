@@ -270,8 +270,8 @@ def write_card(
         "export": {
             "format": form,
             "bytes": _size(path),
-            "inputs": {n: _shown(s) for n, s in serving.inputs.specs.items()},
-            "outputs": {n: _shown(s) for n, s in _answers(serving).items()},
+            "inputs": {n: spec_shown(s) for n, s in serving.inputs.specs.items()},
+            "outputs": {n: spec_shown(s) for n, s in _answers(serving).items()},
         },
         "packages": {
             "keras-distill": version("keras-distill"),
@@ -320,11 +320,37 @@ def _answers(serving: Serving) -> dict[str, Any]:
     return function.get_concrete_function(**serving.inputs.specs).structured_outputs
 
 
-def _shown(spec: Any) -> str:
+def spec_shown(spec: Any) -> str:
+    """Returns dtype and shape of a spec, as in "float32 (batch, 8)"."""
+    if spec.shape.rank is None:
+        return f"{spec.dtype.name} of any shape"
     shape = ", ".join(
         "batch" if n is None and not i else str(n) for i, n in enumerate(spec.shape)
     )
     return f"{spec.dtype.name} ({shape})"
+
+
+def read_card(path: str) -> dict[str, Any] | None:
+    """Returns what the card of an export says, as JSON has it; `None` where it has none.
+
+    Args:
+        path: of a version, or of a file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    is_folder = tf.io.gfile.isdir(path)
+    file = os.path.join(path, f"{NAME}.json") if is_folder else f"{path}.card.json"
+    if not tf.io.gfile.exists(file):
+        return None
+    try:
+        with tf.io.gfile.GFile(file) as opened:
+            content = json.loads(opened.read())
+    except ValueError as error:  # no text, or no JSON
+        raise ValueError(f"the card {file!r} is damaged: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"the card {file!r} is no {FORMAT}.")
+    return content
 
 
 def _size(path: str) -> int:

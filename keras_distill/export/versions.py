@@ -42,6 +42,15 @@ def next_version(directory: str) -> int:
     return last + 1
 
 
+def newest_version(directory: str) -> str | None:
+    """Returns the path of the newest whole version in a directory; `None` without one."""
+    for _, name in reversed(_versions(directory)):
+        path = os.path.join(directory, name)
+        if tf.io.gfile.exists(os.path.join(path, _MODEL)):
+            return path
+    return None
+
+
 def publish(hidden: str, directory: str) -> str:
     """Renames the finished export to the next free version; another may be faster."""
     while True:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from keras_distill.export import check
 from keras_distill.export.images import reason
@@ -30,7 +31,7 @@ def protos() -> tuple[Any, Any]:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError as error:
         raise ImportError(
-            "warmup= needs tensorflow-serving-api; install it by "
+            "warm-up requests need tensorflow-serving-api; install it by "
             "pip install keras-distill[serving]."
         ) from error
     return predict_pb2, prediction_log_pb2
@@ -127,6 +128,33 @@ def write(path: str, batches: list[dict[str, Any]], name: str) -> None:
             f"the warm-up requests in {file!r} are not read back as they were written; try "
             "another disk."
         )
+
+
+def read(path: str) -> list[dict[str, np.ndarray]]:
+    """Returns the batches of a version's requests for its signature, by input name.
+
+    Raises:
+        ImportError: without tensorflow-serving-api.
+        OSError: if the file of requests is damaged.
+    """
+    file = os.path.join(path, FILE)
+    if not tf.io.gfile.exists(file):
+        return []
+    _, log = protos()
+    try:
+        records = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
+        logs = [log.PredictionLog.FromString(record) for record in records]
+    except (tf.errors.DataLossError, DecodeError) as error:
+        raise OSError(
+            f"the warm-up requests in {file!r} are damaged, and would keep TensorFlow "
+            "Serving from loading the version; export it anew."
+        ) from error
+    requests = [one.predict_log.request for one in logs]
+    return [
+        {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        for request in requests
+        if request.inputs and request.model_spec.signature_name in ("", _SIGNATURE)
+    ]
 
 
 def _is_as_given(file: str, batches: list[dict[str, Any]], requests: list[Any]) -> bool:

@@ -4,6 +4,7 @@ Nothing here imports TensorFlow or Keras, and nothing touches pyplot's global st
 """
 
 from keras_distill.plots.answers import predicted_against_true, roc_curves
+from keras_distill.plots.bench import latency_and_throughput
 from keras_distill.plots.models import (
     reliability_diagram,
     size_against_accuracy,
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy_by_coverage",
     "best_so_far",
     "class_covariance",
+    "latency_and_throughput",
     "parallel_coordinates",
     "predicted_against_true",
     "reliability_diagram",

@@ -25,7 +25,8 @@ def _folder():
     flat = keras.layers.Flatten()(inputs)
     lambda_ = keras.layers.Lambda(lambda x: x[:, :10])
     keras.Model(inputs, lambda_(flat)).save(os.path.join(folder, "lambda.keras"))
-    for name, content in (("empty.keras", ""), ("text.keras", "x"), ("taken", "")):
+    texts = dict.fromkeys(("text.keras", "text.tflite", "text.onnx"), "x")
+    for name, content in {"empty.keras": "", "taken": "", **texts}.items():
         with open(os.path.join(folder, name), "w") as file:
             file.write(content)
     return folder
@@ -61,6 +62,7 @@ def command(text):
 
 NUMBER = "invalid (int|float) value"
 SEARCH = "search @ten.keras digits json:dumps"
+EXPORT = "export @ten.keras --format"
 TWO = [
     ("", "are required: COMMAND"),
     ("distil", "invalid choice"),
@@ -99,6 +101,27 @@ TWO = [
     (f"{SEARCH} --executions x", NUMBER),
     (f"{SEARCH} --patience x", NUMBER),
     (f"{SEARCH} --retrain now", "unrecognized arguments"),
+    ("export", "are required: model"),
+    ("export ''", "it must be a path"),
+    ("export @ten.keras --format", "expected at least one argument"),
+    ("export @ten.keras --output ''", "it must be a path"),
+    ("export @ten.keras --data-dir ''", "it must be a path"),
+    ("export @ten.keras --class-names ''", "it must be a path"),
+    ("export @ten.keras --threshold high", NUMBER),
+    ("export @ten.keras --output-kinds logits", "invalid choice"),
+    ("export @ten.keras --keep 1.5", NUMBER),
+    ("export @ten.keras --calibration-examples x", NUMBER),
+    ("export @ten.keras --image-size 8", "expected 2 arguments"),
+    ("inspect", "are required: path"),
+    ("inspect ''", "it must be a path"),
+    ("inspect @taken @taken", "unrecognized arguments"),
+    ("bench", "are required: path"),
+    ("bench ''", "it must be a path"),
+    ("bench @taken --batch-sizes", "expected at least one argument"),
+    ("bench @taken --batch-sizes 1.5", NUMBER),
+    ("bench @taken --threads x", NUMBER),
+    ("bench @taken --seconds long", NUMBER),
+    ("bench @taken --output ''", "it must be a path"),
 ]
 UNREAD = [
     ("@none.keras", "is not there"),
@@ -159,6 +182,44 @@ ONE = [
     (f"{SEARCH} --objective f1", "objective must be"),
     (f"{SEARCH} --algorithm grid", "algorithm must be one of"),
     (f"{SEARCH} --resume --overwrite", "exclude each other"),
+    *[(f"export {path}", said) for path, said in UNREAD],
+    (
+        f"{EXPORT} tflite",
+        r"no format 'tflite'; --format takes savedmodel, litert, .*onnx",
+    ),
+    (f"{EXPORT} savedmodel litert:int4", "there is no format 'litert:int4'"),
+    (f"{EXPORT} litert:int8", "litert:int8 needs --calibration"),
+    (f"{EXPORT} onnx --keep 2", "--keep is of versions, which only savedmodel has"),
+    (f"{EXPORT} savedmodel --keep 0", "keep must be a whole number >= 1"),
+    (
+        f"{EXPORT} litert:int8 --calibration digits --calibration-examples 0",
+        "calibration_examples must be a whole number >= 1",
+    ),
+    (f"{EXPORT} litert:int8 --calibration no_such", "there is no dataset 'no_such'"),
+    (f"{EXPORT} litert --calibration digits --image-size 9 9", "image_size and normal"),
+    (f"{EXPORT} savedmodel --threshold 2", "threshold must be"),
+    (f"{EXPORT} savedmodel --class-names none.txt", "'none.txt' are not there"),
+    (f"{EXPORT} savedmodel --class-names no_such", "there is no dataset 'no_such'"),
+    (f"{EXPORT} savedmodel --class-names @taken", "an empty line or none at all"),
+    (f"{EXPORT} savedmodel --class-names @ten.keras", "are no text in UTF-8"),
+    ("export @three.keras --class-names digits", "class_names"),
+    (f"{EXPORT} savedmodel --output @taken", "is a file; give a folder"),
+    *[
+        (f"{command} {path}", said)
+        for command in ("inspect", "bench")
+        for path, said in (
+            ("none.onnx", "the export 'none.onnx' does not exist"),
+            ("@ten.keras", "is neither a .tflite or .onnx file nor a SavedModel"),
+            ("@.", "holds neither a saved_model.pb nor a version"),
+        )
+    ],
+    ("inspect @text.tflite", "cannot be read by LiteRT; it is damaged"),
+    ("inspect @text.onnx", "cannot be read by ONNX Runtime; it is damaged"),
+    ("bench @taken --batch-sizes 0", "batch_sizes must be a whole number >= 1"),
+    ("bench @taken --threads 0", "threads must be a whole number >= 1"),
+    ("bench @taken --seconds 0", "seconds must be a finite number > 0"),
+    ("bench @taken --seconds nan", "seconds must be a finite number > 0"),
+    ("bench @taken --output @taken", "is a file; give a folder"),
 ]
 
 ROWS = [Row("keras-distill", command(text), said, SystemExit) for text, said in TWO] + [

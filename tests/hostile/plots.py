@@ -447,9 +447,47 @@ SEARCH = [
         ],
     ),
 ]
+MEASURED = {
+    "export": "a.onnx",
+    "batch_size": 8,
+    "threads": 1,
+    "p50_ms": 0.4,
+    "p99_ms": 0.5,
+    "examples_per_second": 2e4,
+}
+SPEEDS = rows(
+    "latency_and_throughput",
+    {},
+    [
+        ("rows", [], "rows must be a list of the rows of a benchmark, 1 at least, got"),
+        (
+            "rows",
+            None,
+            "rows must be a list of the rows of a benchmark, 1 at least, got None",
+        ),
+        ("rows", MEASURED, "rows must be a list of the rows of a benchmark"),
+        ("rows", [1.0], r"rows\[0\] must be a dict of export, batch_size, threads"),
+        ("rows", [{"export": "a.onnx"}], r"rows\[0\] must be a dict of export"),
+        ("rows", [{**MEASURED, "batch_size": 0}], r"\['batch_size'\] must be a whole"),
+        ("rows", [{**MEASURED, "threads": 1.5}], r"\['threads'\] must be a whole"),
+        ("rows", [{**MEASURED, "p50_ms": NAN}], r"\['p50_ms'\] must be a finite"),
+        ("rows", [{**MEASURED, "p50_ms": 0.0}], r"\['p50_ms'\] must be a finite"),
+        (
+            "rows",
+            [MEASURED, {**MEASURED, "p99_ms": 0.1}],
+            r"rows\[1\]\['p99_ms'\] must be",
+        ),
+        (
+            "rows",
+            [{**MEASURED, "examples_per_second": "fast"}],
+            r"\['examples_per_second'\] must be a finite number > 0, got 'fast'",
+        ),
+    ],
+)
 
 ROWS = [
     *CURVES,
+    *SPEEDS,
     *SOFT_TARGETS,
     *TRAINING,
     Row(

@@ -21,8 +21,9 @@ class Model:
         self._serve = self._interpreter.get_signature_runner("serving_default")
         details = self._serve.get_input_details()
         self._dtypes = {name: details[name]["dtype"] for name in details}
-        self.inputs = _shapes(details)
-        self.outputs = _shapes(self._serve.get_output_details())
+        answers = self._serve.get_output_details()
+        self.inputs, self.outputs = _shapes(details), _shapes(answers)
+        self.input_dtypes, self.output_dtypes = _dtypes(details), _dtypes(answers)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the answers for a batch of any size, by name; text as bytes."""
@@ -33,6 +34,11 @@ class Model:
         if value.dtype.kind in "OSU":
             return value.astype(object)
         return value if dtype is None else value.astype(dtype, casting="same_kind")
+
+
+def _dtypes(details: dict) -> dict[str, str]:
+    dtypes = {name: np.dtype(one["dtype"]) for name, one in details.items()}
+    return {n: "string" if d.kind in "OSU" else d.name for n, d in dtypes.items()}
 
 
 def _shapes(details: dict) -> dict[str, tuple[int | None, ...]]:

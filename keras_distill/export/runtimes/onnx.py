@@ -28,6 +28,8 @@ class Model:
         self._dtypes = {one.name: one.type for one in self._session.get_inputs()}
         self.inputs = {n.name: _shape(n) for n in self._session.get_inputs()}
         self.outputs = {n.name: _shape(n) for n in self._session.get_outputs()}
+        self.input_dtypes = {n.name: _dtype(n) for n in self._session.get_inputs()}
+        self.output_dtypes = {n.name: _dtype(n) for n in self._session.get_outputs()}
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the answers for a batch of any size, by name; text as bytes."""
@@ -54,6 +56,11 @@ _DTYPES = {
         **{f"{u}int{b}": f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
     }.items()
 }
+
+
+def _dtype(tensor: Any) -> str:
+    name = tensor.type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _shape(tensor: Any) -> tuple[int | None, ...]:

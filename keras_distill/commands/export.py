@@ -1,0 +1,211 @@
+"""A model's file as what servers, phones and other runtimes take: `keras-distill export`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+import keras_distill as kd
+from keras_distill.arguments import check_int
+from keras_distill.commands.options import (
+    DATA_DIR,
+    add_command,
+    add_image_size,
+    as_path,
+    load_model,
+    size_shown,
+    table,
+)
+from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.exported import size_on_disk
+
+#: Of each format: what the name of its file ends in, and how it is quantized.
+_FILES = {
+    "litert": (".tflite", None),
+    "litert:float16": (".float16.tflite", "float16"),
+    "litert:dynamic": (".dynamic.tflite", "dynamic"),
+    "litert:int8": (".int8.tflite", "int8"),
+    "onnx": (".onnx", None),
+}
+FORMATS = ("savedmodel", *_FILES)
+_INT8 = "litert:int8"
+_KINDS = ["softmax", "sigmoid", "values"]
+_CHECKED = 8  # examples of the calibration, by which every format is checked
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    parser = add_command(
+        commands,
+        "export",
+        run,
+        "export a model for servers, phones and other runtimes",
+        "Writes a Keras model in one format or several, each checked in a fresh process "
+        "against the model before it can be seen: OUTPUT/savedmodel/VERSION, "
+        "OUTPUT/NAME.tflite, OUTPUT/NAME.int8.tflite, OUTPUT/NAME.onnx, ... with the NAME of "
+        "the model's file.",
+        {"model": "a .keras or .h5 file"},
+        [
+            (
+                "--calibration",
+                str,
+                None,
+                '"digits", or a TFDS dataset: its training examples say which range each '
+                "layer of litert:int8 has, and every format is checked on some of them",
+            ),
+            ("--calibration-examples", int, 500, "of them, at most"),
+            DATA_DIR,
+            (
+                "--class-names",
+                as_path,
+                None,
+                "a text file, one name a line, or a dataset that has them",
+            ),
+            (
+                "--output-kinds",
+                _KINDS,
+                None,
+                "what the model's numbers describe, where its last layer does not say it",
+            ),
+            (
+                "--threshold",
+                float,
+                DEFAULT_THRESHOLD,
+                "probability from which a yes/no question is answered by yes",
+            ),
+            ("--keep", int, None, "versions of savedmodel that stay; default all"),
+            ("--output", as_path, "keras-distill-export", "folder for all formats"),
+        ],
+    )
+    parser.add_argument(
+        "--format", nargs="+", default=["savedmodel"], metavar="FORMAT",
+        help=f"one or several of {', '.join(FORMATS)}",
+    )  # fmt: skip
+    add_image_size(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Exports, and prints a table of what was written.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ImportError: without the package that a format needs.
+        ValueError: if there is no such format, or an option is wrong or missing.
+        RuntimeError: if a format is not what the model is. Those before it stay.
+    """
+    formats = _checked(options)
+    load = _loader(options)
+    model = load_model("model", options.model)
+    given: dict[str, Any] = {
+        "threshold": options.threshold,
+        "output_kinds": options.output_kinds,
+    }
+    if options.class_names is not None:
+        given["class_names"] = _class_names(options.class_names, load)
+    calibration = None
+    if options.calibration is not None:
+        examples = load(options.calibration).train.take(options.calibration_examples)
+        calibration, _ = kd.datasets.to_arrays(examples.batch(256))
+        given["example"] = calibration[:_CHECKED]
+    rows = [["format", "path", "size"]]
+    try:
+        for name in formats:
+            path = _export(name, model, options, calibration, given)
+            rows.append([name, path, size_shown(size_on_disk(path))])
+    finally:
+        if len(rows) > 1:
+            print(table(rows))
+
+
+def _checked(options: argparse.Namespace) -> list[str]:
+    """Returns the formats, each once, of options that fit together.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    formats = list(dict.fromkeys(options.format))
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(
+                f"there is no format {name!r}; --format takes {', '.join(FORMATS)}."
+            )
+    check_int("calibration_examples", options.calibration_examples, 1)
+    if _INT8 in formats and options.calibration is None:
+        raise ValueError(
+            f"{_INT8} needs --calibration, a dataset whose training examples say which "
+            'range each layer has: "digits", or a name of TFDS; or take litert:dynamic.'
+        )
+    if options.keep is not None:
+        check_int("keep", options.keep, 1)
+        if "savedmodel" not in formats:
+            raise ValueError(
+                "--keep is of versions, which only savedmodel has; leave it out."
+            )
+    if os.path.isfile(options.output):
+        raise NotADirectoryError(
+            f"the output {options.output!r} is a file; give a folder."
+        )
+    return formats
+
+
+def _loader(options: argparse.Namespace) -> Callable[[str], kd.datasets.Data]:
+    """Returns what loads a dataset by name, in order and in single examples, once."""
+
+    def load(name: str) -> kd.datasets.Data:
+        return kd.datasets.loader(name, options.data_dir, options.image_size)(None)
+
+    return functools.cache(load)
+
+
+def _class_names(given: str, load: Callable[[str], kd.datasets.Data]) -> list[str]:
+    if not os.path.isfile(given):
+        if os.sep in given or given.endswith(".txt"):
+            raise FileNotFoundError(
+                f"the class names {given!r} are not there; give a text file, one name a "
+                "line, or the name of a dataset."
+            )
+        return load(given).class_names
+    try:
+        with open(given, encoding="utf-8") as file:
+            names = [line.rstrip("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the class names {given!r} are no text in UTF-8; give a text file, one name a "
+            "line."
+        ) from error
+    if not names or "" in names:
+        raise ValueError(
+            f"the class names {given!r} have an empty line or none at all; give one name a "
+            "line."
+        )
+    return names
+
+
+def _export(
+    name: str,
+    model: keras.Model,
+    options: argparse.Namespace,
+    calibration: Any,
+    given: dict[str, Any],
+) -> str:
+    """Returns the path of what was written."""
+    if name == "savedmodel":
+        directory = os.path.join(options.output, name)
+        return kd.export_savedmodel(model, directory, keep=options.keep, **given)
+    ending, quantize = _FILES[name]
+    stem, _ = os.path.splitext(os.path.basename(options.model))
+    path = os.path.join(options.output, stem + ending)
+    if name == "onnx":
+        return kd.export_onnx(model, path, **given)
+    return kd.export_litert(
+        model,
+        path,
+        quantize=quantize,
+        calibration=calibration if name == _INT8 else None,
+        **given,
+    )
