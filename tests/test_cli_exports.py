@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
@@ -126,6 +127,8 @@ def calls(monkeypatch):
     def spy(name):
         def export(model, path, **given):
             made.append((name, str(path), given))
+            warnings.warn("it is slow.", UserWarning, stacklevel=1)
+            warnings.warn("of no matter", DeprecationWarning, stacklevel=1)
             if len(made) == 3:
                 raise ValueError("ONNX cannot take it.")
             pathlib.Path(path).parent.mkdir(exist_ok=True)
@@ -147,7 +150,10 @@ def test_options_reach_the_exporters_and_what_was_written_before_an_error_is_sai
     words += " --keep 2 --threshold 0.25 --output-kinds softmax"
     status, lines, said = command(capsys, *words.split())
     assert status == 1
-    assert said == "keras-distill: error: ONNX cannot take it.\n"
+    assert said.splitlines() == [
+        "keras-distill: warning: it is slow.",
+        "keras-distill: error: ONNX cannot take it.",
+    ]
     assert [line.split()[0] for line in lines] == [
         "format",
         "savedmodel",

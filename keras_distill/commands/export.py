@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import keras
 
@@ -114,12 +117,28 @@ def run(options: argparse.Namespace) -> None:
         given["example"] = calibration[:_CHECKED]
     rows = [["format", "path", "size"]]
     try:
-        for name in formats:
-            path = _export(name, model, options, calibration, given)
-            rows.append([name, path, size_shown(size_on_disk(path))])
+        with _warned_once():
+            for name in formats:
+                path = _export(name, model, options, calibration, given)
+                rows.append([name, path, size_shown(size_on_disk(path))])
     finally:
         if len(rows) > 1:
             print(table(rows))
+
+
+@contextlib.contextmanager
+def _warned_once() -> Iterator[None]:
+    """Has what every format warns of said once, and without a line of our code."""
+    told = set()
+
+    def tell(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if str(message) not in told and issubclass(category, UserWarning):
+            told.add(str(message))
+            print(f"keras-distill: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = cast(Any, tell)
+        yield
 
 
 def _checked(options: argparse.Namespace) -> list[str]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
 from keras_distill.arguments import check_each, check_float, check_int, shown
 from keras_distill.plots.style import COLORS, LINES, new_figure, plain
 
 _COUNTS = ("batch_size", "threads")
 _FIGURES = ("p50_ms", "p99_ms", "examples_per_second")
+_SPREAD = 0.5  # of the lines at one batch size, in powers of two
 _MARKERS = "osD^vPX"
 
 
@@ -60,7 +62,10 @@ def latency_and_throughput(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "markersize": 5,
             }
             up = [[0.0] * len(of), tails]
-            left.errorbar(x, p50, yerr=up, capsize=3, elinewidth=1, **looks)
+            # Beside each other, or whiskers would hide whiskers.
+            step = (i * len(threads) + j + 0.5) / (len(names) * len(threads)) - 0.5
+            beside = [size * 2 ** (_SPREAD * step) for size in x]
+            left.errorbar(beside, p50, yerr=up, capsize=3, elinewidth=1, **looks)
             what = f"{plain(name)}, {count} thread{'s' * (count > 1)}"
             right.plot(
                 x, [row["examples_per_second"] for row in of], label=what, **looks
@@ -72,7 +77,11 @@ def latency_and_throughput(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_yscale("log")
         axes.set_xticks(sizes, list(map(str, sizes)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        low, high = axes.dataLim.intervaly
+        bottom, top = np.floor(np.log10([low, high]))
+        axes.set_ylim(10**bottom, 10 ** (top + 1))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("batch size (log scale)")
     left.set(title="A batch: median, up to p99", ylabel="ms (log scale)")
     right.set(title="Throughput", ylabel="examples/s (log scale)")

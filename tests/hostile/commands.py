@@ -202,7 +202,7 @@ ONE = [
     (f"{EXPORT} savedmodel --class-names no_such", "there is no dataset 'no_such'"),
     (f"{EXPORT} savedmodel --class-names @taken", "an empty line or none at all"),
     (f"{EXPORT} savedmodel --class-names @ten.keras", "are no text in UTF-8"),
-    ("export @three.keras --class-names digits", "class_names"),
+    ("export @three.keras --class-names digits --output-kinds softmax", "class_names"),
     (f"{EXPORT} savedmodel --output @taken", "is a file; give a folder"),
     *[
         (f"{command} {path}", said)
