@@ -185,6 +185,16 @@ def test_other_quantizations_need_no_calibration(here, calls, capsys, form):
     assert given == {"quantize": kind, "calibration": None, "threshold": 0.5}
 
 
+def test_a_dataset_is_no_calibration_of_several_inputs(here, calls, capsys):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model([a, b], keras.layers.Concatenate()([a, b]))
+    model.save("two.keras")
+    words = "export two.keras --format litert:int8 --calibration digits"
+    status, lines, said = command(capsys, *words.split())
+    assert (status, lines, calls) == (1, [], [])
+    assert "the model takes the inputs a, b, and --calibration is of one" in said
+
+
 # inspect -------------------------------------------------------------------------------
 
 

@@ -112,6 +112,7 @@ def run(options: argparse.Namespace) -> None:
         given["class_names"] = _class_names(options.class_names, load)
     calibration = None
     if options.calibration is not None:
+        _check_has_one_input(model)
         examples = load(options.calibration).train.take(options.calibration_examples)
         calibration, _ = kd.datasets.to_arrays(examples.batch(256))
         given["example"] = calibration[:_CHECKED]
@@ -170,6 +171,18 @@ def _checked(options: argparse.Namespace) -> list[str]:
             f"the output {options.output!r} is a file; give a folder."
         )
     return formats
+
+
+def _check_has_one_input(model: keras.Model) -> None:
+    if isinstance(model, kd.Distiller):
+        model = model.student
+    inputs = getattr(model, "inputs", None) or []
+    if len(inputs) > 1:
+        raise ValueError(
+            f"the model takes the inputs {', '.join(one.name for one in inputs)}, and "
+            "--calibration is of one; export it in Python, as with "
+            "kd.export_litert(calibration={...})."
+        )
 
 
 def _loader(options: argparse.Namespace) -> Callable[[str], kd.datasets.Data]:

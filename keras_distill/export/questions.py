@@ -34,7 +34,7 @@ def check_itself(export: Signature) -> str:
             export.runtime, export.path, [*batches, *batches]
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].rstrip(".")
+        reason = str(error).strip().splitlines()[-1].rstrip(".: ")
         raise RuntimeError(
             f"{export.path!r} does not answer {what} in a fresh process: {reason}."
         ) from error

@@ -146,7 +146,10 @@ def _file(path: str) -> dict[str, dict[str, Any]]:
 
 def _described(path: str, runtime: ModuleType, found: dict[str, dict]) -> Signature:
     inputs, outputs = (
-        {n: tf.TensorSpec(s, found[dtypes][n], n) for n, s in found[shapes].items()}
+        {
+            n: tf.TensorSpec(s, found[dtypes][n], n)
+            for n, s in sorted(found[shapes].items())
+        }
         for shapes, dtypes in (("inputs", "input_dtypes"), ("outputs", "output_dtypes"))
     )
     return Signature(path, runtime, inputs, outputs)

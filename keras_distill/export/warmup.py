@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from keras_distill.export import check
 from keras_distill.export.images import reason
@@ -144,7 +143,7 @@ def read(path: str) -> list[dict[str, np.ndarray]]:
     try:
         records = list(tf.data.TFRecordDataset(file).as_numpy_iterator())
         logs = [log.PredictionLog.FromString(record) for record in records]
-    except (tf.errors.DataLossError, DecodeError) as error:
+    except Exception as error:  # of TensorFlow, or of protobuf
         raise OSError(
             f"the warm-up requests in {file!r} are damaged, and would keep TensorFlow "
             "Serving from loading the version; export it anew."
