@@ -358,6 +358,27 @@ def test_inputs_of_other_kinds_are_asked_too(tmp_path, capsys, function, spec):
     assert facts(lines)["check"][0].startswith("4 random examples")
 
 
+@pytest.mark.parametrize(
+    ("export", "ending"), [(kd.export_litert, "tflite"), (kd.export_onnx, "onnx")]
+)
+def test_a_file_of_a_fixed_batch_is_asked_at_its_size(
+    here, tmp_path, capsys, export, ending
+):
+    model = keras.saving.load_model("student.keras")
+    x = tf.TensorSpec([3, 8, 8, 1], name="x")
+    path = export(model, tmp_path / f"a.{ending}", input_signature=x, verbose=False)
+    status, lines, said = command(capsys, "inspect", path)
+    assert (status, said) == (0, "")
+    told = facts(lines)
+    assert told["input"] == ["x float32 (3, 8, 8, 1)"]
+    assert "label int64 (3)" in told["output"]
+    assert told["check"][0].startswith("3 random examples in a fresh process")
+    words = ["bench", path, "--threads", "1", "--seconds", "0.01"]
+    status, lines, _ = command(capsys, *words)
+    assert status == 0
+    assert [line.split()[1] for line in lines] == ["batch", "3"]
+
+
 def test_what_is_no_signature_or_damaged_is_one_sentence(here, tmp_path, capsys):
     bare = module(tmp_path, lambda x: x)
     assert "has no signature 'serving_default'" in command(capsys, "inspect", bare)[2]

@@ -203,7 +203,7 @@ def _class_names(given: str, load: Callable[[str], kd.datasets.Data]) -> list[st
             )
         return load(given).class_names
     try:
-        with open(given, encoding="utf-8") as file:
+        with open(given, encoding="utf-8-sig") as file:
             names = [line.rstrip("\n") for line in file]
     except UnicodeDecodeError as error:
         raise ValueError(
