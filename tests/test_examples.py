@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_distill
+from keras_distill.export import check
 from tests import forking
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,6 +75,95 @@ def test_temperature_curves(tmp_path):
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
         "temperature_curves.png", "temperature_curves_log.png", "soft_targets.png",
     }  # fmt: skip
+
+
+def test_spoken_digits_without_the_recordings_says_so(tmp_path):
+    script = ROOT / "examples" / "spoken_digits.py"
+    done = forking.run([script, "--data-dir", tmp_path], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"spoken_digit is not in {tmp_path}; prepare it by "
+        'tfds.load("spoken_digit"), or say where it is by --data-dir.'
+    )
+
+
+def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(check, "ask_fresh_process", forking.answer_here)
+    from sound.log_mel import LogMel
+
+    from keras_distill.export.runtimes import litert
+
+    x = np.random.default_rng(0).normal(size=(3, 8000)).astype("float32")
+    x *= [[1.0], [0.1], [0.01]]  # loud to quiet, and half of the last is silent
+    x[2, 4000:] = 0.0
+    frames = np.lib.stride_tricks.sliding_window_view(x, 256, 1)[:, ::128]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 256)
+    level = np.sqrt(np.mean(np.square(x), 1))[:, None, None] + 1e-4
+    mel = tf.signal.linear_to_mel_weight_matrix(32, 129, 8000, 60.0, 3800.0)
+    expected = np.log(np.abs(np.fft.rfft(frames / level * window)) @ mel + 0.1)
+
+    model = keras.Sequential([keras.Input((8000,), name="samples"), LogMel()])
+    model.save(tmp_path / "log_mel.keras")
+    again = keras.models.load_model(tmp_path / "log_mel.keras")
+    np.testing.assert_allclose(again(x)[..., 0], expected, atol=1e-4, rtol=0)
+
+    path = keras_distill.export_litert(
+        model, tmp_path / "log_mel.tflite", example=x, output_kinds="values"
+    )
+    answer = litert.Model(path)({"samples": x})["values"]
+    assert answer.shape == (3, 61, 32, 1)
+    np.testing.assert_allclose(answer[..., 0], expected, atol=1e-4, rtol=0)
+
+
+def test_copies_of_recordings_are_others_of_the_same_digits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from sound.recordings import SPLITS, augment
+
+    x = np.zeros((2, 8000), "float32")
+    x[:, 3000:5000] = np.sin(np.arange(2000) / 3)
+    more, y = augment(x, np.array([7, 2]), 2)
+    assert more.dtype == "float32"
+    np.testing.assert_array_equal(y, [7, 2, 7, 2])
+    assert len({float(np.sqrt(np.mean(one**2))) for one in more}) == 4
+    assert x[0, 0] == 0.0  # what was given is as it was
+    assert sorted(SPLITS.values()) == ["test", *["train"] * 3, "validation"]
+
+
+@pytest.mark.slow
+def test_serve_student(tmp_path):
+    for package in ("ai_edge_litert", "tf2onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    script = "examples/serve_student.py"
+    run(script, "--quick", "--output", "served", folder=tmp_path)
+    rows = json.loads((tmp_path / "served" / "comparison.json").read_text())
+    assert [row["runtime"] for row in rows] == [
+        "Keras", "Keras", "TensorFlow", *["LiteRT"] * 4, "ONNX Runtime",
+    ]  # fmt: skip
+    student, saved, whole, *_, onnx = rows[1:]
+    assert student["accuracy"] == saved["accuracy"] == whole["accuracy"]
+    assert onnx["accuracy"] == student["accuracy"]
+
+
+@pytest.mark.skipif(
+    not os.path.isdir(
+        os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "spoken_digit")
+    ),
+    reason="TFDS_DATA_DIR does not lead to a prepared spoken_digit",
+)
+@pytest.mark.slow
+def test_spoken_digits(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    script = "examples/spoken_digits.py"
+    output = run(script, "--quick", "--output", "heard", folder=tmp_path)
+    assert "\ndistilled *, int8 " in output
+    assert os.path.getsize(tmp_path / "heard" / "student-0.tflite") < 60_000
+    rows = json.loads((tmp_path / "heard" / "comparison.json").read_text())
+    assert [row["examples"] for row in rows] == [500] * 4
+    assert (tmp_path / "heard" / "comparison.md").exists()
 
 
 @needs_mnist
