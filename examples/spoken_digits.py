@@ -67,8 +67,8 @@ def main():
         print(f"T, alpha = {setting}: validation accuracy {accuracy:.1%}")
 
     # 3. Students with the teacher and without, where alpha = 1 leaves it out; their files.
-    # quantize="int8" would round the spectrogram too, before its logarithm, and is refused
-    # for that; quantize_aware leaves what is not Keras's own, as LogMel, in float.
+    # quantize="int8" rounds inside LogMel too, whose division LiteRT then fails at, and is
+    # refused; quantize_aware leaves what is not Keras's own, as LogMel, in float.
     judged = {"teacher": teacher}
     for seed in range(seeds):
         judged[f"labels {seed}"] = distil(seed, temperature, 1.0)
