@@ -87,20 +87,26 @@ def test_spoken_digits_without_the_recordings_says_so(tmp_path):
     )
 
 
+@pytest.fixture
+def sound(monkeypatch):
+    """The modules of spoken digits; they and what they register go with the test."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    registered = keras.saving.get_custom_objects()
+    before = set(registered)
+    yield
+    # Other processes could not import it.
+    for name in set(registered) - before:
+        del registered[name]
+    for name in [name for name in sys.modules if name.split(".")[0] == "sound"]:
+        del sys.modules[name]
+
+
 def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, sound
 ):
     pytest.importorskip("ai_edge_litert")
-    monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setattr(check, "ask_fresh_process", forking.answer_here)
-    # What it registers goes with the path: other processes could not import it.
-    registered = keras.saving.get_custom_objects()
     from sound.log_mel import LogMel
-
-    for name, thing in list(registered.items()):
-        if getattr(thing, "__module__", "").startswith("sound."):
-            del registered[name]
-            monkeypatch.setitem(registered, name, thing)
 
     from keras_distill.export.runtimes import litert
 
@@ -112,6 +118,7 @@ def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(
     level = np.sqrt(np.mean(np.square(x), 1))[:, None, None] + 1e-4
     mel = tf.signal.linear_to_mel_weight_matrix(32, 129, 8000, 60.0, 3800.0)
     expected = np.log(np.abs(np.fft.rfft(frames / level * window)) @ mel + 0.1)
+    expected -= expected.mean(1, keepdims=True)
 
     model = keras.Sequential([keras.Input((8000,), name="samples"), LogMel()])
     model.save(tmp_path / "log_mel.keras")
@@ -126,9 +133,8 @@ def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(
     np.testing.assert_allclose(answer[..., 0], expected, atol=1e-4, rtol=0)
 
 
-def test_copies_of_recordings_are_others_of_the_same_digits(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    from sound.recordings import SPLITS, augment
+def test_copies_of_recordings_are_others_of_the_same_digits(sound):
+    from sound.recordings import SPEAKERS, augment, part_of
 
     x = np.zeros((2, 8000), "float32")
     x[:, 3000:5000] = np.sin(np.arange(2000) / 3)
@@ -137,7 +143,33 @@ def test_copies_of_recordings_are_others_of_the_same_digits(monkeypatch):
     np.testing.assert_array_equal(y, [7, 2, 7, 2])
     assert len({float(np.sqrt(np.mean(one**2))) for one in more}) == 4
     assert x[0, 0] == 0.0  # what was given is as it was
-    assert sorted(SPLITS.values()) == ["test", *["train"] * 3, "validation"]
+    other, _ = augment(x, np.array([7, 2]), seed=1)
+    assert np.abs(other - more[:2]).max() > 0.1
+    for judged in SPEAKERS:
+        parts = [part_of(speaker, judged) for speaker in SPEAKERS]
+        assert parts.count("judged") == 1
+        assert part_of("yweweler", judged) != "train"
+        assert parts.count("train") == (4 if judged == "yweweler" else 3)
+
+
+def test_stretched_spectrograms_are_of_other_throats_and_speeds(sound):
+    from sound.stretching import Throat, stretched, stretcher
+
+    np.testing.assert_array_equal(stretcher(5, 1.0, 2), np.eye(5))
+    # Twice as fast about the middle: points 0 and 4 lie outside, 1 and 3 take 0 and 4.
+    line = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    np.testing.assert_allclose(stretcher(5, 2.0, 2) @ line, [0, 0, 20, 40, 40])
+    np.testing.assert_allclose(stretcher(5, 0.5, 2) @ line, [10, 15, 20, 25, 30])
+
+    x = np.tile(np.arange(32.0, dtype="float32")[:, None], (3, 61, 1, 1))
+    np.testing.assert_allclose(Throat(1.0)(x), x, atol=1e-5)
+    # Band n of the other throat is n * 1.25 + 1, as all are stretched about band -4.
+    heard = np.asarray(Throat(1.25)(x))[0, 0, :24, 0]
+    np.testing.assert_allclose(heard, np.arange(24) * 1.25 + 1.0, atol=1e-4)
+    other = stretched(x, np.random.default_rng(0))
+    assert other.shape == x.shape
+    assert other.dtype == "float32"
+    assert np.abs(other[0] - other[1]).max() > 0.1
 
 
 @pytest.mark.slow

@@ -1,15 +1,15 @@
-"""The network of teacher and students, from raw samples to digits."""
+"""The network of teachers and students, from log-mel spectrograms to digits."""
 
 import keras
-from sound.log_mel import SAMPLES, LogMel
+from sound.log_mel import BANDS, FRAMES
 
 
 def network(filters, dropout=0.0):
-    """Returns a model from raw samples `(batch, 8000)` to the logits of ten digits.
+    """Returns a model from spectrograms `(batch, 61, 32, 1)` to the logits of ten digits.
 
     Pitch tells digits apart as well as time: only time is averaged over at the end.
     """
-    layers = [keras.Input((SAMPLES,), name="samples"), LogMel()]
+    layers = [keras.Input((FRAMES, BANDS, 1))]
     for count in filters:
         layers += [
             keras.layers.Conv2D(count, 3, padding="same", use_bias=False),
