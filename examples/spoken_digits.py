@@ -1,6 +1,22 @@
 """Spoken digits, understood by a file of under 60 kB, of a speaker it has never heard.
 
-DOC
+It takes one second of samples at 8 kHz as they are; the log-mel spectrogram is in its graph.
+The teacher is two larger networks, each of which hears a recording as of three throats: its
+answers are the mean of six. A student cannot afford that, but can learn it. Students on
+labels alone have the weights, recordings and steps of the distilled.
+
+Four speakers train, and yweweler, whom nobody has heard, is the test, judged once. The
+recipe is from the other four, each judged in turn by what the other three had taught, one
+student each (jackson by this file, the others by trials of it, with shorter training of the
+teacher and its second network in part on spectrograms not stretched), accuracy in per cent:
+
+                george  jackson  nicolas  theo  mean
+    teacher       77.2     97.0     65.0  90.0  82.3
+    labels        67.4     89.8     61.0  87.2  76.4
+    distilled     82.2     93.2     64.4  84.4  81.1
+
+A teacher of the same networks that hears a recording once had 71.2 % of george, and its students
+65.6 to 69.4 against 72.2 on labels: it is what it hears in other voices that is worth teaching.
 
     python examples/spoken_digits.py --data-dir ~/tensorflow_datasets
     python examples/spoken_digits.py --judged theo  # how anything here was chosen
@@ -43,7 +59,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", help="TFDS data_dir; TFDS's own default")
     parser.add_argument("--output", default="spoken-digits", type=pathlib.Path)
-    parser.add_argument("--judged", default=TEST, choices=SPEAKERS)
+    parser.add_argument(
+        "--judged", default=TEST, choices=SPEAKERS, help="who is unheard"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="tiny, to see it run")
     args = parser.parse_args()
@@ -69,7 +87,9 @@ def main():
         keras.utils.set_random_seed(seed)
         one = fit(network((16, 32, 48), dropout=0.2), x, y, epochs)
         answers += [one(voice) for voice in voices]
-    teacher = keras.Model(heard, keras.layers.average(answers))
+    # A linear end says that these are logits.
+    logits = keras.layers.Activation("linear")(keras.layers.average(answers))
+    teacher = keras.Model(heard, logits)
     taught = kd.DistillationInputs(x, teacher.predict(x, batch_size=500, verbose=0))
 
     def distil(seed, alpha):
@@ -96,10 +116,7 @@ def main():
         )  # fmt: skip
 
     # 4. The speaker whom none of them has heard.
-    table = kd.compare(
-        judged, data["judged"],
-        teacher=kd.as_teacher(judged["teacher"], from_logits=True),
-    )  # fmt: skip
+    table = kd.compare(judged, data["judged"], teacher=judged["teacher"])
     print(table)
     table.save(args.output / "comparison.md")
     table.save(args.output / "comparison.json")
