@@ -5,10 +5,10 @@ The teacher is two larger networks, each of which hears a recording as of three 
 answers are the mean of six. A student cannot afford that, but can learn it. Students on
 labels alone have the weights, recordings and steps of the distilled.
 
-Four speakers train, and yweweler, whom nobody has heard, is the test, judged once. The
-recipe is from the other four, each judged in turn by what the other three had taught, one
-student each (jackson by this file, the others by trials of it, with shorter training of the
-teacher and its second network in part on spectrograms not stretched), accuracy in per cent:
+Four speakers train, and yweweler, whom nobody has heard, is the test: judged once before, of
+another recipe, and once of this. The recipe is from the other four, each judged in turn by
+what the other three had taught, one student each (jackson by this file, the others by trials
+of it, the teacher trained for less long), accuracy in per cent, where seeds differ by 5:
 
                 george  jackson  nicolas  theo  mean
     teacher       77.2     97.0     65.0  90.0  82.3
@@ -16,7 +16,7 @@ teacher and its second network in part on spectrograms not stretched), accuracy 
     distilled     82.2     93.2     64.4  84.4  81.1
 
 A teacher of the same networks that hears a recording once had 71.2 % of george, and its students
-65.6 to 69.4 against 72.2 on labels: it is what it hears in other voices that is worth teaching.
+65.6 to 69.4 against 72.2 on labels: what it hears in other voices seems to be what is worth teaching.
 
     python examples/spoken_digits.py --data-dir ~/tensorflow_datasets
     python examples/spoken_digits.py --judged theo  # how anything here was chosen
