@@ -16,7 +16,11 @@ of it, the teacher trained for less long), accuracy in per cent, where seeds dif
     distilled     82.2     93.2     64.4  84.4  81.1
 
 A teacher of the same networks that hears a recording once had 71.2 % of george, and its students
-65.6 to 69.4 against 72.2 on labels: what it hears in other voices seems to be what is worth teaching.
+65.6 to 69.4 against 72.2 on labels: what it hears in other voices seems to be what is worth
+teaching.
+
+The test, over three seeds: teacher 88.8 %, labels 80.8, 81.0, 81.6, distilled 88.0, 87.0, 91.0,
+7.5 points more on average; as int8 files of 46 kB in LiteRT 88.0, 87.4, 91.0.
 
     python examples/spoken_digits.py --data-dir ~/tensorflow_datasets
     python examples/spoken_digits.py --judged theo  # how anything here was chosen
