@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -22,6 +21,7 @@ from keras_distill.figures import Comparison, Evaluation
 from keras_distill.judged_model import JudgedModel, counterpart, ignored_by_loss
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import as_labelled
+from keras_distill.latency import Timed, timings
 from keras_distill.soft_targets.sources import specs_of
 from keras_distill.structures import by_output
 from keras_distill.tallies import Tally
@@ -68,9 +68,9 @@ def evaluate(
         ignore_class: int, the label of classes or yes/no questions that is left out, or a
             dict of these by output name; `None` (default) takes that of the loss which the
             model, or its `Distiller`, was compiled with.
-        timing: whether to measure latency and throughput, about two seconds. A `.tflite` or
-            `.onnx` file is run by one thread; Keras and SavedModels by as many as TensorFlow
-            has in this process, one by `TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1`.
+        timing: whether to measure latency and throughput, some ten seconds: by one thread,
+            of Keras models and SavedModels in a fresh process. On a GPU, and of a callable,
+            they are measured in this process, by as many threads as it has.
 
     Returns:
         `Evaluation`; of a model with several outputs with one for each in `outputs`.
@@ -88,9 +88,11 @@ def evaluate(
     >>> evaluate(model, data.test, timing=False).examples
     540
     """
-    return _evaluated(
-        model, dataset, name, teacher, from_logits, output_kinds, ignore_class, timing
+    timing = check_bool("timing", timing)
+    judged = _evaluated(
+        model, dataset, name, teacher, from_logits, output_kinds, ignore_class
     )
+    return _with_timings([judged], timing, False)[0]
 
 
 @user_functions.plain_errors()
@@ -102,13 +104,11 @@ def _evaluated(
     from_logits: Any,
     output_kinds: Any,
     ignore_class: Any,
-    timing: bool,
     ignored_by_others: int | None = None,
-) -> Evaluation:
+) -> tuple[Evaluation, Timed]:
     dataset = as_labelled(dataset, "evaluation dataset", 64)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str, got {name!r}.")
-    timing = check_bool("timing", timing)
     subject = JudgedModel(
         model, from_logits, output_kinds, ignore_class, ignored_by_others
     )
@@ -125,8 +125,8 @@ def _evaluated(
         if not tallies:
             tallies = subject.tallies(x, y, weight, teach)
             first, spec = x, dataset.element_spec[0]
-            answer = _answering(judge, spec)
-            teaching = None if teach is None else _answering(teach, spec)
+            answer = _Answering(judge, spec)
+            teaching = None if teach is None else _Answering(teach, spec)
         labels, weights = subject.by_key(y, weight)
         found = answer(x)
         theirs = {} if teaching is None else teaching(x)
@@ -140,18 +140,17 @@ def _evaluated(
         tally.check(name)
     model = judge.model
     export = judge.exported
-    timings: dict[str, Any] = _timings(answer, first, export) if timing else {}
     whole = Evaluation(
         name=name or (model.name if model is not None else "model"),
         examples=sum(tally.examples for tally in tallies.values()),
         parameters=None if model is None else model.count_params(),
         file_bytes=_size(judge),
         runtime="Keras" if model is not None else getattr(export, "runtime", None),
-        **timings,
     )
+    timed = answer.timed(first)
     if len(found) == 1:
         (only,) = tallies.values()
-        return dataclasses.replace(whole, kind=only.kind, **only.figures())
+        return dataclasses.replace(whole, kind=only.kind, **only.figures()), timed
     each = tuple(
         dataclasses.replace(
             whole,
@@ -163,7 +162,27 @@ def _evaluated(
         )
         for key, tally in tallies.items()
     )
-    return dataclasses.replace(whole, outputs=each)
+    return dataclasses.replace(whole, outputs=each), timed
+
+
+def _with_timings(
+    judged: list[tuple[Evaluation, Timed]], timing: bool, verbose: bool
+) -> list[Evaluation]:
+    """Returns evaluations, with latency and throughput if they are to be measured."""
+    evaluations = [evaluation for evaluation, _ in judged]
+    if not timing:
+        return evaluations
+    with progress.bar("timing", "model", len(judged), verbose):
+        measured = timings([timed for _, timed in judged])
+    return [
+        _replaced(evaluation, figures)
+        for evaluation, figures in zip(evaluations, measured, strict=True)
+    ]
+
+
+def _replaced(evaluation: Evaluation, figures: dict[str, Any]) -> Evaluation:
+    outputs = tuple(_replaced(one, figures) for one in evaluation.outputs)
+    return dataclasses.replace(evaluation, outputs=outputs, **figures)
 
 
 def compare(
@@ -204,7 +223,7 @@ def compare(
         raise ValueError("there are no models to compare; give a dict of at least one.")
     check_names("the names of the models", list(models))
     dataset = as_labelled(dataset, "evaluation dataset", 64)
-    verbose = check_verbose(verbose)
+    verbose, timing = check_verbose(verbose), check_bool("timing", timing)
     shown = progress.each(models.items(), "judging", "model", len(models), verbose)
     # What one was trained to leave out is no label for the others either.
     ignored = {one for model in models.values() for one in ignored_by_loss(model)}
@@ -215,27 +234,37 @@ def compare(
         from_logits=None,
         output_kinds=output_kinds,
         ignore_class=ignore_class,
-        timing=timing,
         ignored_by_others=ignored.pop() if len(ignored) == 1 else None,
     )
-    return Comparison(tuple(one(model, name=name) for name, model in shown))
+    judged = [one(model, name=name) for name, model in shown]
+    return Comparison(tuple(_with_timings(judged, timing, verbose)))
 
 
-def _answering(judge: Teacher, spec: Any) -> Callable[[Any], dict]:
-    """Returns a function from a batch to logits and Keras mask of each output, by key."""
-    if isinstance(judge.exported, Exported):  # no graph of TensorFlow's
-        return lambda x: {key: (z, None) for key, z in by_output(judge(x, 1.0).logits)}
-    keys: list = []
+class _Answering:
+    """Takes a batch and gives logits and Keras mask of each output, by key."""
 
-    # One trace for every batch size.
-    @tf.function(input_signature=[specs_of(spec, 1, None)])
-    def logits_and_masks(x: Any) -> Any:
-        answer = judge(x, 1.0)
+    def __init__(self, judge: Teacher, spec: Any) -> None:
+        self._judge, self._keys = judge, []  # type: Teacher, list
+        #: What a batch is computed by; `None` for a file, which needs no graph of TensorFlow's.
+        self.function: Any = None
+        if not isinstance(judge.exported, Exported):
+            # One trace for every batch size.
+            self.function = tf.function(
+                self._logits_and_masks, input_signature=[specs_of(spec, 1, None)]
+            )
+
+    def __call__(self, x: Any) -> dict:
+        if self.function is None:
+            return {key: (z, None) for key, z in by_output(self._judge(x, 1.0).logits)}
+        return dict(zip(self._keys, self.function(x), strict=True))
+
+    def _logits_and_masks(self, x: Any) -> Any:
+        answer = self._judge(x, 1.0)
         outputs, logits = (
             dict(by_output(answer.outputs)),
             dict(by_output(answer.logits)),
         )
-        keys[:] = logits
+        self._keys[:] = logits
         return [
             (
                 z if z.dtype == tf.float64 else tf.cast(z, tf.float32),
@@ -244,7 +273,24 @@ def _answering(judge: Teacher, spec: Any) -> Callable[[Any], dict]:
             for key, z in logits.items()
         ]
 
-    return lambda x: dict(zip(keys, logits_and_masks(x), strict=True))
+    def timed(self, x: Any) -> Timed:
+        """Returns what times it on a batch."""
+        export = self._judge.exported
+        if isinstance(export, Exported):
+            return Timed(export.run, export.by_name(x))
+
+        def answer(x: Any) -> None:
+            for part in tf.nest.flatten(self.function(x)):
+                if part is not None:  # no mask
+                    part.numpy()
+
+        members = getattr(self._judge, "members", [self._judge])
+        held = [
+            one.model if one.exported is None else one.exported.loaded
+            for one in members
+        ]
+        is_whole = all(one is not None for one in held)
+        return Timed(answer, x, self.function, held if is_whole else None)
 
 
 def _size(judge: Teacher) -> int | None:
@@ -259,40 +305,3 @@ def _file_bytes(model: keras.Model) -> int:
         path = os.path.join(folder, "weights.npz")
         np.savez(path, *model.get_weights())
         return os.path.getsize(path)
-
-
-def _timings(answer: Callable[[Any], Any], x: Any, export: Any) -> dict[str, float]:
-    """Returns p50 and p99 at batch 1, in ms, and examples per second at batch 64."""
-
-    def asked(x: Any) -> None:
-        for z, _ in answer(x).values():
-            z.numpy()
-
-    run: Callable[[Any], Any] = asked
-    if isinstance(export, Exported):
-        x, run = export.by_name(x), export.run
-    single = np.array(_times(run, x, 1)) * 1e3
-    return {
-        "latency_p50_ms": float(np.percentile(single, 50)),
-        "latency_p99_ms": float(np.percentile(single, 99)),
-        "throughput": float(64 / np.median(_times(run, x, 64))),
-    }
-
-
-def _times(run: Callable[[Any], Any], x: Any, size: int) -> list[float]:
-    """Returns the seconds that batches of a size take, measured for one second."""
-
-    def of_size(part: Any) -> Any:
-        rows = np.repeat(np.arange(len(part)), -(-size // len(part)))[:size]
-        return part[rows] if isinstance(part, np.ndarray) else tf.gather(part, rows)
-
-    x = keras.tree.map_structure(of_size, x)
-    for _ in range(5):
-        run(x)
-    times: list[float] = []
-    end = time.perf_counter() + 1.0
-    while time.perf_counter() < end and len(times) < 1000:
-        start = time.perf_counter()
-        run(x)
-        times.append(time.perf_counter() - start)
-    return times

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 from keras_distill import run_directory
 from keras_distill.arguments import check_path
+from keras_distill.units import size_unit, three_digits
 
 # Column name, unit and format of each figure, in the order of a printed table.
-_COLUMNS = {
+_COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = {
     "runtime": ("runtime", "{}"),
     "parameters": ("parameters", "{:,.0f}"),
     "file_bytes": ("file, MB", "{:.2f}"),
@@ -25,8 +28,8 @@ _COLUMNS = {
     "r2": ("R2", "{:.4f}"),
     "cosine": ("cosine", "{:.4f}"),
     "teacher_correlation": ("correlation", "{:.4f}"),
-    "latency_p50_ms": ("p50, ms", "{:.2f}"),
-    "latency_p99_ms": ("p99, ms", "{:.2f}"),
+    "latency_p50_ms": ("p50, ms", three_digits),
+    "latency_p99_ms": ("p99, ms", three_digits),
     "throughput": ("examples/s", "{:,.0f}"),
 }
 
@@ -53,9 +56,9 @@ class Evaluation:
             confidence; of yes/no questions all together, in bins of the probability of a yes.
         teacher_agreement: how often the teacher chooses the same class, or gives the same
             answer to a yes/no question, from 0 to 1.
-        latency_p50_ms: median time of one example, in milliseconds.
+        latency_p50_ms: median time of one example, by one thread, in milliseconds.
         latency_p99_ms: 99th percentile of the same.
-        throughput: examples per second at a batch size of 64.
+        throughput: examples per second at a batch size of 64, by one thread.
         kind: "softmax", "sigmoid" or "values"; `None` for a model with several outputs, whose
             figures are in `outputs`.
         output: name of the output, of a model with several.
@@ -107,8 +110,10 @@ class Evaluation:
         raise KeyError(f"no output {output!r}; {known}")
 
 
-def _cell(value: float | str | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _cell(value: float | str | None, form: str | Callable[[Any], str]) -> str:
+    if value is None:
+        return "-"
+    return form.format(value) if isinstance(form, str) else form(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +144,12 @@ class Comparison:
         shown = [f for f in _COLUMNS if any(vars(e)[f] is not None for e in every)]
         if {e.runtime for e in every} <= {"Keras", None}:
             shown = [field for field in shown if field != "runtime"]
-        rows = [["model", *(_COLUMNS[field][0] for field in shown)]]
+        unit, size = size_unit(e.file_bytes for e in every)
+        columns = {**_COLUMNS, "file_bytes": (f"file, {unit}", "{:,.2f}")}
+        rows = [["model", *(columns[field][0] for field in shown)]]
         for e in every:
-            values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / 1e6}
-            cells = (_cell(values[field], _COLUMNS[field][1]) for field in shown)
+            values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / size}
+            cells = (_cell(values[field], columns[field][1]) for field in shown)
             rows.append([e.name, *cells])
         return rows
 

@@ -103,14 +103,14 @@ class SavedModel:
 
     def __init__(self, path: str) -> None:
         try:
-            self._loaded = tf.saved_model.load(path)
+            self.loaded = tf.saved_model.load(path)
         except Exception as error:  # of protobuf, and many of TensorFlow's
             raise ValueError(
                 f"the SavedModel {path!r} cannot be read; it is damaged or not whole: "
                 f"{' '.join(str(error).split())[:200].rstrip('. ')}."
             ) from error
         self.path = path
-        self._signature = self._loaded.signatures.get("serving_default")
+        self._signature = self.loaded.signatures.get("serving_default")
         if self._signature is None:
             raise ValueError(
                 f"the SavedModel {path!r} has no signature 'serving_default'; give a "

@@ -314,3 +314,24 @@ def test_a_home_directory_is_found(data, tmp_path, monkeypatch):
     # verbose as in Keras's own fit.
     compare({"a": mlp()}, data, timing=False, verbose=0).save("~/c.json")
     assert (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times", "cells"),
+    [
+        ((12_345_678, 45_408), (51.23, 0.01234), ["file, kB", "12,345.68", "45.41", "51.2", "0.0123"]),
+        ((12_345_678, 450_000), (1234.5, 3.0), ["file, MB", "12.35", "0.45", "1,234", "3.00"]),
+        ((None, 900), (None, 0.5), ["file, kB", "-", "0.90", "0.500"]),
+    ],
+)  # fmt: skip
+def test_small_files_and_short_times_are_told_from_nothing(sizes, times, cells):
+    """A table once said 0.01 MB and 0.01 ms of a file of ten thousand bytes."""
+    found = kd.Comparison(
+        tuple(
+            kd.Evaluation(f"m{i}", 10, None, size, latency_p50_ms=time)
+            for i, (size, time) in enumerate(zip(sizes, times, strict=True))
+        )
+    )
+    for table in (str(found), found.to_markdown()):
+        assert all(cell in table for cell in cells)
+    assert [e.file_bytes for e in found.evaluations] == list(sizes)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
-from keras_distill import evaluation, plots
+from keras_distill import latency, plots
 from keras_distill.export import check, litert, onnx
 from keras_distill.exported import Exported, size_on_disk
 from tests import litert_models, test_export_onnx
@@ -107,13 +107,61 @@ def test_an_export_is_timed_by_its_own_runtime(single, data, monkeypatch):
         assert set(run(x)) == {"logits", "probabilities", "label"}
         return [0.001, 0.002, 0.003]
 
-    monkeypatch.setattr(evaluation, "_times", times)
+    monkeypatch.setattr(latency, "times_of", times)
     (name,) = Exported(paths["ONNX Runtime"])._inputs
     for runtime in ("LiteRT", "ONNX Runtime"):
         found = kd.evaluate(paths[runtime], data)
         assert found.latency_p50_ms == 2.0
         assert found.throughput == 32_000
     assert sizes == [(1, {name: (64, 8)}), (64, {name: (64, 8)})] * 2
+
+
+@pytest.mark.fresh_process
+def test_keras_models_and_savedmodels_are_timed_by_one_thread_of_another_process(
+    single, data, monkeypatch
+):
+    """Whatever is theirs: a table of words, several inputs and outputs, a list of models."""
+    words = keras.Input((1,), dtype="string", name="word")
+    number = keras.Input((8,), name="number")
+    known = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    both = layers.Concatenate()([known, number])
+    model = keras.Model(
+        {"word": words, "number": number},
+        {"kind": layers.Dense(3)(both), "size": layers.Dense(1)(both)},
+    )
+    asked = []
+
+    def run(program, arguments, given):
+        asked.append(given)
+        return fresh_run(program, arguments, given)
+
+    fresh_run = latency.fresh.run
+    monkeypatch.setattr(latency.fresh, "run", run)
+    monkeypatch.setattr(latency, "times_of", None)  # in this process
+    monkeypatch.setattr(latency, "_SECONDS", 0.05)
+    x = {"word": np.array([["a"], ["c"]] * 5), "number": np.ones((10, 8), "float32")}
+    kinds = {"kind": "softmax", "size": "values"}
+    y = {"kind": np.zeros(10, int), "size": np.zeros(10)}
+    found = kd.evaluate(model, (x, y), output_kinds=kinds)
+    assert 0 < found.latency_p50_ms <= found.latency_p99_ms
+    assert found["size"].throughput == found.throughput > 0
+    alone, paths = single
+    models = {"Keras": alone, "two": [alone, alone], "SavedModel": paths["TensorFlow"]}
+    compared = kd.compare(models, data, verbose=False)
+    assert all(e.latency_p50_ms > 0 for e in compared.evaluations)
+    for (jobs, threads, _), count in zip(asked, (1, 3), strict=True):
+        assert (len(jobs), threads) == (count, 1)
+        for _, path, batches in jobs:
+            assert not os.path.exists(path)
+            assert [len(keras.tree.flatten(b)[0]) for b in batches] == [1, 64]
+
+
+def test_a_callable_is_timed_in_this_process(data, monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.01)
+    monkeypatch.setattr(latency.fresh, "run", None)
+    model = keras.Sequential([keras.Input((8,), name="x"), layers.Dense(5)])
+    found = kd.evaluate(lambda x: model(x), data, from_logits=True)
+    assert found.latency_p50_ms > 0
 
 
 def test_times_are_of_batches_of_the_size():
@@ -123,9 +171,9 @@ def test_times_are_of_batches_of_the_size():
         seen.append({name: len(part) for name, part in x.items()})
 
     x = {"n": np.ones((5, 2)), "t": tf.ones((5, 2))}
-    assert len(evaluation._times(run, x, 64)) == 1000
+    assert len(latency.times_of(run, x, 64)) == 1000
     assert seen[0] == seen[-1] == {"n": 64, "t": 64}
-    evaluation._times(run, x, 1)
+    latency.times_of(run, x, 1)
     assert seen[-1] == {"n": 1, "t": 1}
 
 
@@ -202,9 +250,9 @@ def test_sizes_on_disk_are_drawn_where_there_are_exports(single, data):
     models = {"Keras": model, **paths}
     found = kd.compare(models, data, timing=False, verbose=False)
     (axes,) = plots.size_against_accuracy(found.evaluations).axes
-    assert axes.get_xlabel() == "size on disk, MB (log scale)"
+    assert axes.get_xlabel() == "size on disk, kB (log scale)"
     drawn = sorted(float(part.get_offsets()[0, 0]) for part in axes.collections)
-    assert drawn == pytest.approx(sorted(e.file_bytes / 1e6 for e in found.evaluations))
+    assert drawn == pytest.approx(sorted(e.file_bytes / 1e3 for e in found.evaluations))
     (axes,) = plots.size_against_accuracy(found.evaluations[:1]).axes
     assert axes.get_xlabel() == "parameters (log scale)"
 

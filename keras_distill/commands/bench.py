@@ -17,6 +17,7 @@ from keras_distill.arguments import check_float, check_int
 from keras_distill.commands.options import add_command, as_path, table
 from keras_distill.export.questions import times_of
 from keras_distill.export.signature import Signature, signature_of
+from keras_distill.units import three_digits
 
 #: What runs an export, as PyPI calls it, by what the export is called.
 _PACKAGES = {
@@ -119,8 +120,8 @@ def _shown(row: dict[str, Any]) -> list[str]:
         row["export"],
         str(row["batch_size"]),
         str(row["threads"]),
-        f"{row['p50_ms']:.3f}",
-        f"{row['p99_ms']:.3f}",
+        three_digits(row["p50_ms"]),
+        three_digits(row["p99_ms"]),
         f"{row['examples_per_second']:,.0f}",
     ]
 

@@ -21,11 +21,11 @@ from keras_distill.commands.options import (
     add_image_size,
     as_path,
     load_model,
-    size_shown,
     table,
 )
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.exported import size_on_disk
+from keras_distill.units import size_shown
 
 #: Of each format: what the name of its file ends in, and how it is quantized.
 _FILES = {

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from keras_distill.commands.options import add_command, size_shown
+from keras_distill.commands.options import add_command
 from keras_distill.export.card import read_card, spec_shown
 from keras_distill.export.card_facts import cell
 from keras_distill.export.questions import check_itself
 from keras_distill.export.signature import signature_of
 from keras_distill.exported import size_on_disk
+from keras_distill.units import size_shown
 
 
 def add_parser(commands: Any) -> None:

@@ -148,11 +148,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def size_shown(count: int) -> str:
-    """Returns a number of bytes as a reader takes it, as in "12.3 kB"."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
 def save_results(
     folder: str, comparison: kd.Comparison, pictures: Mapping[str, Any]
 ) -> None:

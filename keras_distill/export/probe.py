@@ -45,6 +45,34 @@ def measure(
     return _asked(model, batch, seconds)
 
 
+def measure_each(
+    jobs: list[tuple[str, str, list[Any]]], threads: int, seconds: float
+) -> list[list[list[float]] | None]:
+    """Returns of several exports how long each took for each of some batches, as `measure`.
+
+    Args:
+        jobs: of each export its runtime and path, as for `measure`, and batches.
+        threads: as for `measure`.
+        seconds: as for `measure`, for each batch.
+
+    Returns:
+        Of each export the times for each batch; `None` for one that fails.
+    """
+    found: list[list[list[float]] | None] = []
+    for runtime, path, batches in jobs:
+        times = []
+        try:
+            model = runpy.run_path(runtime)["Model"](path, threads)
+            for batch in batches:
+                _asked(model, batch, seconds / 5)
+                times.append(_asked(model, batch, seconds))
+        except Exception:  # of many kinds, a set for each runtime
+            found.append(None)
+        else:
+            found.append(times)
+    return found
+
+
 def _asked(model: Any, batch: dict[str, Any], seconds: float) -> list[float]:
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -25,6 +25,7 @@ from keras_distill.arguments import (
     shown,
 )
 from keras_distill.plots.style import COLORS, new_figure, note, plain, shades
+from keras_distill.units import size_unit
 
 _MOST_LOGITS = 100_000
 _LEADER = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "relpos": (0, 0.5)}
@@ -314,10 +315,11 @@ def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
         ValueError: if they are something else, or none has a size.
     """
     found = check_each("evaluations", evaluations, _size_and_score, "kd.Evaluation", 1)
-    on_disk = any(megabytes and not count for _, count, megabytes, _ in found)
+    on_disk = any(size and not count for _, count, size, _ in found)
+    unit, one = size_unit(size for _, _, size, _ in found)
     points = [
-        (name, megabytes if on_disk else count, score)
-        for name, count, megabytes, score in found
+        (name, size / one if on_disk else count, score)
+        for name, count, size, score in found
     ]
     points = [point for point in points if point[1]]
     if not points:
@@ -332,7 +334,7 @@ def size_against_accuracy(evaluations: Sequence[Any]) -> Figure:
     room = max(0.3, 0.25 * (max(scores) - min(scores)))
     axes.set(
         title="What accuracy costs in size",
-        xlabel=f"{'size on disk, MB' if on_disk else 'parameters'} (log scale)",
+        xlabel=f"{f'size on disk, {unit}' if on_disk else 'parameters'} (log scale)",
         ylabel="test accuracy, %",
         xscale="log",
         xlim=(min(sizes) / 2, max(sizes) * 5),
@@ -380,7 +382,7 @@ def _overlap(a: tuple, b: tuple) -> bool:
 
 
 def _size_and_score(name: str, given: Any) -> tuple[str, float, float, float]:
-    """Returns a model's name, parameters, size in MB (both 0 for unknown), accuracy in %."""
+    """Returns a model's name, parameters, size in bytes (both 0 for unknown), accuracy in %."""
     if not all(hasattr(given, part) for part in ("name", "parameters", "accuracy")):
         raise ValueError(
             f"{name} must be a kd.Evaluation, got {shown(given)}; give "
@@ -396,4 +398,4 @@ def _size_and_score(name: str, given: Any) -> tuple[str, float, float, float]:
     )
     size = getattr(given, "file_bytes", None) or 0
     check_int(f"{name}.file_bytes", size, 0, 10**15)
-    return plain(given.name), parameters, size / 1e6, 100.0 * accuracy
+    return plain(given.name), parameters, size, 100.0 * accuracy
