@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_distill import latency
 from tests import forking
 
 
@@ -92,6 +93,14 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def _briefly_timed(request, monkeypatch):
+    """Times models in the test's process and for a moment, where a fresh one is no point."""
+    if request.node.get_closest_marker("fresh_process") is None:
+        monkeypatch.setattr(latency, "_job", lambda model, path: None)
+        monkeypatch.setattr(latency, "_SECONDS", 0.05)
 
 
 @pytest.fixture
