@@ -23,7 +23,7 @@ The test, over three seeds: teacher 88.8 %, labels 80.8, 81.0, 81.6, distilled 8
 7.5 points more on average; as int8 files of 46 kB in LiteRT 88.0, 87.4, 91.0.
 
     python examples/spoken_digits.py --data-dir ~/tensorflow_datasets
-    python examples/spoken_digits.py --judged theo  # how anything here was chosen
+    python examples/spoken_digits.py --judged theo  # the others teach, one who trained is judged
     python examples/spoken_digits.py --quick
 """
 
