@@ -108,7 +108,8 @@ def losses_by_key(model: Any, loss: Any) -> dict:
     return keyed(loss, keys, names, "loss")
 
 
-#: What distillers have found of students, which are not compiled themselves.
+#: What distillers have found of students, which are not compiled themselves, and what was
+#: handed on.
 _FOUND: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
@@ -128,6 +129,19 @@ def remember_kinds(model: Any, kinds: Any, loss: Any) -> None:
             for key in (kinds if isinstance(kinds, dict) else losses)
         }
     )
+
+
+def hand_on_kinds(kinds: Any, model: Any) -> None:
+    """Keeps the kinds of a model's outputs, until a distiller finds them or `None` is given.
+
+    Args:
+        kinds: of `kinds_of` another model with the same outputs.
+        model: any.
+    """
+    if kinds is None:
+        _FOUND.pop(model, None)
+    else:
+        _FOUND[model] = kinds
 
 
 def kind_unless_open(layer: LastLayer | None, loss: Any) -> str | None:

@@ -13,9 +13,14 @@ from keras_distill.arguments import check_model, shown
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import is_graph_of_layers, never_ends, own_variables
 from keras_distill.last_layers import symbolic_outputs
-from keras_distill.quantization.fake_quantize import FakeQuantize, observed
+from keras_distill.outputs import hand_on_kinds, kinds_of
+from keras_distill.quantization.fake_quantize import (
+    FakeQuantize,
+    observed,
+    rounds_weights,
+)
 from keras_distill.quantization.rewrite import Rewriting
-from keras_distill.quantization.table import QuantizationTable
+from keras_distill.quantization.table import QuantizationTable, Row
 
 #: Examples that are calibrated with at a time.
 _BATCH = 128
@@ -29,20 +34,62 @@ class QuantizationAwareModel(keras.Model):
         quantization: `QuantizationTable`.
     """
 
-    quantization: QuantizationTable
+    _quantization: QuantizationTable | None = None
+
+    @property
+    def quantization(self) -> QuantizationTable:
+        """How each layer is computed; of a clone, those whose weights are rounded."""
+        return self._quantization or _table_of(self)
+
+    @quantization.setter
+    def quantization(self, table: QuantizationTable) -> None:
+        self._quantization = table
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles it as Keras does; from now on its own loss says what its outputs are."""
+        super().compile(*args, **kwargs)
+        hand_on_kinds(None, self)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what the model is made again of."""
-        return {**super().get_config(), "quantization": self.quantization.get_config()}
+        found = kinds_of(self)
+        # By pairs: JSON has no keys but text.
+        kinds = [*found.items()] if isinstance(found, dict) else found
+        return {
+            **super().get_config(),
+            "quantization": self.quantization.get_config(),
+            "output_kinds": kinds,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Returns the model that `get_config` is of."""
         table = QuantizationTable.from_config(config["quantization"])
-        rest = {key: one for key, one in config.items() if key != "quantization"}
+        kinds = config.get("output_kinds")
+        own = ("quantization", "output_kinds")
+        rest = {key: one for key, one in config.items() if key not in own}
         model = super().from_config(rest, custom_objects)
         model.quantization = table
+        hand_on_kinds(dict(kinds) if isinstance(kinds, (list, tuple)) else kinds, model)
         return model
+
+
+def _table_of(model: keras.Model) -> QuantizationTable:
+    """Returns what the layers of a model say, as `clone_model` makes it of them alone."""
+    layers: list[Any] = model.layers
+    rounding = [layer for layer in layers if rounds_weights(type(layer))]
+    rows = tuple(
+        Row(
+            layer.name,
+            type(layer).__name__.removeprefix("Quantized"),
+            f"int{layer.weight_bits} weights",
+            f"{layer.folded} is folded into it" if layer.folded else "",
+        )
+        for layer in rounding
+    )
+    bits = min(layer.weight_bits for layer in rounding)
+    has_ranges = any(isinstance(layer, FakeQuantize) for layer in layers)
+    return QuantizationTable(bits, 8 if has_ranges else None, rows)
 
 
 def quantize_aware(
@@ -68,7 +115,9 @@ def quantize_aware(
         distiller.fit(x, y, epochs=2)
         kd.export_litert(aware, "student.tflite")  # of these integers
 
-    `print(aware.quantization)` says of each layer how it is computed, and why one stays float.
+    `print(aware.quantization)` says of each layer how it is computed, and why one stays float: so
+    it is trained, and in a file of 4-bit weights; where LiteRT has it in int8, one of 8 bits may
+    round it too.
     Computed in integers: Conv2D, DepthwiseConv2D, SeparableConv2D and Dense with ReLU, ReLU6 and
     hard-swish; Add, Multiply, Concatenate, pooling, Flatten, Reshape, ZeroPadding2D; nested
     models are taken apart.
@@ -93,9 +142,11 @@ def quantize_aware(
 
     Reference: arXiv:1712.05877; the gradients of weights' ranges are those of arXiv:1902.08153.
     """
+    kinds = student.output_kinds if isinstance(student, Distiller) else None
     if isinstance(student, Distiller):
         student = student.student
     check_model("student", student)
+    kinds = kinds or kinds_of(student)
     _check_bits("weights", weights, (8, 4))
     _check_bits("activations", activations, (8, None))
     _check_student(student)
@@ -115,6 +166,7 @@ def quantize_aware(
     model.quantization = QuantizationTable(
         int(weights), activations, tuple(rewriting.rows)
     )
+    hand_on_kinds(kinds, model)
     rewriting.set_weights()
     if batches is not None:
         _calibrate(model, batches)
@@ -168,6 +220,12 @@ def _batches(calibration: Any, student: keras.Model) -> tf.data.Dataset:
             inputs = inputs.batch(_BATCH)
     else:
         inputs = tf.data.Dataset.from_tensor_slices(data[0]).batch(_BATCH)
+    names = sorted(one.name for one in student.inputs)
+    if isinstance(spec := inputs.element_spec, dict) and sorted(spec) != names:
+        raise ValueError(
+            f"calibration has {', '.join(map(repr, spec))}, but the student takes "
+            f"{', '.join(map(repr, names))}; give inputs by these names."
+        )
     given = [spec.shape for spec in tf.nest.flatten(inputs.element_spec)]
     do_fit = len(given) == len(shapes) and all(
         one.is_compatible_with([None, *other[1:]])

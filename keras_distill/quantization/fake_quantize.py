@@ -98,6 +98,20 @@ class FakeQuantize(keras.layers.Identity):
         return tf.quantization.fake_quant_with_min_max_vars(inputs, low, high)
 
 
+@keras.saving.register_keras_serializable(_PACKAGE)
+class StaysFloat(keras.layers.Identity):
+    """Returns what it is given, after which a file computes in float.
+
+    Between two ranges the converter takes any operation for one of integers: for weights of 4
+    bits with the kernels as they are, which LiteRT does not run.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the same numbers."""
+        # What the converter has no integers for and does not simplify; no bit is lost.
+        return tf.negative(inputs) * -1.0
+
+
 @tf.custom_gradient
 def _scaled_gradient(value: Any, factor: Any) -> Any:
     return tf.identity(value), lambda upstream: (upstream * factor, None)

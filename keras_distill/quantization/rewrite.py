@@ -7,11 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill.quantization.fake_quantize import ROUNDED, FakeQuantize
+from keras_distill.quantization.fake_quantize import ROUNDED, FakeQuantize, StaysFloat
 from keras_distill.quantization.folding import fold
 from keras_distill.quantization.graph import Call, Graph
 from keras_distill.quantization.rules import (
     FUSED,
+    OF_ONE_SCALE,
     activation_of,
     can_be_folded,
     kind_of,
@@ -51,6 +52,8 @@ class Rewriting:
         self._grids: dict[int, Any] = {}
         #: Of a float tensor, what integers are computed from: its rounded form.
         self._rounded: dict[int, tuple[Any, Any]] = {}
+        #: Of a tensor on a grid, what is computed from in float.
+        self._freed: dict[int, Any] = {}
         self._sources: dict[int, str] = {}
         self._copies: dict[int, Any] = {}
         self._names: set[str] = set()
@@ -180,7 +183,8 @@ class Rewriting:
         self._give(call.outputs[0], last, name)
 
     def _add_float(self, call: Call, reason: str) -> None:
-        self._call(call)
+        kind = type(call.operation).__name__
+        self._call(call, {key: self._free(key, kind) for key in call.inputs})
         self._row(call.operation, reason)
 
     # Parts of these -----------------------------------------------------------------------
@@ -201,12 +205,17 @@ class Rewriting:
 
     def _activate(self, key: int, layer: Any, name: str | None) -> None:
         """Adds the activation of a layer that LiteRT does not compute with it."""
-        label = self._name(f"{layer.name}_activation")
-        activation = keras.layers.Activation(layer.activation, name=label, dtype=_DTYPE)
-        self._give(key, activation(self._values[key]), label)
-        if name == "hard_silu":
+        own, label = layer.activation, self._name(f"{layer.name}_activation")
+        if isinstance(own, keras.Layer) and name is None:
+            activation = self._copy(own, label)  # it may have weights
+        else:
+            options = {"name": label, "dtype": _DTYPE}
+            activation = keras.layers.Activation(name or own, **options)
+        value = self._free(key) if name is None else self._values[key]
+        self._give(key, activation(value), label)
+        if name is not None:
             self._round(key)
-        self._row(activation, "" if name == "hard_silu" else why_float(activation))
+        self._row(activation, "" if name is not None else why_float(activation))
 
     def _end(self, call: Call, fuses: bool) -> None:
         """Rounds what a call gives, unless that is done after the activation that follows."""
@@ -238,6 +247,17 @@ class Rewriting:
             self._rounded[key] = self._through_a_range(key)
         return self._rounded[key]
 
+    def _free(self, key: int, kind: str = "") -> Any:
+        """Returns a tensor as something of a kind takes it that stays float."""
+        is_kept = self._weights < 8 or kind in OF_ONE_SCALE
+        if self._grids[key] is None or not is_kept:
+            return self._values[key]
+        if key not in self._freed:
+            label = self._name(f"{self._sources[key]}_float")
+            layer = StaysFloat(name=label, dtype=_DTYPE)
+            self._freed[key] = layer(self._values[key])
+        return self._freed[key]
+
     def _norm_after(self, call: Call) -> Call | None:
         """Returns the batch normalisation that is folded into a call, if there is one."""
         norm = self._graph.only_consumer(call.outputs[0])
@@ -259,7 +279,7 @@ class Rewriting:
         if id(layer) in self._copies:
             return self._copies[id(layer)]
         config = layer.get_config()
-        is_fused = name_of(layer.activation) in FUSED
+        activation = name_of(layer.activation)
         # A limit on the weights is not one on those that are folded.
         limits = (
             [] if norm is None else [name for name in config if "constraint" in name]
@@ -271,7 +291,7 @@ class Rewriting:
             **dict.fromkeys(limits),
             "name": self._name(layer.name),
             "use_bias": layer.use_bias or norm is not None,
-            "activation": layer.activation if is_fused else None,
+            "activation": activation if activation in FUSED else None,
             "dtype": _DTYPE,
             "weight_bits": bits,
             "has_ranges": self._has_ranges,
@@ -297,9 +317,9 @@ class Rewriting:
         for key, output in zip(call.outputs, outputs, strict=True):
             self._give(key, output, call.operation.name)
 
-    def _copy(self, operation: Any) -> Any:
+    def _copy(self, operation: Any, name: str | None = None) -> Any:
         if id(operation) not in self._copies:
-            made = _copied(operation, self._name(operation.name))
+            made = _copied(operation, name or self._name(operation.name))
             self._copies[id(operation)] = made
             if made is not operation and getattr(operation, "variables", None):
                 values = [np.asarray(one) for one in operation.variables]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_distill.quantization.graph import Call
 
@@ -13,7 +14,11 @@ _LAYERS = keras.layers
 _PASSING = (
     _LAYERS.Dropout, _LAYERS.SpatialDropout2D, _LAYERS.Identity, _LAYERS.ActivityRegularization,
     _LAYERS.MaxPooling2D, _LAYERS.GlobalMaxPooling2D, _LAYERS.Flatten, _LAYERS.Reshape,
-    _LAYERS.ZeroPadding2D,
+    _LAYERS.ZeroPadding2D, _LAYERS.Cropping2D, _LAYERS.Permute,
+    # Of training alone.
+    _LAYERS.GaussianNoise, _LAYERS.GaussianDropout, _LAYERS.RandomFlip, _LAYERS.RandomRotation,
+    _LAYERS.RandomZoom, _LAYERS.RandomTranslation, _LAYERS.RandomContrast,
+    _LAYERS.RandomBrightness,
 )  # fmt: skip
 #: Give new numbers, for which the file has the scale of their input.
 _AVERAGING = (_LAYERS.AveragePooling2D,)
@@ -23,6 +28,9 @@ _RANGED = (
 )  # fmt: skip
 #: Operations of `keras.ops` that are the same, by class and number of tensors.
 _RANGED_OPERATIONS = {("Add", 2), ("Multiply", 2)}
+
+#: Of which LiteRT has inputs and output on one scale.
+OF_ONE_SCALE = ("Maximum", "Minimum")
 
 #: Of a softmax or sigmoid; the converter finds its range by itself, where it finds any.
 PROBABILITIES = "float in training; a file of int8 weights rounds it to steps of 1/256"
@@ -47,12 +55,23 @@ def activation_of(operation: Any) -> str | None:
     )
 
 
+#: What computes an activation, whatever it is called by.
+_FUNCTIONS = {
+    "linear": (keras.activations.linear,),
+    "relu": (keras.activations.relu, keras.ops.relu, tf.nn.relu),
+    "relu6": (keras.activations.relu6, keras.ops.relu6, tf.nn.relu6),
+    "hard_silu": (keras.activations.hard_silu, keras.ops.hard_silu),
+}
+
+
 def name_of(activation: Any) -> str | None:
-    """Returns the name of an activation of Keras's."""
+    """Returns the name of an activation, a function or a layer; `None` for another."""
     if activation is None:
         return "linear"
-    for name in ("linear", "relu", "relu6", "hard_silu"):
-        if activation is getattr(keras.activations, name):
+    if isinstance(activation, keras.Layer):
+        return activation_of(activation)
+    for name, functions in _FUNCTIONS.items():
+        if any(activation is one for one in functions):
             return name
     return None
 

@@ -13,7 +13,8 @@ class Row(NamedTuple):
     Attributes:
         layer: its name.
         kind: its class.
-        computed: "int8 weights", "int4 weights", "int8" or "float".
+        computed: "int8 weights", "int4 weights", "int8" or "float", which is of training: a file
+            of int8 weights may round what stands between integers.
         note: what was folded into it, or why it stays float.
     """
 
