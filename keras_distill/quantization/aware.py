@@ -77,7 +77,7 @@ class QuantizationAwareModel(keras.Model):
 def _table_of(model: keras.Model) -> QuantizationTable:
     """Returns what the layers of a model say, as `clone_model` makes it of them alone."""
     layers: list[Any] = model.layers
-    rounding = [layer for layer in layers if rounds_weights(type(layer))]
+    rounding = [layer for layer in layers if rounds_weights(layer.__class__)]
     rows = tuple(
         Row(
             layer.name,
