@@ -1,6 +1,7 @@
 """What `keras-distill export`, `inspect` and `bench` write and say."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -183,6 +184,71 @@ def test_other_quantizations_need_no_calibration(here, calls, capsys, form):
     assert path == f"keras-distill-export/student.{kind}.tflite"
     assert given.pop("output_kinds") is None
     assert given == {"quantize": kind, "calibration": None, "threshold": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("package", "form"), [("tf2onnx", "onnx"), ("ai_edge_litert", "litert:float16")]
+)
+def test_what_a_later_format_lacks_is_said_before_the_first_is_written(
+    here, calls, capsys, monkeypatch, package, form
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == package else find(name),
+    )
+    words = f"export student.keras --format savedmodel {form} --output other"
+    status, _, said = command(capsys, *words.split())
+    assert status == 1
+    assert package.replace("_", "-") in said
+    assert not calls
+
+
+def test_where_a_later_format_cannot_be_written_is_said_before_the_first_is(
+    here, calls, capsys, tmp_path
+):
+    (tmp_path / "student.onnx").mkdir()
+    words = f"export student.keras --format litert onnx --output {tmp_path}"
+    status, _, said = command(capsys, *words.split())
+    assert status == 1
+    assert "student.onnx' is a folder" in said
+    assert not calls
+
+
+def test_a_model_that_rounds_is_not_quantized_again_after_other_formats(
+    tmp_path, calls, capsys
+):
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    kd.quantize_aware(dense, activations=None).save(tmp_path / "aware.keras")
+    words = f"export {tmp_path}/aware.keras --format savedmodel litert:dynamic"
+    status, _, said = command(capsys, *words.split())
+    assert status == 1
+    assert "leave it out" in said
+    assert not calls
+
+
+@pytest.mark.filterwarnings("error:nothing says whether:UserWarning")
+def test_the_loss_in_a_model_file_says_what_its_outputs_are(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    model.save(tmp_path / "several questions.keras")
+    status, _, said = command(
+        capsys, "export", tmp_path / "several questions.keras", "--format", "litert",
+        "--output", tmp_path,
+    )  # fmt: skip
+    assert (status, said) == (0, "")
+    with open(tmp_path / "several questions.tflite.card.json") as file:
+        card = json.load(file)
+    assert card["model"]["outputs"]["output"]["kind"] == "sigmoid"
+
+
+def test_help_says_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["export", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: savedmodel)" in said
+    assert "None" not in said
 
 
 def test_a_dataset_is_no_calibration_of_several_inputs(here, calls, capsys):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import json
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -23,8 +25,11 @@ from keras_distill.commands.options import (
     load_model,
     table,
 )
+from keras_distill.export import litert, onnx, savedmodel
 from keras_distill.export.answers import DEFAULT_THRESHOLD
+from keras_distill.export.files import check_file
 from keras_distill.exported import size_on_disk
+from keras_distill.outputs import hand_on_kinds, kinds_of
 from keras_distill.units import size_shown
 
 #: Of each format: what the name of its file ends in, and how it is quantized.
@@ -38,6 +43,11 @@ _FILES = {
 FORMATS = ("savedmodel", *_FILES)
 _INT8 = "litert:int8"
 _KINDS = ["softmax", "sigmoid", "values"]
+#: As Python says it, and as the command line does.
+_SAID_OF_KINDS = (
+    'output_kinds="softmax", "sigmoid" or "values"',
+    "--output-kinds softmax, sigmoid or values",
+)
 _CHECKED = 8  # examples of the calibration, by which every format is checked
 
 
@@ -102,8 +112,14 @@ def run(options: argparse.Namespace) -> None:
         RuntimeError: if a format is not what the model is. Those before it stay.
     """
     formats = _checked(options)
+    _check_before_work(formats, options)
     load = _loader(options)
     model = load_model("model", options.model)
+    student = model.student if isinstance(model, kd.Distiller) else model
+    for name in formats:
+        if name in _FILES and name != "onnx":
+            litert.check_quantize(student, _FILES[name][1])
+    hand_on_kinds(kinds_of(student) or _kinds_of_file(student, options.model), student)
     given: dict[str, Any] = {
         "threshold": options.threshold,
         "output_kinds": options.output_kinds,
@@ -135,7 +151,8 @@ def _warned_once() -> Iterator[None]:
     def tell(message: Warning | str, category: type[Warning], *_: Any) -> None:
         if str(message) not in told and issubclass(category, UserWarning):
             told.add(str(message))
-            print(f"keras-distill: warning: {message}", file=sys.stderr)
+            said = str(message).replace(*_SAID_OF_KINDS)
+            print(f"keras-distill: warning: {said}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = cast(Any, tell)
@@ -171,6 +188,34 @@ def _checked(options: argparse.Namespace) -> list[str]:
             f"the output {options.output!r} is a file; give a folder."
         )
     return formats
+
+
+def _check_before_work(formats: list[str], options: argparse.Namespace) -> None:
+    """Refuses what any of the formats lacks, before the first is exported.
+
+    Raises:
+        ImportError: without the package that one needs.
+        OSError: if one would be written where something else is.
+        ValueError: if one cannot be written there.
+    """
+    for name in formats:
+        path = _path_of(name, options)
+        if name == "savedmodel":
+            savedmodel.check_directory(path)
+            continue
+        (onnx if name == "onnx" else litert).check_installed()
+        check_file("output", path, _FILES[name][0])
+
+
+def _kinds_of_file(model: keras.Model, path: str) -> Any:
+    """Returns what the loss says that the model of a file was compiled with, if it does."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            compiled = json.loads(file.read("config.json"))["compile_config"]
+        loss = keras.saving.deserialize_keras_object(compiled["loss"])
+        return kinds_of(model, loss)
+    except Exception:  # of another format, of a class that is not there, of none
+        return None
 
 
 def _check_has_one_input(model: keras.Model) -> None:
@@ -226,18 +271,23 @@ def _export(
     given: dict[str, Any],
 ) -> str:
     """Returns the path of what was written."""
+    path = _path_of(name, options)
     if name == "savedmodel":
-        directory = os.path.join(options.output, name)
-        return kd.export_savedmodel(model, directory, keep=options.keep, **given)
-    ending, quantize = _FILES[name]
-    stem, _ = os.path.splitext(os.path.basename(options.model))
-    path = os.path.join(options.output, stem + ending)
+        return kd.export_savedmodel(model, path, keep=options.keep, **given)
     if name == "onnx":
         return kd.export_onnx(model, path, **given)
     return kd.export_litert(
         model,
         path,
-        quantize=quantize,
+        quantize=_FILES[name][1],
         calibration=calibration if name == _INT8 else None,
         **given,
     )
+
+
+def _path_of(name: str, options: argparse.Namespace) -> str:
+    """Returns where a format is written."""
+    if name == "savedmodel":
+        return os.path.join(options.output, name)
+    stem, _ = os.path.splitext(os.path.basename(options.model))
+    return os.path.join(options.output, stem + _FILES[name][0])

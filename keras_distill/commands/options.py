@@ -48,6 +48,18 @@ SEED: Option = ("--seed", int, 0, "makes the run repeatable")
 BATCH_SIZE: Option = ("--batch-size", int, 128, "examples of a training step")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that there are, as they are written on a command line."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
+        if default is None or isinstance(default, bool):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def add_command(
     commands: Any,
     name: str,
@@ -62,7 +74,7 @@ def add_command(
         name,
         help=help,
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.set_defaults(run=run)
     for argument, text in positional.items():

@@ -125,10 +125,7 @@ def export_litert(
         quantize = check_choice("quantize, if it is not None,", quantize, QUANTIZE)
     _check_calibration_given(quantize, calibration)
     verbose = check_verbose(verbose)
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise ImportError(
-            "export_litert needs ai-edge-litert: pip install keras-distill[litert]"
-        )
+    check_installed()
     serving = Serving.of(
         model,
         class_names=class_names,
@@ -141,8 +138,8 @@ def export_litert(
         exporter="export_litert",
     )
     card = card_of(card, model)
-    grid = _grid_of(serving.model, quantize)
-    _check_can_be_converted(serving, quantize)
+    grid = check_quantize(serving.model, quantize)
+    _check_can_be_converted(serving)
     arrays = None
     if calibration is not None:
         arrays = calibration_arrays(serving.inputs, calibration)
@@ -177,10 +174,34 @@ def export_litert(
     return path
 
 
-def _grid_of(
+def check_installed() -> None:
+    """Refuses to go on without what runs a file.
+
+    Raises:
+        ImportError: naming it.
+    """
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise ImportError(
+            "export_litert needs ai-edge-litert: pip install keras-distill[litert]"
+        )
+
+
+def check_quantize(
     model: keras.Model, quantize: str | None
 ) -> tuple[str, int, int | None] | None:
-    """Returns what converts a model of `quantize_aware`, and its bits; else `None`."""
+    """Returns what converts a model of `quantize_aware`, and its bits; else `None`.
+
+    Raises:
+        ImportError: without the package that it needs.
+        ValueError: if the model cannot be quantized so.
+    """
+    layers = [layer for layer, _ in own_variables(model)]
+    if quantize == "int8" and any(isinstance(n, SpecialistEnsemble) for n in layers):
+        raise ValueError(
+            'a SpecialistEnsemble cannot be exported with quantize="int8": the fixed point '
+            'of its answer needs more than 256 steps. Take "float16" or "dynamic", or '
+            "distil it into one model."
+        )
     if not isinstance(model, QuantizationAwareModel):
         return None
     if quantize is not None:
@@ -211,14 +232,7 @@ def _check_calibration_given(quantize: str | None, calibration: Any) -> None:
         )
 
 
-def _check_can_be_converted(serving: Serving, quantize: str | None) -> None:
-    layers = [layer for layer, _ in own_variables(serving.model)]
-    if quantize == "int8" and any(isinstance(n, SpecialistEnsemble) for n in layers):
-        raise ValueError(
-            'a SpecialistEnsemble cannot be exported with quantize="int8": the fixed point '
-            'of its answer needs more than 256 steps. Take "float16" or "dynamic", or '
-            "distil it into one model."
-        )
+def _check_can_be_converted(serving: Serving) -> None:
     specs = serving.inputs.specs
     wrong = [(n, specs[n]) for n in specs if specs[n].dtype == tf.float64]
     wrong += [(w.path, w) for w in serving.model.weights if w.dtype in _NOT_TAKEN]

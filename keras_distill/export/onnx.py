@@ -95,11 +95,7 @@ def export_onnx(
     """
     path = check_file("path", path, ".onnx")
     verbose = check_verbose(verbose)
-    for needed in ("tf2onnx", "onnxruntime"):
-        if importlib.util.find_spec(needed) is None:
-            raise ImportError(
-                f"export_onnx needs {needed}: pip install keras-distill[onnx]"
-            )
+    check_installed()
     serving = Serving.of(
         model,
         class_names=class_names,
@@ -140,6 +136,19 @@ def export_onnx(
         write_card(card, serving, hidden, "ONNX", ["tf2onnx", "onnxruntime"])
         shown_bar.update()
     return path
+
+
+def check_installed() -> None:
+    """Refuses to go on without what makes and runs a file.
+
+    Raises:
+        ImportError: naming it.
+    """
+    for needed in ("tf2onnx", "onnxruntime"):
+        if importlib.util.find_spec(needed) is None:
+            raise ImportError(
+                f"export_onnx needs {needed}: pip install keras-distill[onnx]"
+            )
 
 
 def _check_names(serving: Serving) -> None:

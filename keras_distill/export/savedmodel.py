@@ -146,18 +146,8 @@ def export_savedmodel(
     ...     sorted(serve(x=tf.ones((2, 4))))
     ['label', 'logits', 'probabilities']
     """
-    directory = check_path("directory", directory)
-    if set(directory) & set("[]*?\\"):
-        raise ValueError(
-            f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
-            f"pattern when it loads the variables, got {directory!r}."
-        )
+    directory = check_directory(directory)
     verbose = check_verbose(verbose)
-    if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
-        raise NotADirectoryError(
-            f"the export directory {directory!r} is a file; give a directory, in which "
-            "the numbered versions go."
-        )
     if keep is not None:
         keep = check_int("keep", keep, 1)
     versions.next_version(directory)  # or there is none
@@ -202,6 +192,27 @@ def export_savedmodel(
     if keep is not None:
         versions.prune(path, keep)
     return path
+
+
+def check_directory(value: Any) -> str:
+    """Returns the directory of versions of a SavedModel.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        ValueError: if it is no path, or TensorFlow cannot load from it.
+    """
+    directory = check_path("directory", value)
+    if set(directory) & set("[]*?\\"):
+        raise ValueError(
+            f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
+            f"pattern when it loads the variables, got {directory!r}."
+        )
+    if tf.io.gfile.exists(directory) and not tf.io.gfile.isdir(directory):
+        raise NotADirectoryError(
+            f"the export directory {directory!r} is a file; give a directory, in which "
+            "the numbered versions go."
+        )
+    return directory
 
 
 def _write_labels(serving: Serving, path: str) -> None:
