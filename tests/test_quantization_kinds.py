@@ -6,9 +6,12 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
+from keras_distill.export import check, onnx, onnx_converter
+from keras_distill.export.runtimes import onnx as onnx_runtime
 from keras_distill.outputs import kinds_of
 from keras_distill.quantization.fake_quantize import FakeQuantize
 from keras_distill.quantization.litert import convert
+from tests.forking import answer_here
 from tests.test_quantization import answers, images, integers
 
 L = keras.layers
@@ -110,3 +113,27 @@ def test_a_calibration_by_other_names_is_refused():
     student = keras.Sequential([keras.Input((4,), name="x"), L.Dense(3)])
     with pytest.raises(ValueError, match="calibration has 'y', but the student takes"):
         kd.quantize_aware(student, calibration={"y": np.ones((2, 4))})
+
+
+def test_a_model_that_rounds_is_an_onnx_file_too(monkeypatch, tmp_path):
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(check, "ask_fresh_process", answer_here)
+    monkeypatch.setattr(
+        onnx, "_in_a_child", lambda name, *given: getattr(onnx_converter, name)(*given)
+    )
+    keras.utils.set_random_seed(0)
+    layers = [L.Conv2D(16, 3, activation="relu"), L.Flatten(), L.Dense(10)]
+    student = keras.Sequential([keras.Input((SIZE, SIZE, 3), name="x"), *layers])
+    x = images(200)
+    aware = kd.quantize_aware(student, calibration=x[:50])
+    path = kd.export_onnx(
+        aware, tmp_path / "a.onnx", output_kinds="softmax", example=x, verbose=False
+    )
+    served = answer_here(onnx_runtime, path, [{"x": x}])[0]["logits"]
+    step = aware.layers[-1].scale
+    difference = np.abs(served - aware.predict(x, verbose=0))
+    assert (
+        0.5 * step < difference.max() < 4 * step
+    )  # some numbers fall to the other side
+    assert difference.mean() < 0.1 * step

@@ -17,10 +17,13 @@ from keras_distill.export.card import card_of, write_card
 from keras_distill.export.files import check_file, whole_file
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving
+from keras_distill.quantization.aware import QuantizationAwareModel
 
 _TOLERANCE = 1e-4
 # Of weights in half precision, as a share of the output's range.
 _HALF_TOLERANCE, _HALF = 0.01, {"float16", "bfloat16"}
+# Of a model that rounds, likewise; as of a LiteRT file.
+_ROUNDING_TOLERANCE = 0.1
 _ADVICE = {
     "Erfc": "That is the exact gelu; build the model with "
     "keras.activations.gelu(x, approximate=True), its tanh form, and train or fine-tune it so",
@@ -56,7 +59,9 @@ def export_onnx(
 
     A model that computes in float16 or bfloat16 with weights in float32 ("mixed_float16") does
     so in float32 in the file, and is compared with what it answers in float32. One that has
-    float16 weights stays so, and may differ by 1 % of the range of the output.
+    float16 weights stays so, and may differ by 1 % of the range of the output. One of
+    `quantize_aware` has the integer weights that it was trained to, and activations between
+    QuantizeLinear and DequantizeLinear; it may differ by 10 %.
 
     The loop of a `SpecialistEnsemble` is not loaded by onnxruntime 1.24; 1.32 runs it.
 
@@ -122,18 +127,23 @@ def export_onnx(
             written.write(saved_model)
         judge = written if computes_in_half(traced) else serving
         shown_bar.update()
-        _convert(saved_model, hidden)
+        # What rounds may round the other way, and so a number that another is made of.
+        rounds = isinstance(serving.model, QuantizationAwareModel)
+        bits = serving.model.quantization.weights if rounds else None
+        _convert(saved_model, hidden, bits)
         shown_bar.update()
         dtypes = _dtypes(traced)
         is_half = bool(dtypes & _HALF)
+        tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
         judge.check_sizes(
             lambda batches: _asked(hidden, batches, dtypes),
             "as an ONNX file",
-            _HALF_TOLERANCE if is_half else _TOLERANCE,
-            of_range=is_half,
+            _ROUNDING_TOLERANCE if rounds else tolerance,
+            of_range=is_half or rounds,
             advice="Pass example= with typical inputs.",
         )
-        write_card(card, serving, hidden, "ONNX", ["tf2onnx", "onnxruntime"])
+        form = f"ONNX, int{bits} weights" if bits else "ONNX"
+        write_card(card, serving, hidden, form, ["tf2onnx", "onnxruntime"])
         shown_bar.update()
     return path
 
@@ -185,9 +195,9 @@ def _in_a_child(function: str, *given: Any) -> Any:
     return fresh.run(fresh.CALL, [onnx_converter.__file__, function], given)
 
 
-def _convert(saved_model: str, path: str) -> None:
+def _convert(saved_model: str, path: str, bits: int | None) -> None:
     try:
-        done = _in_a_child("convert", saved_model, path)
+        done = _in_a_child("convert", saved_model, path, bits)
     except fresh.FreshProcessError as error:
         raise RuntimeError(
             f"the ONNX converter {error.ended} on this model, so nothing is exported; try "

@@ -16,12 +16,13 @@ import tensorflow as tf
 _OPSET = 17
 
 
-def convert(saved_model: str, path: str) -> dict[str, Any]:
+def convert(saved_model: str, path: str, bits: int | None = None) -> dict[str, Any]:
     """Writes a SavedModel's signature `serving_default` as an .onnx file.
 
     Args:
         saved_model: its path.
         path: of the file.
+        bits: of the weights of a model of `quantize_aware`.
 
     Returns:
         A dict that is empty; or has `refused`, a sentence on what cannot be converted, and
@@ -30,6 +31,8 @@ def convert(saved_model: str, path: str) -> dict[str, Any]:
     """
     try:
         model = _converted(saved_model)
+        if bits is not None:
+            _have_integer_weights(model.graph, bits)
         missing = list(_without_operation(model.graph))
         content = model.SerializeToString()
     except Exception as error:  # of many kinds, which differ between versions
@@ -112,6 +115,54 @@ def _log1p(ctx: Any, node: Any, name: str, args: Any) -> None:
         shapes=[shape],
         dtypes=[dtype],
     )
+
+
+def _have_integer_weights(graph: Any, bits: int) -> None:
+    """Writes weights that are on a grid as integers, with the scale of each channel.
+
+    Between activations that are rounded, onnxruntime would round float ones anew, to one scale
+    for all channels.
+    """
+    from onnx import helper, numpy_helper
+
+    found = {one.name: one for one in graph.initializer}
+    nodes: list[Any] = []
+    replaced = set()
+    for node in graph.node:
+        kernel = found.get(node.input[1]) if len(node.input) > 1 else None
+        axis = {"Conv": 0, "MatMul": 1}.get(node.op_type)
+        array = None if kernel is None else numpy_helper.to_array(kernel)
+        steps = None
+        if axis is not None and array is not None and array.dtype == np.float32:
+            others = tuple(one for one in range(array.ndim) if one != axis)
+            largest = np.maximum(np.abs(array).max(others, keepdims=True), 1e-30)
+            for top in {2 ** (bits - 1) - 1, 127}:
+                exact = array / largest * top
+                if np.abs(exact - np.round(exact)).max() < 1e-3:
+                    steps, scale = np.round(exact).astype("int8"), largest.ravel() / top
+        if steps is not None:
+            names = [
+                f"{node.name}/{part}" for part in ("steps", "scale", "zero", "float")
+            ]
+            zero = np.zeros(len(scale), "int8")
+            arrays = (steps, scale.astype("float32"), zero)
+            for name, value in zip(names[:3], arrays, strict=True):
+                graph.initializer.append(numpy_helper.from_array(value, name))
+            replaced.add(node.input[1])
+            node.input[1] = names[3]
+            nodes.append(
+                helper.make_node("DequantizeLinear", names[:3], names[3:], axis=axis)
+            )
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept = [
+        one for one in graph.initializer if one.name in used or one.name not in replaced
+    ]
+    fields: list[tuple[Any, list]] = [(graph.node, nodes), (graph.initializer, kept)]
+    for field, values in fields:
+        copies = [type(one).FromString(one.SerializeToString()) for one in values]
+        del field[:]
+        field.extend(copies)
 
 
 def _name_free_sizes(model: Any) -> None:
