@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import queue
 import signal
 import sys
@@ -137,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 for an error, said in a sentence; 130 for Ctrl-C and 143 for
-        SIGTERM, after which no process and no temporary file is left. A wrong command line
+        SIGTERM, after which no process and no temporary file is left; 141 where nobody reads
+        what is printed. A wrong command line
         is argparse's own exit with 2.
     """
     try:
@@ -145,9 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = _parser().parse_args(arguments)
             check_backend()
             options.run(options)
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
         print("\nkeras-distill: stopped.", file=sys.stderr)
         return 143 if isinstance(error, _Terminated) else 130
+    except BrokenPipeError:  # as of `| head`: who read it has had enough
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(
+                nowhere.fileno(), sys.stdout.fileno()
+            )  # or Python's end says it again
+        return 128 + signal.SIGPIPE
     except Exception as error:
         print(f"keras-distill: error: {_sentence(error)}", file=sys.stderr)
         return 1
