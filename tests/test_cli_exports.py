@@ -243,6 +243,15 @@ def test_the_loss_in_a_model_file_says_what_its_outputs_are(tmp_path, capsys):
     assert card["model"]["outputs"]["output"]["kind"] == "sigmoid"
 
 
+def test_files_may_be_where_tensorflow_sees_a_pattern(here, tmp_path, capsys):
+    folder = tmp_path / "runs [1] *"
+    words = "export student.keras --format litert onnx --output"
+    status, _, said = command(capsys, *words.split(), folder)
+    assert status == 0, said
+    found = {one.name for one in folder.iterdir() if "card" not in one.name}
+    assert found == {"student.tflite", "student.onnx"}
+
+
 def test_help_says_the_defaults_that_there_are(capsys):
     with pytest.raises(SystemExit):
         main.main(["export", "--help"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -112,6 +113,24 @@ def check_file(name: str, value: Any, ending: str) -> str:
             "file in it."
         )
     return path
+
+
+#: What TensorFlow takes for a pattern when it loads variables.
+PATTERN = frozenset("[]*?\\")
+
+
+@contextlib.contextmanager
+def saved_model_for(hidden: str) -> Iterator[str]:
+    """Yields where the SavedModel that a file is made of is written: beside it, if it can be.
+
+    Args:
+        hidden: path of the file, of `whole_file`.
+    """
+    if not set(os.path.abspath(hidden)) & PATTERN:
+        yield os.path.join(os.path.dirname(hidden), "saved_model")
+        return
+    with tempfile.TemporaryDirectory(prefix="keras_distill-") as folder:
+        yield os.path.join(folder, "saved_model")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from keras_distill.export import check, fresh, litert_converter
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.calibration import batches_of, calibration_arrays, joined
 from keras_distill.export.card import card_of, write_card
-from keras_distill.export.files import check_file, whole_file
+from keras_distill.export.files import check_file, saved_model_for, whole_file
 from keras_distill.export.int8 import changes, layer_named
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving
@@ -145,9 +145,9 @@ def export_litert(
         arrays = calibration_arrays(serving.inputs, calibration)
     with (
         whole_file(path) as hidden,
+        saved_model_for(hidden) as saved_model,
         progress.bar("export", "stage", 3, verbose) as shown_bar,
     ):
-        saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
         judge = _write(serving, saved_model, quantize)
         shown_bar.update()
         size = serving.fixed_batch

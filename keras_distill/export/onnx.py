@@ -14,7 +14,7 @@ from keras_distill.arguments import check_verbose
 from keras_distill.export import check, fresh, onnx_converter
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.card import card_of, write_card
-from keras_distill.export.files import check_file, whole_file
+from keras_distill.export.files import check_file, saved_model_for, whole_file
 from keras_distill.export.portable import computes_in_half, portable
 from keras_distill.export.serving import Serving
 from keras_distill.quantization.aware import QuantizationAwareModel
@@ -117,9 +117,9 @@ def export_onnx(
     _check_text(serving)
     with (
         whole_file(path) as hidden,
+        saved_model_for(hidden) as saved_model,
         progress.bar("export", "stage", 3, verbose) as shown_bar,
     ):
-        saved_model = os.path.join(os.path.dirname(hidden), "saved_model")
         # ONNX has loops and choices; what cuDNN does it has not.
         traced = (serving.model, serving.preprocess)
         with portable(traced, unrolls=False, routed=True) as is_other:

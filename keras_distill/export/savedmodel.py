@@ -15,7 +15,7 @@ from keras_distill.export import check, versions
 from keras_distill.export import warmup as warmup_requests
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.card import card_of, write_card
-from keras_distill.export.files import hidden_folder
+from keras_distill.export.files import PATTERN, hidden_folder
 from keras_distill.export.runtimes import savedmodel
 from keras_distill.export.serving import Serving
 from keras_distill.run_directory import RunDirectory
@@ -202,7 +202,7 @@ def check_directory(value: Any) -> str:
         ValueError: if it is no path, or TensorFlow cannot load from it.
     """
     directory = check_path("directory", value)
-    if set(directory) & set("[]*?\\"):
+    if set(directory) & PATTERN:
         raise ValueError(
             f"directory must be without [, ], *, ? and \\, which TensorFlow takes for a "
             f"pattern when it loads the variables, got {directory!r}."
