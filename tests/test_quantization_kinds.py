@@ -137,3 +137,18 @@ def test_a_model_that_rounds_is_an_onnx_file_too(monkeypatch, tmp_path):
         0.5 * step < difference.max() < 4 * step
     )  # some numbers fall to the other side
     assert difference.mean() < 0.1 * step
+
+
+def test_a_layer_that_is_dead_has_its_range_in_the_file(tmp_path):
+    dead = L.Dense(
+        4, activation="relu", bias_initializer=keras.initializers.Constant(-9)
+    )
+    student = keras.Sequential([keras.Input((3,)), dead, L.Dense(2)])
+    x = images(4).reshape(-1, 3)
+    model = kd.quantize_aware(student, calibration=x)
+    model.export(tmp_path, format="tf_saved_model", verbose=False)
+    found = [one for _, one, _ in integers(convert(tmp_path, 8, 8)) if one is not None]
+    scales = np.concatenate([np.ravel(one) for one in found])
+    for layer in model.layers:
+        if isinstance(layer, FakeQuantize):
+            assert np.isclose(scales, layer.scale, rtol=1e-5, atol=0).any(), layer.name

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 _PACKAGE = "keras_distill"
 
-#: The narrowest range of an activation; a narrower one is of a unit that is dead.
-_LEAST_RANGE = 1e-6
+#: The narrowest range of an activation; a narrower one is of a layer that is dead, and
+#: the converter has 1.5e-6 for what is narrower than that.
+_LEAST_RANGE = 1e-5
 
 #: The narrowest range of a channel's weights, of that of the layer's widest. LiteRT keeps a bias as
 #: int32 of the weights' scale, which one of a dead channel would overflow.
