@@ -252,6 +252,17 @@ def test_files_may_be_where_tensorflow_sees_a_pattern(here, tmp_path, capsys):
     assert found == {"student.tflite", "student.onnx"}
 
 
+def test_a_reader_that_has_enough_ends_a_command_quietly(here, capsys, monkeypatch):
+    def print_to_nobody(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("builtins.print", print_to_nobody)
+    status = main.main(["inspect", "out/student.onnx"])
+    monkeypatch.undo()
+    assert status == 141
+    assert capsys.readouterr().err == ""
+
+
 def test_help_says_the_defaults_that_there_are(capsys):
     with pytest.raises(SystemExit):
         main.main(["export", "--help"])

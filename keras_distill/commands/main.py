@@ -152,10 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nkeras-distill: stopped.", file=sys.stderr)
         return 143 if isinstance(error, _Terminated) else 130
     except BrokenPipeError:  # as of `| head`: who read it has had enough
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(
-                nowhere.fileno(), sys.stdout.fileno()
-            )  # or Python's end says it again
+        # Or the end of Python says it again.
+        with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
         print(f"keras-distill: error: {_sentence(error)}", file=sys.stderr)
