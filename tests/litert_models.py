@@ -74,7 +74,8 @@ def transformer():
 def masked_lstm():
     return of(
         layers.Embedding(10, 4, mask_zero=True),
-        layers.Bidirectional(layers.LSTM(3)),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+        layers.GRU(3, go_backwards=True),
         layers.Dense(3),
         shape=(5,),
         dtype="int32",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -40,13 +40,46 @@ def portable(
         if _is_half(layer):
             said.append((layer, "dtype_policy", keras.dtype_policies.get("float32")))
     before = [(layer, name, getattr(layer, name)) for layer, name, _ in said]
+    backwards = [layer for layer, name, _ in said if name == "unroll" and unrolls]
+    backwards = [layer for layer in backwards if _is_masked_wrongly(layer)]
     try:
+        for layer in backwards:
+            said.append((layer, "zero_output_for_mask", False))
+            before.append((layer, "zero_output_for_mask", True))
+            layer.inner_loop = _masked(layer.inner_loop)
         for layer, name, value in said:
             setattr(layer, name, value)
         yield any(getattr(layer, name) != value for layer, name, value in before)
     finally:
         for layer, name, value in before:
             setattr(layer, name, value)
+        for layer in backwards:
+            vars(layer).pop("inner_loop", None)
+
+
+def _is_masked_wrongly(layer: keras.layers.RNN) -> bool:
+    """Tells whether Keras, unrolling, masks the steps of a layer in the wrong order.
+
+    Its loop turns the mask of a layer that goes backwards, what it unrolls does not: the way
+    back of a `Bidirectional`, of padded sequences.
+    """
+    zeroes = getattr(layer, "zero_output_for_mask", False)
+    return layer.go_backwards and layer.return_sequences and zeroes
+
+
+def _masked(inner_loop: Callable) -> Callable:
+    """Returns the loop of a layer that goes backwards, its masked steps zero."""
+
+    def loop(sequences: Any, initial_state: Any, mask: Any, **given: Any) -> Any:
+        last, outputs, states = inner_loop(sequences, initial_state, mask, **given)
+        if mask is not None:
+            is_seen = keras.ops.flip(mask, axis=1)
+            for _ in range(len(outputs.shape) - 2):
+                is_seen = keras.ops.expand_dims(is_seen, -1)
+            outputs = keras.ops.where(is_seen, outputs, keras.ops.zeros_like(outputs))
+        return last, outputs, states
+
+    return loop
 
 
 def computes_in_half(models: Iterable[Any]) -> bool:
