@@ -25,8 +25,6 @@ _HALF_TOLERANCE, _HALF = 0.01, {"float16", "bfloat16"}
 # Of a model that rounds, likewise; as of a LiteRT file.
 _ROUNDING_TOLERANCE = 0.1
 _ADVICE = {
-    "Erfc": "That is the exact gelu; build the model with "
-    "keras.activations.gelu(x, approximate=True), its tanh form, and train or fine-tune it so",
     "Text": "Do that to the text before the file is asked, and export the model of what "
     "comes out",
     "": "Do that work before the file is asked, or build the model without it",
@@ -209,7 +207,7 @@ def _convert(saved_model: str, path: str, bits: int | None) -> None:
         )
     if "refused" in done:
         missing = done["operations"]
-        kind = "Erfc" if "Erfc" in missing else ""
+        kind = ""
         if any(name.startswith(("String", "StaticRegex", "Regex")) for name in missing):
             kind = "Text"
         raise ValueError(

@@ -71,7 +71,7 @@ def _converted(saved_model: str) -> Any:
         converted = tfonnx.process_tf_graph(
             whole,
             opset=_OPSET,
-            custom_op_handlers={"Log1p": (_log1p, [])},
+            custom_op_handlers={"Log1p": (_log1p, []), "Erfc": (_erfc, [])},
             input_names=inputs,
             output_names=outputs,
             tensors_to_rename=names,
@@ -163,6 +163,21 @@ def _have_integer_weights(graph: Any, bits: int) -> None:
         copies = [type(one).FromString(one.SerializeToString()) for one in values]
         del field[:]
         field.extend(copies)
+
+
+def _erfc(ctx: Any, node: Any, name: str, args: Any) -> None:
+    """Has erfc(x) as 1 - erf(x), right to the last bits of 1: what the exact gelu needs."""
+    import onnx
+
+    (x,), output, dtype = node.input, node.output[0], ctx.get_dtype(node.output[0])
+    shape = ctx.get_shape(output)
+    numbers = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    ctx.remove_node(node.name)
+    one = ctx.make_const(f"{name}/one", np.array(1, numbers)).output[0]
+    erf = ctx.make_node("Erf", [x], shapes=[shape], dtypes=[dtype]).output[0]
+    ctx.make_node(
+        "Sub", [one, erf], outputs=[output], name=name, shapes=[shape], dtypes=[dtype]
+    )
 
 
 def _name_free_sizes(model: Any) -> None:
