@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
+import keras_distill as kd
 from keras_distill.distiller import Distiller
 from keras_distill.export import check
 from keras_distill.export.savedmodel import export_savedmodel
@@ -159,6 +160,18 @@ def test_wrong_answer_in_the_fresh_process_leaves_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(check, "ask_fresh_process", lies)
     with pytest.raises(RuntimeError, match="gives other logits in a fresh process"):
         export_savedmodel(named(), tmp_path, verbose=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_layer_that_keeps_state_is_named(tmp_path):
+    x = keras.Input(batch_shape=(2, 5, 4), name="x")
+    inner = keras.Sequential([keras.layers.LSTM(3, stateful=True, name="memory")])
+    model = keras.Model(x, inner(x))
+    for export in (kd.export_savedmodel, kd.export_litert, kd.export_onnx):
+        end = {"export_litert": ".tflite", "export_onnx": ".onnx"}
+        path = tmp_path / f"m{end.get(export.__name__, '')}"
+        with pytest.raises(ValueError, match="layer 'memory' is stateful.*=False and"):
+            export(model, path, output_kinds="values")
     assert os.listdir(tmp_path) == []
 
 

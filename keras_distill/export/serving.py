@@ -28,6 +28,7 @@ from keras_distill.export.answers import (
 from keras_distill.export.check import TOLERANCE
 from keras_distill.export.images import EncodedInputs, check_serving_bytes
 from keras_distill.export.inputs import Inputs
+from keras_distill.keras_compat import own_variables
 from keras_distill.outputs import is_settled, said_or_found, settle, shapes_of
 from keras_distill.structures import answer_for, by_output, keys_of
 
@@ -80,6 +81,7 @@ class Serving:
             model = model.student
         advice = "An image preprocessor can be exported with it: preprocess=..."
         check_model("model", model, advice)
+        _check_keeps_no_state(model)
         from_logits = check_from_logits("from_logits", from_logits)
         output_kinds = check_output_kinds("output_kinds", output_kinds)
         threshold = check_threshold("threshold", threshold)
@@ -219,6 +221,16 @@ def prefix(key: Any) -> str:
 def ties_of(answers: dict[Any, Answer]) -> dict[str, Callable]:
     """Returns by the name of each label what tells where rounding may turn it."""
     return {prefix(key) + "label": one.is_tie for key, one in answers.items()}
+
+
+def _check_keeps_no_state(model: keras.Model) -> None:
+    kept = [one.name for one, _ in own_variables(model) if getattr(one, "stateful", 0)]
+    if kept:
+        raise ValueError(
+            f"the layer {kept[0]!r} is stateful: it goes on where the last batch ended, and "
+            "whoever asks an export is not the one who asked before; build the model with "
+            "stateful=False and take over its weights by set_weights(get_weights())."
+        )
 
 
 def _function(
