@@ -10,6 +10,8 @@ from keras import layers
 
 import keras_distill as kd
 from keras_distill.export import check, litert
+from keras_distill.export.answers import Answer
+from keras_distill.export.int8 import changes
 from keras_distill.export.runtimes import litert as runtime
 from tests.forking import answer_here
 from tests.litert_models import (
@@ -298,3 +300,15 @@ def test_models_that_people_bring(tmp_path, name, how, recwarn):
 
 def runtime_name(path):
     return next(iter(runtime.Model(path)._dtypes))
+
+
+def test_of_many_unlikely_classes_int8_may_not_choose_any():
+    """None of 100 classes is 0.05 likelier than another; a constant answer is still wrong."""
+    logits = 0.3 * RNG.normal(size=(50, 100)).astype("float32")
+    answer = Answer("softmax", None, None)
+    exact = {n: v.numpy() for n, v in answer(logits, True).items()}
+    assert np.ptp(exact["probabilities"], -1).max() < 0.05
+    near = {n: v.numpy() for n, v in answer(logits + 0.02 * logits[::-1], True).items()}
+    constant = {n: v[np.zeros(50, int)] for n, v in exact.items()}
+    assert changes({None: answer}, exact, near) is None
+    assert "answers of label" in str(changes({None: answer}, exact, constant))

@@ -14,7 +14,7 @@ from keras_distill.keras_compat import own_variables
 # Of the labels of the calibration, int8 may change that many, and of values the root mean
 # square of the error may be that share of their range.
 _CHANGED, _ERROR = 0.01, 0.05
-# A label between two classes of nearly one probability says nothing of what int8 costs.
+# A label instead of one of nearly the same probability says nothing of what int8 costs.
 _NEAR = 0.05
 
 
@@ -43,8 +43,12 @@ def changes(
                 )
             continue
         labels, other = expected[f"{where}label"], found[f"{where}label"]
-        is_tie = one.is_tie(expected[f"{where}probabilities"], _NEAR)
-        changed = (labels != other) & ~is_tie
+        changed = labels != other
+        if one.kind == "softmax":
+            exact, got = (each[f"{where}probabilities"] for each in (expected, found))
+            changed &= _is_less_likely(exact, got)
+        else:
+            changed &= ~one.is_tie(expected[f"{where}probabilities"], _NEAR)
         # One of a few examples says nothing yet.
         if changed.sum() > max(1, _CHANGED * changed.size):
             return (
@@ -52,6 +56,16 @@ def changes(
                 f"calibration, more than {_CHANGED:.0%}, are others"
             )
     return None
+
+
+def _is_less_likely(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Tells where the class found is clearly less likely than the likeliest, by `expected`.
+
+    Of many classes none may be likelier than `_NEAR`: there half as likely is clearly less.
+    """
+    best = expected.max(-1)
+    chosen = np.take_along_axis(expected, found.argmax(-1)[..., None], -1)[..., 0]
+    return best - chosen > np.minimum(_NEAR, 0.5 * best)
 
 
 def layer_named(model: keras.Model, tensor: str | None) -> str | None:
