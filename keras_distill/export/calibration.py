@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -48,6 +49,11 @@ def calibration_arrays(inputs: Inputs, calibration: Any) -> dict[str, np.ndarray
                 f"the calibration for input {name!r} has NaN or infinity; leave such "
                 "examples out."
             )
+    if all(array.size > 1 and np.ptp(array) == 0 for array in arrays.values()):
+        raise ValueError(
+            "the calibration is one number throughout, which says no range; give some "
+            "hundred real examples."
+        )
     return arrays
 
 
@@ -60,6 +66,11 @@ def _raw(inputs: Inputs, calibration: Any, specs: dict[str, tf.TensorSpec]) -> A
     )
     if is_data:
         return _of_dataset(inputs, reading.read(calibration, "calibration"), specs)
+    if isinstance(calibration, Iterator):
+        raise TypeError(
+            f"calibration must be a batch or data, got {type(calibration).__name__}, which "
+            "can be read once; give an array of its examples, or a tf.data.Dataset."
+        )
     named = inputs.by_name(calibration)
     if isinstance(named, tuple) and 1 <= len(named) <= 3:  # (x, y), as for fit
         return _by_name(inputs, named[0])
