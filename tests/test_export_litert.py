@@ -152,7 +152,9 @@ def channels_apart(names=("a",)):
 def test_int8_that_ruins_a_model_names_the_layer(tmp_path, kind, names, sentence):
     (tmp_path / "m.tflite").write_text("before")
     x = {name: numbers(200, 8 // (n + 1)) for n, name in enumerate(names)}
-    with pytest.raises(RuntimeError, match=f"{sentence}.* most is 'wide'. Give more"):
+    with pytest.raises(
+        RuntimeError, match=f"{sentence}.* most is 'wide'. Give more.*quantize_aware"
+    ):
         export(
             channels_apart(names),
             tmp_path,
@@ -209,6 +211,8 @@ def test_calibration_of_several_inputs():
         (np.full((3, 4), np.nan), "the calibration for input 'x' has NaN or infinity"),
         ({"y": numbers(3, 4)}, "the calibration has 'y', but the model takes 'x'"),
         ("text", "the calibration for input 'x' must be a batch of float32"),
+        (iter([numbers(3, 4)]), "calibration must be .*, got list_iterator, which can be read once"),
+        (np.zeros((3, 4)), "the calibration is one number throughout"),
         (lambda: 3, "given as calibration must return a tf.data.Dataset"),
         (
             tf.data.Dataset.from_tensors(numbers(3, 4)).repeat(),
@@ -259,6 +263,11 @@ def of_text():
     )
 
 
+class Column(layers.Layer):
+    def call(self, x):
+        return x[..., None]
+
+
 def of_weights(dtype):
     return of(layers.Dense(3, dtype=dtype), shape=(4,), dtype="float32")
 
@@ -276,6 +285,11 @@ def of_weights(dtype):
             lambda: of(layers.Embedding(5, 3), layers.Flatten(), shape=(4,), dtype="bool"),
             {"output_kinds": "values"},
             r"the converter fails at Less \(in .*embedding.*\). Do that work before",
+        ),
+        (
+            lambda: of(Column(), layers.Flatten(), shape=(2, 2, 2, 2, 1)),
+            {"output_kinds": "values"},
+            "no kernel for StridedSlice.*Write tensor.* as keras.ops.expand_dims.*Do that work",
         ),
         *(
             (

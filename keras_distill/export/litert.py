@@ -31,6 +31,7 @@ QUANTIZE = ("float16", "dynamic", "int8")
 # What an answer for the example may differ by: a quantized one as a share of the output's
 # range.
 _TOLERANCES = {None: 1e-4, "float16": 0.01, "dynamic": 0.1}
+_AWARE = "train it by kd.quantize_aware, which leaves layers of rarer kinds in float"
 # Of weights; what only computes in half precision is made to do so in float32.
 _NOT_TAKEN = ("float64", "float16", "bfloat16")
 
@@ -67,9 +68,9 @@ def export_litert(
     - "dynamic": weights are int8; by 10 % of the range. Give `example` for a check on real
       inputs.
     - "int8": weights and activations are int8. On `calibration` no more than 1 % of the
-      labels may change, of those whose two likeliest classes (of a question: probability and
-      threshold) are more than 0.05 apart; or values by a root mean square of no more than 5 %
-      of their range.
+      labels may change, to a class that the model gives a probability lower by 0.05, or half
+      of the likeliest (of a question: where probability and threshold are that far apart); or
+      values by a root mean square of no more than 5 % of their range.
 
     What computes in half precision (`mixed_float16`) does so in float32, and is compared with
     the model in float32. RNN layers are unrolled, so that the batch is free; for that their inputs must say how
@@ -284,19 +285,22 @@ def _convert(
     try:
         done = _in_a_child("convert", saved_model, path, quantize, batches, grid)
     except fresh.FreshProcessError as error:
+        aware = f", {_AWARE}" if quantize == "int8" else ""
         raise RuntimeError(
             f"the LiteRT converter {error.ended} on this model with {how}, so nothing is exported; "
-            f"try another quantize, or kd.export_savedmodel.\n{error.said}".rstrip()
+            f"try another quantize{aware}, or kd.export_savedmodel.\n{error.said}".rstrip()
         ) from None
     if "unwritten" in done:
         raise OSError(
             f"the export could not be written to {path!r}: {done['unwritten']}."
         )
     if "refused" in done:
+        hint = ""
+        if "StridedSlice" in done["refused"]:
+            hint = "Write tensor[..., None] as keras.ops.expand_dims(tensor, -1). "
         raise ValueError(
-            f"LiteRT cannot take this model with {how}: {done['refused']}. Do that work "
-            "before the file is asked, build the model without it, or serve it with "
-            "kd.export_savedmodel."
+            f"LiteRT cannot take this model with {how}: {done['refused']}. {hint}Do that work "
+            "before the file is asked, build the model without it, or serve it with kd.export_savedmodel."
         )
     return done
 
@@ -362,5 +366,6 @@ def _check_int8(
         raise RuntimeError(
             f"int8 changes the model: {said}. "
             + (f"The layer that it changes most is {named}. " if named else "")
-            + 'Give more calibration, bound what layers give (ReLU6), or take quantize="dynamic".'
+            + f"Give more calibration, bound what layers give (ReLU6), {_AWARE}, or take "
+            'quantize="dynamic".'
         )
