@@ -175,6 +175,26 @@ def test_a_layer_that_keeps_state_is_named(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "other"), [("x-y.z", "x_y_z"), ("class", "class_"), ("1 x", "input_1_x")]
+)
+def test_a_name_that_nobody_can_ask_by_is_told_another(tmp_path, name, other):
+    model = keras.Sequential([keras.Input((4,), name=name), keras.layers.Dense(3)])
+    said = rf"TensorSpec\(\[None, 4\], tf.float32, name='{other}'\)"
+    with pytest.raises(ValueError, match=f"the input '{name}' cannot .*{said}"):
+        export_savedmodel(model, tmp_path / "m")
+    x = keras.Input((4,), name=name)
+    model = keras.Model([x, keras.Input((2,), name="b")], keras.layers.Dense(3)(x))
+    given = {"output_kinds": "values"}
+    with pytest.raises(ValueError, match=f"a list of .* of each input.*{said}"):
+        export_savedmodel(model, tmp_path / "m", **given)
+    specs = [tf.TensorSpec([None, n], name=s) for n, s in ((4, other), (2, "b"))]
+    path = export_savedmodel(model, tmp_path / "m", input_signature=specs, **given)
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    batch = {other: tf.ones((2, 4)), "b": tf.ones((2, 2))}
+    np.testing.assert_allclose(serve(**batch)["values"], model(list(batch.values())))
+
+
 def test_random_layer_is_found_out(tmp_path):
     class Noise(keras.layers.Layer):
         def call(self, x):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,6 +94,7 @@ class Serving:
                 f"preprocess must be a function or layer, got {preprocess!r}."
             )
         inputs = Inputs.of(model, input_signature, preprocess is not None)
+        _check_input_names(inputs.specs)
         if images is not None:
             inputs = EncodedInputs.over(inputs, images)
         batch = check.example_batch(inputs.specs, inputs.by_name(example))
@@ -230,6 +233,23 @@ def _check_keeps_no_state(model: keras.Model) -> None:
             f"the layer {kept[0]!r} is stateful: it goes on where the last batch ended, and "
             "whoever asks an export is not the one who asked before; build the model with "
             "stateful=False and take over its weights by set_weights(get_weights())."
+        )
+
+
+def _check_input_names(specs: dict[str, tf.TensorSpec]) -> None:
+    for name, spec in specs.items():
+        if name.isidentifier() and not keyword.iskeyword(name):
+            continue
+        other = re.sub(r"\W", "_", name)
+        other = other if other.isidentifier() else f"input_{other}"
+        other = f"{other}_" if keyword.iskeyword(other) else other
+        said = (
+            f"tf.TensorSpec({list(spec.shape)}, tf.{spec.dtype.name}, name={other!r})"
+        )
+        several = "a list of a tf.TensorSpec of each input, of which one is "
+        raise ValueError(
+            f"the input {name!r} cannot be asked by a name that is no Python argument; call "
+            f"it {other!r} by input_signature={several if len(specs) > 1 else ''}{said}."
         )
 
 
