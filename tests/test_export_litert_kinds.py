@@ -12,6 +12,7 @@ import keras_distill as kd
 from keras_distill.export import check, litert
 from keras_distill.export.answers import Answer
 from keras_distill.export.int8 import changes
+from keras_distill.export.portable import portable
 from keras_distill.export.runtimes import litert as runtime
 from tests.forking import answer_here
 from tests.litert_models import (
@@ -312,3 +313,19 @@ def test_of_many_unlikely_classes_int8_may_not_choose_any():
     constant = {n: v[np.zeros(50, int)] for n, v in exact.items()}
     assert changes({None: answer}, exact, near) is None
     assert "answers of label" in str(changes({None: answer}, exact, constant))
+
+
+@pytest.mark.parametrize("kind", ["Bidirectional", "GRU"])
+def test_what_is_unrolled_masks_padding_as_its_loop_does(kind):
+    """Keras forgets to turn the mask of what goes backwards."""
+    back = {"return_sequences": True, "zero_output_for_mask": True}
+    layer = layers.GRU(3, go_backwards=True, **back)
+    if kind == "Bidirectional":
+        layer = layers.Bidirectional(layers.GRU(3, return_sequences=True))
+    model = of(layers.Masking(), layer, shape=(5, 4))
+    x = numbers(3, 5, 4)
+    x[0, 3:], x[1, :2] = 0.0, 0.0
+    with portable([model], unrolls=True):
+        unrolled = tf.function(model)(x)
+    np.testing.assert_allclose(unrolled, model(x), atol=1e-6)
+    assert not any("inner_loop" in vars(one) for one in model._flatten_layers())
