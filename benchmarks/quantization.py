@@ -106,14 +106,13 @@ class Images:
         data = kd.datasets.load(
             "cifar100", batch_size=None, shuffle=False, verbose=False
         )
-        self.train, self.validation, self.test = (
-            self.arrays(part, count)
-            for part, count in (
-                (data.train, args.examples),
-                (data.validation, args.calibration),
-                (data.test, args.test),
-            )
+        self.train = self.arrays(data.train, args.examples)
+        self.calibration = self.arrays(data.validation, args.calibration)
+        #: What rates are chosen by: no image of it calibrates, trains or tests.
+        self.validation = self.arrays(
+            data.validation.skip(args.calibration), args.validation
         )
+        self.test = self.arrays(data.test, args.test)
         self.batch = args.batch
 
     @staticmethod
@@ -160,7 +159,7 @@ def aware_student(student, column, seed, images, args):
         student,
         weights=weights,
         activations=activations,
-        calibration=images.validation[0],
+        calibration=images.calibration[0],
     )
     if is_trained:
         batches = images.batches()
@@ -179,7 +178,7 @@ def file_of(model, column, images):
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if column == "int8":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            rows = images.validation[0][:, None]
+            rows = images.calibration[0][:, None]
             converter.representative_dataset = lambda: ([row] for row in rows)
         content = converter.convert()
         if column != "int4 recipe":
@@ -195,7 +194,7 @@ def file_of(model, column, images):
 def answers(content, x, batch=100):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=content, num_threads=2)
+    interpreter = Interpreter(model_content=content, num_threads=1)
     (given,), (taken,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
@@ -218,10 +217,13 @@ def figures(name, seed, column, images, args):
     if column in AWARE:
         model = aware_student(model, column, seed, images, args)
     content = file_of(model, column, images)
+    x, y = images.validation
+    validation = 100 * float(np.mean(answers(content, x).argmax(-1) == y))
     x, y = images.test
     served, own = answers(content, x), model.predict(x, verbose=0)
     return {
         "accuracy": 100 * float(np.mean(served.argmax(-1) == y)),
+        "validation accuracy": validation,
         "accuracy of the Keras model": 100 * float(np.mean(own.argmax(-1) == y)),
         "same labels": 100 * float(np.mean(served.argmax(-1) == own.argmax(-1))),
         "largest difference of logits": float(np.abs(served - own).max()),
@@ -267,6 +269,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=45_000, help="to train on")
     parser.add_argument("--calibration", type=int, default=1_000)
+    parser.add_argument("--validation", type=int, default=4_000)
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=30)
@@ -275,7 +278,8 @@ def main():
     parser.add_argument("--aware-rate", type=float, default=5e-4)
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.examples, args.calibration, args.test = 1, 256, 64, 200
+        args.seeds, args.examples, args.calibration = 1, 256, 64
+        args.validation, args.test = 100, 200
         args.epochs, args.aware_epochs = 1, 1
         args.student = args.student or "plain"
     args.folder = args.folder or pathlib.Path(tempfile.mkdtemp())
