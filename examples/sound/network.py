@@ -1,7 +1,7 @@
 """The network of teachers and students, from log-mel spectrograms to digits."""
 
 import keras
-from sound.log_mel import BANDS, FRAMES
+from sound.log_mel import BANDS, FRAMES, SAMPLES, LogMel
 
 
 def network(filters, dropout=0.0):
@@ -24,3 +24,9 @@ def network(filters, dropout=0.0):
         keras.layers.Dropout(dropout),
         keras.layers.Dense(10),
     ])  # fmt: skip
+
+
+def of_samples(model):
+    """Returns a model of spectrograms as one of raw samples `(batch, 8000)`."""
+    samples = keras.Input((SAMPLES,), name="samples")
+    return keras.Sequential([samples, LogMel(), *model.layers])

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from sound.log_mel import BANDS
+from sound.log_mel import BANDS, LogMel
+from sound.recordings import augment
 
 
 def stretcher(size, factor, fixed):
@@ -21,6 +22,16 @@ def stretched(spectrograms, rng):
         @ stretcher(BANDS, rng.uniform(0.85, 1.15), -4).T
         for one in spectrograms
     ])[..., None]  # fmt: skip
+
+
+def in_other_voices(samples, labels, copies):
+    """Returns spectrograms of copies of recordings, all in other voices, and their labels."""
+    rng, listen = np.random.default_rng(0), LogMel()
+    found = [
+        stretched(listen(augment(samples, labels, seed=seed)[0]).numpy(), rng)
+        for seed in range(copies)
+    ]
+    return np.concatenate(found), np.tile(labels, copies)
 
 
 class Throat(keras.layers.Layer):

@@ -201,7 +201,7 @@ INT8 = [
     ("text", f"{OF_INPUT} float32, got"),
     ({"x": X}, "the calibration has 'x', but the model takes"),
     (X * NAN, "the calibration for input .* has NaN or infinity"),
-    (iter([X]), f"{OF_INPUT} float32, got"),
+    (iter([X]), "calibration must be a batch or data, got list_iterator, which can be"),
 ]
 ROWS = [
     Row("export_savedmodel", call(name, value), sentence)
