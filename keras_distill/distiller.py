@@ -22,7 +22,7 @@ from keras_distill.faults import (
     faults_of,
     whole_if_small,
 )
-from keras_distill.features import layer_extractor
+from keras_distill.features import layer_extractor, shapes_of_features
 from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
@@ -292,10 +292,26 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         state.given_teacher = teacher
         if bound is not None:
             warn_of_order(self.student, bound)
-        matching.bind(self.student, None if bound is None else bound.model)
-        # An attribute, so that Keras trains and saves them.
-        self.loss_layers = matching.trainable_layers
+        model = None if bound is None else bound.model
+        matching.bind(
+            *(
+                {} if one is None else shapes_of_features(one, names, role)
+                for one, names, role in (
+                    (self.student, matching.layer_names("student"), "student"),
+                    (model, matching.layer_names("teacher"), "teacher"),
+                )
+            )
+        )
+        if model is not None:
+            matching.check_models(self.student, model)
+        self._take_loss_layers()
         self._retrace()
+
+    def _take_loss_layers(self) -> None:
+        """Has Keras train and save the layers of the distillation losses."""
+        layers = self._state.matching.trainable_layers
+        if [*map(id, layers)] != [*map(id, getattr(self, "loss_layers", []))]:
+            self.loss_layers = layers
 
     @property
     def student_from_logits(self) -> Any:
@@ -870,6 +886,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                     )
                 ),
             )
+        self._take_loss_layers()  # which features' shapes have made
         state.labelled = y is not None
         if is_built_by_data:
             state.inputs = keras.tree.map_structure(

@@ -55,3 +55,14 @@ def layer_extractor(
     layers = {name: hidden_layer(model, name, role) for name in layer_names}
     inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return keras.Model(inputs, {"outputs": symbolic_outputs(model), "layers": layers})
+
+
+def shapes_of_features(
+    model: keras.Model, layer_names: Sequence[str], role: str
+) -> dict[str, tuple]:
+    """Returns the shape of each named layer's output, batch first.
+
+    Raises:
+        ValueError: if a layer cannot be found by its name.
+    """
+    return {name: tuple(hidden_layer(model, name, role).shape) for name in layer_names}

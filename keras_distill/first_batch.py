@@ -14,6 +14,7 @@ from keras import ops
 from keras_distill import keras_compat
 from keras_distill.arguments import check_model
 from keras_distill.faults import check_labels
+from keras_distill.features import shapes_of_features
 from keras_distill.inputs import inputs_for
 from keras_distill.last_layers import (
     judges_direction,
@@ -400,7 +401,13 @@ def _check_teaching(
             cached, from_logits, matching.kinds, bool(kinds_taught(x))
         )
         check_finite(x.layers, "batch 0")
-        matching.check_cached_layers(x.layers, student)
+        student_layers = shapes_of_features(
+            student, matching.layer_names("student"), "student"
+        )
+        cached_layers = {
+            name: (None, *part.shape[1:]) for name, part in x.layers.items()
+        }
+        matching.bind(student_layers, cached_layers)
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
         check_cached_temperature(x, state)
         hold_to_temperature(several, state)

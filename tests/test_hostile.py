@@ -53,7 +53,6 @@ NO_ROWS = {
     "Distiller.train_step": _KERAS,
     "Evaluation": _RESULT,
     "FeatureLoss.bind": _STEP,
-    "FeatureLoss.check_cached": _STEP,
     "FeatureLoss.loss_per_example": _STEP,
     "FeatureLoss.validate_model_compatibility": _STEP,
     "CosineLoss.loss_per_example": _STEP,

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill.arguments import check_int
-from keras_distill.features import hidden_layer
+from keras_distill.features import shapes_of_features
 from keras_distill.losses.base import PACKAGE, DistillationLoss
 
 
@@ -38,12 +38,8 @@ class FeatureLoss(DistillationLoss):
         ValueError: if a name is no str, or the projection neither a bool nor an int >= 1.
 
     Example:
-    >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="s"),
-    ...                             keras.layers.Dense(2)])
-    >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="t"),
-    ...                             keras.layers.Dense(2)])
     >>> hint = FeatureLoss("s", "t", projection=True)
-    >>> hint.bind(student, teacher)
+    >>> hint.bind((None, 3), (None, 8))
     >>> hint.trainable_layers[0].units
     8
 
@@ -77,26 +73,24 @@ class FeatureLoss(DistillationLoss):
         """The projection, once the models are known."""
         return [] if self._layer is None else [self._layer]
 
-    def bind(self, student: keras.Model, teacher: keras.Model | None) -> None:
-        """Makes the projection for these two models; checks that the widths agree.
+    def bind(self, student_shape: tuple | None, teacher_shape: tuple | None) -> None:
+        """Makes the projection for features of these shapes; checks that they fit.
+
+        Called when the models are known, and again on the first batch, which knows more.
 
         Args:
-            student: the model that owns the student layer.
-            teacher: the model that owns the teacher layer, or `None` if it is not
-                there yet (a distiller that was just loaded).
+            student_shape: of the student's layer, batch first, `None` for a free axis; `None`
+                if it is not known yet, or the output itself is matched.
+            teacher_shape: likewise, of the teacher's layer or of cached features.
 
         Raises:
-            ValueError: if a layer does not exist, or the widths differ and there is
-                no projection.
+            ValueError: if the shapes do not fit, or the widths differ and there is no
+                projection.
         """
-        if self.student_layer_name is None:
+        if student_shape is None or self.student_layer_name is None:
             return
-        student_shape = hidden_layer(student, self.student_layer_name, "student").shape
         teacher_width = None if isinstance(self.projection, bool) else self.projection
-        if teacher is not None and self.teacher_layer_name is not None:
-            teacher_shape = hidden_layer(
-                teacher, self.teacher_layer_name, "teacher"
-            ).shape
+        if teacher_shape is not None:
             self._check_shapes(student_shape, teacher_shape)
             teacher_width = teacher_shape[-1]
         if self._layer is not None and self._layer.units != teacher_width:
@@ -113,30 +107,6 @@ class FeatureLoss(DistillationLoss):
                 name=f"project_{self.student_layer_name}",
             )
             self._layer.build((None, student_shape[-1]))
-
-    def check_cached(self, teacher_shape: tuple, student: keras.Model) -> None:
-        """Checks the student's layer against a cached one of the teacher.
-
-        Args:
-            teacher_shape: batch first.
-            student: the model that owns the student layer.
-
-        Raises:
-            ValueError: if shapes do not fit, or the projection has no width yet.
-        """
-        if self.student_layer_name is None:
-            return
-        student_shape = hidden_layer(student, self.student_layer_name, "student").shape
-        self._check_shapes(student_shape, (None, *teacher_shape[1:]))
-        width = teacher_shape[-1]
-        if self.projection is not False and (
-            self._layer is None or self._layer.units != width
-        ):
-            raise ValueError(
-                f"the cached layer {self.teacher_layer_name!r} has {width} features, which "
-                "without a teacher cannot be seen beforehand; pass "
-                f"FeatureLoss(..., projection={width})."
-            )
 
     def _check_shapes(self, student: tuple, teacher: tuple) -> None:
         names = f"{self.student_layer_name!r} and {self.teacher_layer_name!r}"
@@ -173,7 +143,14 @@ class FeatureLoss(DistillationLoss):
                 "keras.distillation.Distiller does not train a projection; use "
                 "keras_distill.Distiller, or two layers of one width."
             )
-        self.bind(student, teacher)
+        student_shape, teacher_shape = (
+            None if name is None else shapes_of_features(model, [name], role)[name]
+            for model, name, role in (
+                (student, self.student_layer_name, "student"),
+                (teacher, self.teacher_layer_name, "teacher"),
+            )
+        )
+        self.bind(student_shape, teacher_shape)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments."""

@@ -115,27 +115,32 @@ class Matching:
         }
         return keys if self.is_by_output or not keys else None
 
-    def bind(self, student: keras.Model, teacher: keras.Model | None) -> None:
-        """Checks the distillation losses against the models, and makes their layers.
+    def bind(self, student: dict[Any, tuple], teacher: dict[Any, tuple]) -> None:
+        """Checks the features that are matched, and makes what is learned with them.
 
-        Raises:
-            ValueError: if a layer does not exist, or shapes do not fit.
-        """
-        for term in self.terms:
-            if isinstance(term, FeatureLoss):
-                term.bind(student, teacher)
-            elif not isinstance(term, DistillationLoss) and teacher is not None:
-                term.validate_model_compatibility(teacher, student)
-
-    def check_cached_layers(self, layers: dict[str, Any], student: keras.Model) -> None:
-        """Checks cached hidden layers against the student, as `bind` does a teacher's.
+        Args:
+            student: shapes of the student's matched layers by name, as far as they are known.
+            teacher: likewise, of the teacher's or of cached features.
 
         Raises:
             ValueError: if shapes do not fit.
         """
         for term in self.terms:
-            if isinstance(term, FeatureLoss) and term.teacher_layer_name in layers:
-                term.check_cached(layers[term.teacher_layer_name].shape, student)
+            if isinstance(term, FeatureLoss):
+                term.bind(
+                    student.get(term.student_layer_name),
+                    teacher.get(term.teacher_layer_name),
+                )
+
+    def check_models(self, student: keras.Model, teacher: keras.Model) -> None:
+        """Has Keras's own distillation losses check the two models.
+
+        Raises:
+            ValueError: if they do.
+        """
+        for term in self.terms:
+            if not isinstance(term, DistillationLoss):
+                term.validate_model_compatibility(teacher, student)
 
     def __call__(
         self,
