@@ -22,7 +22,7 @@ from keras_distill.faults import (
     faults_of,
     whole_if_small,
 )
-from keras_distill.features import layer_extractor, shapes_of_features
+from keras_distill.features import Recorder
 from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
@@ -219,7 +219,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             output_kinds,
         )
         if names := matching.layer_names("student"):
-            self._state.student_runs = layer_extractor(student, names, "student")
+            self._state.student_recorder = Recorder(student, names, "student")
         self._set_teacher(teacher)
         if student.built:
             self.built = True
@@ -292,18 +292,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         state.given_teacher = teacher
         if bound is not None:
             warn_of_order(self.student, bound)
-        model = None if bound is None else bound.model
-        matching.bind(
-            *(
-                {} if one is None else shapes_of_features(one, names, role)
-                for one, names, role in (
-                    (self.student, matching.layer_names("student"), "student"),
-                    (model, matching.layer_names("teacher"), "teacher"),
-                )
-            )
-        )
-        if model is not None:
-            matching.check_models(self.student, model)
+        first_batch.bind_features(state)
+        if bound is not None and bound.model is not None:
+            matching.check_models(self.student, bound.model)
         self._take_loss_layers()
         self._retrace()
 
@@ -446,12 +437,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def _student_outputs(self, x: Any) -> tuple[Any, dict[str, Any]]:
         """Runs the student once, for training; returns its outputs and matched layers."""
-        if self._state.student_runs is None:
-            outputs, layers = self(x, training=True), {}
+        recorder = self._state.student_recorder
+        layers: dict[str, Any] = {}
+        if recorder is None:
+            outputs = self(x, training=True)
         else:
-            inputs = inputs_for(self.student, x, "student")
-            found = self._state.student_runs(inputs, training=True)
-            outputs, layers = found["outputs"], found["layers"]
+            outputs, layers = recorder(lambda: self(x, training=True))
         if not all(
             answer_for(self.student_from_logits, key) is not None
             or answer_for(self.output_kinds, key) == "values"

@@ -14,7 +14,6 @@ from keras import ops
 from keras_distill import keras_compat
 from keras_distill.arguments import check_model
 from keras_distill.faults import check_labels
-from keras_distill.features import shapes_of_features
 from keras_distill.inputs import inputs_for
 from keras_distill.last_layers import (
     judges_direction,
@@ -401,13 +400,7 @@ def _check_teaching(
             cached, from_logits, matching.kinds, bool(kinds_taught(x))
         )
         check_finite(x.layers, "batch 0")
-        student_layers = shapes_of_features(
-            student, matching.layer_names("student"), "student"
-        )
-        cached_layers = {
-            name: (None, *part.shape[1:]) for name, part in x.layers.items()
-        }
-        matching.bind(student_layers, cached_layers)
+        bind_features(state, x)
         check_top_k_can_be_matched(cached, matching.terms, state.temperature)
         check_cached_temperature(x, state)
         hold_to_temperature(several, state)
@@ -424,6 +417,7 @@ def _check_teaching(
             ops.any(nan_by_example(teacher.inputs_of(inputs)))
         ):
             raise ValueError(nan_in_inputs("for batch 0"))
+        bind_features(state, inputs)
         with tf.GradientTape() as tape:
             outputs = teacher(inputs, state.temperature.value_at(0))
         check_reads_nothing(student, tape.watched_variables())
@@ -705,6 +699,32 @@ def shape_of_logits(logits: Any) -> tuple:
     if logits.has_rest:  # at b = 0 it is the log of how many there are
         classes += round(float(np.exp(np.asarray(logits.rest).flat[0])))
     return (None, *logits.packed.shape[1:-1], classes)
+
+
+def bind_features(state: StepState, x: Any = None) -> None:
+    """Checks the features that are matched, as far as their shapes are known.
+
+    Args:
+        state: of the distiller.
+        x: of a first batch, which tells what a subclassed model gives, and what is cached.
+
+    Raises:
+        ValueError: if shapes do not fit, or a layer does not exist.
+    """
+    student, teacher = state.student_recorder, state.teacher
+    if student is not None and not state.student_features:
+        inputs = None if x is None else without_soft_targets(x)
+        state.student_features = student.shapes(inputs)
+    cached = x.layers if isinstance(x, DistillationInputs) else {}
+    found: dict[str, tuple] = {
+        name: (None, *part.shape[1:]) for name, part in cached.items()
+    }
+    if teacher is not None and teacher.recorder is not None and not found:
+        if not teacher.features:
+            inputs = None if x is None else teacher.inputs_of(without_soft_targets(x))
+            teacher.features = teacher.recorder.shapes(inputs)
+        found = teacher.features
+    state.matching.bind(state.student_features, found)
 
 
 def check_top_k_can_be_matched(cached: Any, terms: list, temperature: Any) -> None:

@@ -23,7 +23,7 @@ def inputs_for(model: Any, x: Any, who: str = "model") -> Any:
     Raises:
         ValueError: if the dict lacks an input of the model, or a list has others than it.
     """
-    wanted = _structure_of(model)
+    wanted = symbolic_inputs(model)
     if wanted is None:
         return x
     if not isinstance(x, Mapping):
@@ -72,7 +72,7 @@ def shapes_of_inputs(model: Any) -> dict[str, tuple] | None:
 
     In the order of `keras.tree.flatten`. `None` where the model does not say.
     """
-    wanted = _structure_of(model)
+    wanted = symbolic_inputs(model)
     if wanted is None:
         return None
     if isinstance(wanted, dict):
@@ -87,7 +87,7 @@ def shapes_of_inputs(model: Any) -> dict[str, tuple] | None:
     return {part.name: tuple(part.shape) for part in keras.tree.flatten(wanted)}
 
 
-def _structure_of(model: Any) -> Any:
+def symbolic_inputs(model: Any) -> Any:
     """Returns the symbolic inputs of a Functional or Sequential model, else `None`."""
     if not (isinstance(model, keras.Model) and getattr(model, "inputs", None)):
         return None

@@ -229,6 +229,21 @@ def own_variables(model: keras.Model) -> Iterator[tuple[keras.Layer, list]]:
         yield layer, [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def layers_inside(layer: Any) -> list[Any]:
+    """Returns the layers that a layer is made of, and the operations of a Functional model.
+
+    In public only a model says them, and a subclassed one not all.
+    """
+    if isinstance(layer, keras.Sequential):
+        return layer.layers
+    of_graph = list(getattr(layer, "operations", []))
+    if not isinstance(layer, keras.Layer):
+        return of_graph
+    known = {id(one) for one in of_graph}
+    tracked = layer._flatten_layers(include_self=False, recursive=False)
+    return of_graph + [one for one in tracked if id(one) not in known]
+
+
 def layer_without_xla(model: keras.Layer) -> keras.Layer | None:
     """Returns a layer of a model that says of itself that XLA cannot compile it.
 

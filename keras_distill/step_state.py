@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ from keras import ops
 
 from keras_distill.arguments import TEMPERATURES
 from keras_distill.faults import Fault
+from keras_distill.features import Recorder
 from keras_distill.losses.matching import Matching
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.teachers import Teacher
@@ -28,8 +28,8 @@ class StepState:
         student_from_logits: whether the student gives logits; by output where they differ.
         output_kinds: of the student, as the user said.
         kinds_settled: whether a first batch has said what was left open of them.
-        student_runs: the student, with its matched layers beside its outputs; `None`
-            where none is matched.
+        student_recorder: of the student's layers that are matched; `None` where none is.
+        student_features: shapes of these, as far as they are known.
         given_teacher: as the user gave it.
         teacher: the same, bound to what is matched.
         student_outputs: symbolic, once a batch was seen.
@@ -52,7 +52,8 @@ class StepState:
     student_from_logits: Any
     output_kinds: Any = None
     kinds_settled: bool = False
-    student_runs: Callable[..., Any] | None = None
+    student_recorder: Recorder | None = None
+    student_features: dict[str, tuple] = dataclasses.field(default_factory=dict)
     given_teacher: Any = None
     teacher: Teacher | None = None
     student_outputs: Any = None

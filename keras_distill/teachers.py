@@ -28,7 +28,7 @@ from keras_distill.arguments import (
     check_output_kinds,
     check_path,
 )
-from keras_distill.features import layer_extractor
+from keras_distill.features import Recorder
 from keras_distill.inputs import inputs_for, shapes_of_inputs
 from keras_distill.outputs import (
     check_told_apart,
@@ -96,7 +96,10 @@ class Teacher:
         self.settings: dict[str, Any] = {}
         #: Whether it was compared with the student in size.
         self.order_is_checked = False
-        self._extractor: keras.Model | None = None
+        #: Of the layers that are matched, if any are.
+        self.recorder: Recorder | None = None
+        #: Shapes of these, as far as they are known.
+        self.features: dict[str, tuple] = {}
 
     def matching(
         self, layer_names: Sequence[str] = (), from_logits: Any = None
@@ -121,7 +124,7 @@ class Teacher:
                 f"hidden layers {', '.join(layer_names)} of the teacher are to be "
                 f"matched, but it is a {self.description}; give one keras.Model."
             )
-        bound._extractor = layer_extractor(self.model, layer_names, "teacher")
+        bound.recorder = Recorder(self.model, layer_names, "teacher")
         return bound
 
     def inputs_of(self, x: Any) -> Any:
@@ -153,9 +156,8 @@ class Teacher:
         """
         if not is_settled(self.from_logits):
             self._settle(x)
-        if self._extractor is not None:
-            found = self._extractor(self.inputs_of(x), training=False)
-            outputs, layers = found["outputs"], found["layers"]
+        if self.recorder is not None:
+            outputs, layers = self.recorder(lambda: self._answer(x))
         else:
             outputs, layers = self._answer(x), {}
         logits = to_logits(outputs, self.from_logits, self.kinds)

@@ -53,6 +53,7 @@ NO_ROWS = {
     "Distiller.train_step": _KERAS,
     "Evaluation": _RESULT,
     "FeatureLoss.bind": _STEP,
+    "FeaturePaths": _RESULT,
     "FeatureLoss.loss_per_example": _STEP,
     "FeatureLoss.validate_model_compatibility": _STEP,
     "CosineLoss.loss_per_example": _STEP,

@@ -109,6 +109,7 @@ for name, call in {
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
     "ModelCard": lambda: kd.ModelCard(teacher=model(3)),
     "quantize_aware": lambda: kd.quantize_aware(model(3), calibration=x),
+    "feature_paths": lambda: kd.feature_paths(model(3)),
     "search": lambda: kd.search(lambda hp: model(3), (x, y), (x, y), teacher=model(3)),
     "DistillationHyperModel": lambda: kd.DistillationHyperModel(lambda hp: model(3)),
 }.items():

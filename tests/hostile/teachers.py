@@ -280,6 +280,16 @@ ROWS = (
         ),
     ]
     + [
+        Row(
+            "feature_paths", lambda: kd.feature_paths("model.keras"), "model must be a"
+        ),
+        Row(
+            "feature_paths",
+            lambda: kd.feature_paths(student(), {"other": np.ones((2, 5))}),
+            "takes the inputs",
+        ),
+    ]
+    + [
         Row("Distiller", lambda wrong=wrong: kd.Distiller(wrong), said)
         for wrong, said in (
             (None, "student must be a keras.Model, got None"),
@@ -295,7 +305,7 @@ ROWS = (
             lambda layer=layer: kd.Distiller(
                 student(), teacher(), distillation_loss=kd.FeatureLoss(layer, layer)
             ),
-            f"has no layer '{layer}'; its layers are",
+            f"has no layer '{layer}'; it has",
         )
         for layer in ("no such", "")
     ]
