@@ -14,9 +14,14 @@ from .figures import Comparison as Comparison
 from .figures import Evaluation as Evaluation
 from .losses.base import DistillationLoss as DistillationLoss
 from .losses.base import SumOfLosses as SumOfLosses
+from .losses.decoupled import DecoupledLoss as DecoupledLoss
+from .losses.divergences import JensenShannonLoss as JensenShannonLoss
+from .losses.divergences import ReverseKLLoss as ReverseKLLoss
 from .losses.features import FeatureLoss as FeatureLoss
 from .losses.kl import SoftTargetLoss as SoftTargetLoss
 from .losses.logits import LogitLoss as LogitLoss
+from .losses.relational import RelationalLoss as RelationalLoss
+from .losses.standardized import LogitStandardizedLoss as LogitStandardizedLoss
 from .losses.values import CosineLoss as CosineLoss
 from .losses.values import SquaredErrorLoss as SquaredErrorLoss
 from .metrics import TeacherAgreement as TeacherAgreement

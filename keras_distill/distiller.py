@@ -28,10 +28,11 @@ from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
     Matching,
     Reduce,
-    check_distillation_loss,
     check_mean_at_one_temperature,
 )
+from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.weights import (
+    class_numbers,
     class_weight_table,
     step_weights,
     weights_by_output,
@@ -111,8 +112,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         alpha: float from 0 to 1, or such a schedule: the weight of the hard loss.
             Default 0.1.
         distillation_loss: a distillation loss of this package or of `keras.distillation`, a sum
-            of them, or a dict by output name or a list of them, one per output; an output
-            with `None`, or left out, is not distilled, and has its own loss alone. Default:
+            of them, the name of one, such as "decoupled_loss", or a dict by output name or a
+            list of these, one per output; an output with `None`, or left out, is not
+            distilled, and has its own loss alone. Default:
             `SoftTargetLoss()`, or `SquaredErrorLoss()` for values, for every output.
         teacher_from_logits: bool, whether the teacher (or the cached soft targets) are
             logits (`True`) or probabilities (`False`); or a dict of bools by output name.
@@ -365,7 +367,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             student = ModelOutputs(
                 outputs, to_logits(outputs, self.student_from_logits, kinds), layers
             )
-            soft_loss = self._soft_loss(teacher, student, sample_weight, temperature)
+            soft_loss = self._soft_loss(
+                teacher,
+                student,
+                sample_weight,
+                temperature,
+                self._class_numbers(y, y_pred),
+            )
             regularization = self._regularization()
             # Regularisation counts whole; compute_loss has it in the hard loss already.
             loss = ops.where(has_hard, alpha * hard_loss, 0.0) + ops.where(
@@ -460,10 +468,21 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         student: ModelOutputs,
         sample_weight: Any,
         temperature: Any,
+        labels: Any,
     ) -> Any:
         if teacher is None:
             return ops.zeros((), "float32")
-        return self._state.matching(teacher, student, sample_weight, temperature)
+        return self._state.matching(
+            teacher, student, sample_weight, temperature, labels
+        )
+
+    def _class_numbers(self, y: Any, y_pred: Any) -> Any:
+        """Returns the labels as numbers of classes, where a distillation loss takes them."""
+        if not self._state.matching.takes_labels:
+            return None
+        if y is None:
+            raise ValueError(first_batch.NO_LABELS_TO_COMPARE_BY)
+        return class_numbers(y, y_pred, losses_by_key(self.student, self.loss))
 
     def compute_loss(
         self,

@@ -72,6 +72,11 @@ NOTHING_TEACHES = (
 )
 
 
+NO_LABELS_TO_COMPARE_BY = (
+    "the distillation loss compares by the label, as DecoupledLoss does, and the batches have "
+    "no labels; give them, or use SoftTargetLoss."
+)
+
 CACHED_WITHOUT_LAYERS = (
     "the distillation loss matches hidden layers, which cached soft targets do not hold: give the "
     "distiller its teacher too."
@@ -117,6 +122,8 @@ def check_first_batch(
     check_labels(y, shapes, loss, sample_weight)
     alpha = state.alpha.value
     if y is None:
+        if matching.takes_labels and alpha != 1.0:
+            raise ValueError(NO_LABELS_TO_COMPARE_BY)
         if alpha == 1.0:
             raise ValueError(
                 "the batches have no labels and alpha is 1.0, so there is nothing to "

@@ -38,11 +38,20 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     #: Whether it compares distributions over the classes of the last axis: of K yes/no
     #: questions it is given `(batch, ..., K, 2)`, and its mean over K is taken.
     is_over_classes = False
+    #: Whether it is also given `labels`: int32 `(batch, ...)`, class numbers, -1 for none.
+    takes_labels = False
+    #: Whether it is a relation between the examples of a batch, and is also given their
+    #: `weight`: float32 `(batch, ...)`, sample weight times mask, or `None`. An example of
+    #: weight 0 counts for nothing in it.
+    compares_examples = False
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns the loss of each example.
+
+        With `takes_labels` it has an argument `labels` too, with `compares_examples` an
+        argument `weight`.
 
         Args:
             teacher_outputs: float32 `(batch, ..., K)`, logits or values; or the teacher
@@ -68,6 +77,14 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         ):
             total += ops.mean(self.loss_per_example(of(teacher), of(student)))
         return total
+
+    def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
+        """Called by `keras.distillation.Distiller` with its two models."""
+        if self.takes_labels:
+            raise ValueError(
+                f"{type(self).__name__} needs the labels, which keras.distillation.Distiller "
+                "does not give to a distillation loss; use keras_distill.Distiller."
+            )
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
@@ -172,6 +189,26 @@ class SumOfLosses(DistillationLoss):
                 for weight, term in config["terms"]
             ]
         )
+
+
+def in_float(values: Any) -> Any:
+    """Returns float32, or float64 if the values are."""
+    values = ops.convert_to_tensor(values)
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    return ops.cast(values, keras.backend.result_type(dtype, "float32"))
+
+
+_SHORTEST = 1e-12  # the squared length below which a vector is none
+
+
+def unit(vectors: Any, axis: int = -1) -> Any:
+    """Returns vectors of length 1 along an axis; 0 for one of length 0, with no gradient."""
+    vectors = in_float(vectors)
+    # Scaled first: the square of a large float32 is infinite, of a small one 0.
+    largest = ops.stop_gradient(ops.max(ops.abs(vectors), axis, keepdims=True))
+    vectors = vectors / ops.where(largest > 0.0, largest, 1.0)
+    length = ops.sum(ops.square(vectors), axis, keepdims=True)
+    return vectors * ops.rsqrt(ops.maximum(length, _SHORTEST))
 
 
 def check_weight(weight: Any) -> float:

@@ -9,13 +9,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.arguments import check_temperature
-from keras_distill.losses.base import PACKAGE, DistillationLoss
+from keras_distill.losses.base import PACKAGE
+from keras_distill.losses.tempered import TemperedLoss
 from keras_distill.top_k import TopKLogits
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class SoftTargetLoss(DistillationLoss):
+class SoftTargetLoss(TemperedLoss):
     r"""Match the teacher's tempered probabilities.
 
         T**2 * KL(p || q),  p = softmax(z_teacher / T),  q = softmax(z_student / T)
@@ -55,44 +55,16 @@ class SoftTargetLoss(DistillationLoss):
     kinds = ("softmax", "sigmoid")
     is_over_classes = True
 
-    def __init__(self, temperature: float | None = None) -> None:
-        self.temperature = (
-            None if temperature is None else check_temperature(temperature)
-        )
-
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns `T**2 * KL(p || q)`, shape `(batch, ...)`, in nats."""
-        if self.temperature is not None:
-            temperature = self.temperature
+        temperature = self.temperature_or(temperature)
         if isinstance(teacher_outputs, TopKLogits):
             teacher_outputs, student_outputs = _with_one_rest(
                 teacher_outputs, student_outputs, temperature
             )
         return tempered_kl(teacher_outputs, student_outputs, temperature)
-
-    def compute_loss(
-        self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any
-    ) -> Any:
-        """Returns the mean of `T**2 * KL(p || q)` over all examples."""
-        self._require_temperature()
-        return super().compute_loss(teacher_outputs, student_outputs, **kwargs)
-
-    def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
-        """Called by `keras.distillation.Distiller` with its two models."""
-        self._require_temperature()
-
-    def _require_temperature(self) -> None:
-        if self.temperature is None:
-            raise ValueError(
-                "SoftTargetLoss() takes its temperature from keras_distill.Distiller; "
-                "outside it, give one: SoftTargetLoss(temperature=4.0)."
-            )
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor arguments."""
-        return {"temperature": self.temperature}
 
 
 def _with_one_rest(

@@ -14,6 +14,7 @@ from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.losses.weights import weight_for
 from keras_distill.outputs import as_pairs
@@ -59,6 +60,11 @@ class Matching:
         """All distillation losses, without their weights."""
         keys = list(self.kinds) if isinstance(self.kinds, dict) else [None]
         return [term for _, _, term in self._terms(keys)]
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a loss compares by the label."""
+        return any(getattr(term, "takes_labels", False) for term in self.terms)
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
@@ -148,6 +154,7 @@ class Matching:
         student: ModelOutputs,
         sample_weight: Any,
         temperature: Any,
+        labels: Any = None,
     ) -> Any:
         """Returns the soft loss of a batch, a float32 scalar.
 
@@ -156,6 +163,8 @@ class Matching:
             student: its answer.
             sample_weight: `None`, or in the structure of the student's outputs.
             temperature: float32 scalar > 0.
+            labels: class numbers by output, int32 `(batch, ...)`, -1 for none; `None` where
+                no loss takes them.
         """
         outputs = [key for key, _ in by_output(student.outputs)]
         total = ops.zeros((), "float32")
@@ -169,6 +178,8 @@ class Matching:
                 _weight_at(sample_weight, key),
                 temperature,
                 self._compares_pairs(term, key),
+                labels,
+                key,
             )
             total += weight * ops.cast(value, "float32")
         return total
@@ -219,10 +230,17 @@ class Matching:
         sample_weight: Any,
         temperature: Any,
         is_pairs: bool,
+        labels: Any,
+        key: Any,
     ) -> Any:
         """Returns one term's mean over the batch, divided by the replicas."""
         if isinstance(term, DistillationLoss):
-            values = term.loss_per_example(target, prediction, temperature)
+            also: dict[str, Any] = {}
+            if term.takes_labels:
+                also["labels"] = answer_for(labels, key)
+            if term.compares_examples:
+                also["weight"] = _weight_of(masked, sample_weight, prediction)
+            values = term.loss_per_example(target, prediction, temperature, **also)
             if is_pairs:  # the mean over the questions
                 values = ops.mean(values, -1)
             weight = weight_for(sample_weight, len(values.shape))
@@ -283,6 +301,22 @@ def _weight_at(sample_weight: Any, key: Any) -> Any:
     return at(sample_weight, key)
 
 
+def _weight_of(masked: Any, sample_weight: Any, compared: Any) -> Any:
+    """Returns mask times sample weight of what is compared, `(batch, ...)`, or `None`."""
+    mask = mask_of(keras.tree.flatten(masked)[0])
+    if mask is None and sample_weight is None:
+        return None
+    shape = ops.shape(compared)[:-1]
+    rank, weight = len(shape), ops.ones(shape, "float32")
+    for part in (mask, sample_weight):
+        if part is not None:
+            part = ops.cast(part, "float32")
+            if len(part.shape) > rank:
+                part = ops.mean(part, list(range(rank, len(part.shape))))
+            weight = weight * weight_for(part, rank)
+    return weight
+
+
 def _in_float(logits: Any) -> Any:
     dtype = keras.backend.standardize_dtype(logits.dtype)
     return ops.cast(logits, keras.backend.result_type(dtype, "float32"))
@@ -291,19 +325,6 @@ def _in_float(logits: Any) -> Any:
 def _masked(term: Any, student: ModelOutputs, key: Any) -> Any:
     layer = getattr(term, "student_layer_name", None)
     return at(student.outputs, key) if layer is None else student.layers[layer]
-
-
-def check_distillation_loss(distillation_loss: Any) -> Any:
-    """Refuses anything that is not a distillation loss or a structure of them."""
-    for _, part in by_output(distillation_loss):
-        if part is not None and not isinstance(
-            part, keras.distillation.DistillationLoss
-        ):
-            raise TypeError(
-                "distillation_loss must be a distillation loss, such as "
-                f"keras_distill.SoftTargetLoss(), or one per output; got {part!r}."
-            )
-    return distillation_loss
 
 
 def check_splits_by_example(term: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill.losses.base import PACKAGE, DistillationLoss
+from keras_distill.losses.base import PACKAGE, DistillationLoss, in_float, unit
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -36,7 +36,7 @@ class SquaredErrorLoss(DistillationLoss):
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns the mean squared difference of each example, shape `(batch, ...)`."""
-        difference = _in_float(student_outputs) - _in_float(teacher_outputs)
+        difference = in_float(student_outputs) - in_float(teacher_outputs)
         return ops.mean(ops.square(difference), -1)
 
 
@@ -68,24 +68,5 @@ class CosineLoss(DistillationLoss):
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns 1 less the cosine of each example, shape `(batch, ...)`."""
-        teacher, student = _unit(teacher_outputs), _unit(student_outputs)
+        teacher, student = unit(teacher_outputs), unit(student_outputs)
         return 1.0 - ops.sum(teacher * student, -1)
-
-
-_SHORTEST = 1e-12  # the squared length below which a vector is none
-
-
-def _unit(vectors: Any) -> Any:
-    vectors = _in_float(vectors)
-    # Scaled first: the square of a large float32 is infinite, of a small one 0.
-    largest = ops.stop_gradient(ops.max(ops.abs(vectors), -1, keepdims=True))
-    vectors = vectors / ops.where(largest > 0.0, largest, 1.0)
-    length = ops.sum(ops.square(vectors), -1, keepdims=True)
-    return vectors * ops.rsqrt(ops.maximum(length, _SHORTEST))
-
-
-def _in_float(values: Any) -> Any:
-    """Returns float32, or float64 if the values are."""
-    values = ops.convert_to_tensor(values)
-    dtype = keras.backend.standardize_dtype(values.dtype)
-    return ops.cast(values, keras.backend.result_type(dtype, "float32"))

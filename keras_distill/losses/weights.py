@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill.structures import by_output
+from keras_distill.structures import at, by_output
 
 
 def step_weights(
@@ -101,10 +101,39 @@ def weights_of_labels(table: np.ndarray, y: Any, y_pred: Any) -> Any:
 
     Keras takes the last axis of `(batch, time)` labels for one-hot classes.
     """
-    y = ops.convert_to_tensor(y)
-    if len(y.shape) == len(y_pred.shape):
-        is_one_hot = y.shape[-1] == len(table)
-        y = ops.argmax(y, -1) if is_one_hot else ops.squeeze(y, -1)
+    y = _class_numbers(y, len(y_pred.shape), len(table))
     if len(table) == 2 and y_pred.shape[-1] == 1:  # labels that were smoothed, too
         y = ops.cast(y, "float32") >= 0.5
     return ops.take(ops.convert_to_tensor(table), ops.cast(y, "int32"))
+
+
+def _class_numbers(y: Any, rank: int, classes: int) -> Any:
+    """Returns labels that may be one-hot, or have a last axis of 1, as numbers of classes."""
+    y = ops.convert_to_tensor(y)
+    if len(y.shape) < rank:
+        return y
+    return ops.argmax(y, -1) if y.shape[-1] == classes else ops.squeeze(y, -1)
+
+
+def class_numbers(y: Any, y_pred: Any, losses: dict) -> dict[Any, Any] | None:
+    """Returns the class of each label by output, int32 `(batch, ...)`; `None` without labels.
+
+    Args:
+        y: labels, whole numbers or one-hot, in the structure of the outputs.
+        y_pred: the student's outputs, `(batch, ..., classes)`.
+        losses: by output; labels of their `ignore_class` are -1.
+    """
+    if y is None:
+        return None
+    found = {}
+    for key, output in by_output(y_pred):
+        labels = at(y, key)
+        if labels is None or len(output.shape) < 2:
+            continue
+        numbers = _class_numbers(labels, len(output.shape), output.shape[-1])
+        numbers = ops.cast(numbers, "int32")
+        ignored = getattr(losses.get(key), "ignore_class", None)
+        if ignored is not None:
+            numbers = ops.where(numbers == ignored, -1, numbers)
+        found[key] = numbers
+    return found

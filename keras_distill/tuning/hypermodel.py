@@ -21,7 +21,7 @@ from keras_distill.arguments import (
 from keras_distill.distiller import Distiller
 from keras_distill.last_layers import judges_direction
 from keras_distill.losses.base import SumOfLosses
-from keras_distill.losses.matching import check_distillation_loss
+from keras_distill.losses.names import check_distillation_loss, loss_named
 from keras_distill.outputs import losses_by_key, settled_kinds, shapes_of
 from keras_distill.structures import answer_for, by_output, in_structure_of, keys_of
 from keras_distill.tuning import ranges
@@ -62,9 +62,10 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             searched by its logarithm, where it has a meaning.
         alpha: weight of the hard loss, from 0 to 1, fixed, a range or choices. Default
             `(0.0, 1.0)`.
-        distillation_loss: as in `Distiller`; or a list of `(weight, loss)` whose weights
-            may be ranges; or `fn(hp)` that returns a loss. Every trial gets a new copy.
-            Default `SoftTargetLoss()`.
+        distillation_loss: as in `Distiller`; or a list of names of losses, of which the
+            search chooses one; or a list of `(weight, loss)` whose weights may be ranges; or
+            `fn(hp)` that returns a loss. Every trial gets a new copy. Default
+            `SoftTargetLoss()`.
         optimizer: for a student that is not compiled: name, optimizer or `fn(hp)` that
             returns one. Default "adam".
         loss: for a student that is not compiled; a class of cross-entropy is given the
@@ -132,6 +133,9 @@ class DistillationHyperModel(keras_tuner.HyperModel):
                         "each of the weighted losses must be a distillation loss, got None."
                     )
                 check_distillation_loss(loss_term)
+        elif is_choice(distillation_loss):
+            for one in distillation_loss:
+                loss_named(one)
         elif not callable(distillation_loss):
             check_distillation_loss(distillation_loss)
         self.build_student = build_student
@@ -350,19 +354,24 @@ class DistillationHyperModel(keras_tuner.HyperModel):
 
     def _distillation_loss(self, hp: keras_tuner.HyperParameters) -> Any:
         given = self.distillation_loss
+        if is_choice(given):
+            return loss_named(hp.Choice("distillation_loss", list(given)))
         if _is_weighted(given):
-            names = _names([loss for _, loss in given])
+            losses = [check_distillation_loss(loss) for _, loss in given]
             return SumOfLosses(
                 [
                     (ranges.declare(hp, name, weight), _copy(loss))
-                    for name, (weight, loss) in zip(names, given, strict=True)
+                    for name, (weight, _), loss in zip(
+                        _names(losses), given, losses, strict=True
+                    )
                 ]
             )
         if callable(given):
             return keras.tree.map_structure(self._new, given(hp))
         if isinstance(given, (dict, list, tuple)):
+            given = check_distillation_loss(given)
             return keras.tree.map_structure(lambda one: one and _copy(one), given)
-        return given and _copy(given)
+        return given and _copy(check_distillation_loss(given))
 
     def _compile_arguments(
         self, hp: keras_tuner.HyperParameters, distiller: Distiller
@@ -476,6 +485,12 @@ def _check_metric(name: str, value: Any) -> Any:
     if isinstance(value, str) or _is_metric(value) or callable(value):
         return value
     raise ValueError(f"{name} must be a metric, its name or a function, got {value!r}.")
+
+
+def is_choice(given: Any) -> bool:
+    """Tells several names of losses, of which a search chooses, from losses by output."""
+    is_list = isinstance(given, (list, tuple)) and len(given) > 0
+    return is_list and all(isinstance(one, str) for one in given)
 
 
 def _is_weighted(given: Any) -> bool:

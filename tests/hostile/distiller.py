@@ -138,7 +138,7 @@ ROWS = [
     Row("SquaredErrorLoss", _matching(kd.SquaredErrorLoss()), "does not compare outputs of"),
     Row("CosineLoss", lambda: NAN * kd.CosineLoss(), "a weight must be a finite"),
     Row("CosineLoss", _matching(kd.CosineLoss()), "does not compare outputs of"),
-    Row("Distiller", _with(distillation_loss="kl"), "must be a distillation loss"),
+    Row("Distiller", _with(distillation_loss="kl"), "there is no distillation loss .kl."),
     Row("Distiller", _with(distillation_loss={"a": SPARSE}), "must be a distillation lo"),
     Row(
         "Distiller", _with(distillation_loss={"a": kd.SoftTargetLoss()}),
@@ -224,6 +224,19 @@ ROWS = [
         for wrong in (-1.0, NAN, INF, True)
     ],
     Row("SumOfLosses", lambda: kd.SumOfLosses([(1.0, "kl")]), "only distillation losses"),
+    *[
+        Row(of.__name__, lambda of=of, wrong=wrong: of(**{name: wrong}), said)
+        for of, name, said in (
+            (kd.DecoupledLoss, "target_weight", "target_weight must be a finite"),
+            (kd.DecoupledLoss, "other_weight", "other_weight must be a finite"),
+            (kd.RelationalLoss, "inter_weight", "inter_weight must be a finite"),
+            (kd.RelationalLoss, "intra_weight", "intra_weight must be a finite"),
+            (kd.JensenShannonLoss, "weight", "weight must be from 0 to 1"),
+            (kd.ReverseKLLoss, "temperature", "temperature must be"),
+            (kd.LogitStandardizedLoss, "temperature", "temperature must be"),
+        )
+        for wrong in (-1.0, NAN, "2")
+    ],
     Row("LogitLoss", lambda: kd.LogitLoss() + 3, "only distillation losses add up"),
     Row("LogitLoss", lambda: "2" * kd.LogitLoss(), "a weight must be a finite"),
     Row(

@@ -156,9 +156,9 @@ ROWS = (
     + [
         Row("DistillationHyperModel", hypermodel(distillation_loss=wrong), said)
         for wrong, said in (
-            ("kl", "must be a distillation loss"),
+            ("kl", "there is no distillation loss .kl."),
             (3, "must be a distillation loss"),
-            ([(1.0, "kl")], "must be a distillation loss"),
+            ([(1.0, "kl")], "there is no distillation loss .kl."),
             ([(1.0, None)], "must be a distillation loss"),
         )
     ]
