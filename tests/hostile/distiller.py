@@ -225,7 +225,11 @@ ROWS = [
     ],
     Row("SumOfLosses", lambda: kd.SumOfLosses([(1.0, "kl")]), "only distillation losses"),
     *[
-        Row(of.__name__, lambda of=of, wrong=wrong: of(**{name: wrong}), said)
+        Row(
+            of.__name__,
+            lambda of=of, name=name, wrong=wrong: of(**{name: wrong}),
+            said,
+        )
         for of, name, said in (
             (kd.DecoupledLoss, "target_weight", "target_weight must be a finite"),
             (kd.DecoupledLoss, "other_weight", "other_weight must be a finite"),
