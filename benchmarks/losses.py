@@ -103,17 +103,19 @@ def compared():
     normalized = functools.partial(
         features, kd.NormalizedFeatureLoss, pairs=(MIDDLE, END), adapter="auto"
     )
-    dkd = functools.partial(kd.DecoupledLoss)
     return {
         "labels alone": ((None, 1.0, 1.0), {}),
         "SoftTargetLoss": ((soft, 4.0, 0.1), on_outputs(soft)),
-        "LogitLoss": ((kd.LogitLoss, 1.0, 0.5), on_outputs(kd.LogitLoss, (1.0,), (0.1, 0.5, 0.9))),
-        "ReverseKLLoss": ((kd.ReverseKLLoss, 4.0, 0.1), on_outputs(kd.ReverseKLLoss)),
-        "JensenShannonLoss": ((kd.JensenShannonLoss, 4.0, 0.1), on_outputs(kd.JensenShannonLoss)),
-        "DecoupledLoss": ((dkd, 4.0, 0.5), on_outputs(dkd)),
-        "RelationalLoss": ((kd.RelationalLoss, 4.0, 0.5), on_outputs(kd.RelationalLoss, (1.0, 4.0))),
+        "LogitLoss": ((kd.LogitLoss, 1.0, 0.0), on_outputs(kd.LogitLoss, (1.0,), (0.1, 0.5, 0.9))),
+        "ReverseKLLoss": ((kd.ReverseKLLoss, 1.0, 0.0), on_outputs(kd.ReverseKLLoss)),
+        "JensenShannonLoss": ((kd.JensenShannonLoss, 1.0, 0.0), on_outputs(kd.JensenShannonLoss)),
+        "DecoupledLoss": ((kd.DecoupledLoss, 4.0, 0.5), on_outputs(kd.DecoupledLoss)),
+        "RelationalLoss": (
+            (functools.partial(kd.RelationalLoss, 2.0, 2.0), 4.0, 0.5),
+            on_outputs(kd.RelationalLoss, (1.0, 4.0)),
+        ),
         "LogitStandardizedLoss": (
-            (kd.LogitStandardizedLoss, 2.0, 0.1), on_outputs(kd.LogitStandardizedLoss),
+            (kd.LogitStandardizedLoss, 2.0, 0.011), on_outputs(kd.LogitStandardizedLoss),
         ),
         "FeatureLoss": ((functools.partial(hints, 100.0), 4.0, 0.5), on_features(hints, (0.1, 1.0))),
         "CosineLoss": ((functools.partial(cosine, 1.0), 4.0, 0.5), on_features(cosine, (0.3, 3.0))),
