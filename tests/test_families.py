@@ -63,7 +63,7 @@ IMAGE = (SIZE, SIZE, 3)
 def resnet(name, filters, activation=None):
     return hub(
         "ResNetImageClassifier", "ResNetBackbone", activation, name=name,
-        input_conv_filters=[filters], input_conv_kernel_sizes=[7],
+        input_conv_filters=[64], input_conv_kernel_sizes=[7],
         stackwise_num_filters=[64, filters, 2 * filters],
         stackwise_num_blocks=[1, 1, 1], stackwise_num_strides=[1, 2, 2],
         block_type="basic_block", use_pre_activation=True, image_shape=IMAGE,
