@@ -16,7 +16,11 @@ from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
-from keras_distill.losses.weights import weight_for
+from keras_distill.losses.weights import (
+    weight_for,
+    weight_in_shape,
+    weights_by_example,
+)
 from keras_distill.outputs import as_pairs
 from keras_distill.structures import ModelOutputs, answer_for, at, by_output
 
@@ -238,9 +242,18 @@ class Matching:
             also: dict[str, Any] = {}
             if term.takes_labels:
                 also["labels"] = answer_for(labels, key)
+            of_layers = term.compares_examples and isinstance(term, FeatureLoss)
             if term.compares_examples:
-                also["weight"] = _weight_of(masked, sample_weight, prediction)
+                # Layers are compared by example, outputs by position.
+                shape = ops.shape(prediction)[: 1 if of_layers else -1]
+                also["weight"] = _weight_of(masked, sample_weight, shape)
             values = term.loss_per_example(target, prediction, temperature, **also)
+            if of_layers:
+                # The mask is of positions, the values are of examples.
+                counts = weights_by_example(
+                    sample_weight, mask_of(masked), ops.shape(values)
+                )
+                return self.reduce(values, values, counts)
             if is_pairs:  # the mean over the questions
                 values = ops.mean(values, -1)
             weight = weight_for(sample_weight, len(values.shape))
@@ -275,7 +288,7 @@ def _copied(distillation_loss: Any) -> Any:
     if isinstance(distillation_loss, SumOfLosses):
         return SumOfLosses([(w, _copied(term)) for w, term in distillation_loss.terms])
     if isinstance(distillation_loss, FeatureLoss):
-        return FeatureLoss(**distillation_loss.get_config())
+        return type(distillation_loss).from_config(distillation_loss.get_config())
     return distillation_loss
 
 
@@ -301,20 +314,11 @@ def _weight_at(sample_weight: Any, key: Any) -> Any:
     return at(sample_weight, key)
 
 
-def _weight_of(masked: Any, sample_weight: Any, compared: Any) -> Any:
-    """Returns mask times sample weight of what is compared, `(batch, ...)`, or `None`."""
-    mask = mask_of(keras.tree.flatten(masked)[0])
-    if mask is None and sample_weight is None:
-        return None
-    shape = ops.shape(compared)[:-1]
-    rank, weight = len(shape), ops.ones(shape, "float32")
-    for part in (mask, sample_weight):
-        if part is not None:
-            part = ops.cast(part, "float32")
-            if len(part.shape) > rank:
-                part = ops.mean(part, list(range(rank, len(part.shape))))
-            weight = weight * weight_for(part, rank)
-    return weight
+def _weight_of(masked: Any, sample_weight: Any, shape: tuple) -> Any:
+    """Returns mask times sample weight of what is compared, of a shape, or `None`."""
+    return weight_in_shape(
+        [mask_of(keras.tree.flatten(masked)[0]), sample_weight], shape
+    )
 
 
 def _in_float(logits: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -61,6 +62,49 @@ def weight_for(weight: Any, rank: int) -> Any:
         if missing > 0
         else (weight)
     )
+
+
+def weight_in_shape(factors: list, shape: tuple) -> Any:
+    """Returns the product of weights and masks, the mean over axes that a shape has not.
+
+    Args:
+        factors: of leading axes of the shape, longer ones, or `None`.
+        shape: `(batch, ...)`.
+
+    Returns:
+        float32 of the shape, or `None` if all are.
+    """
+    factors = [ops.cast(one, "float32") for one in factors if one is not None]
+    if not factors:
+        return None
+    rank = max([len(shape), *(len(one.shape) for one in factors)])
+    # The product first: a position that either leaves out counts for nothing.
+    found = math.prod(weight_for(one, rank) for one in factors)
+    if rank > len(shape):
+        found = ops.mean(found, [*range(len(shape), rank)])
+    return ops.broadcast_to(found, shape)
+
+
+def weights_by_example(sample_weight: Any, mask: Any, shape: tuple) -> Any:
+    """Returns the weights of values of whole examples, whose positions may have a mask.
+
+    As Keras takes a mean: examples that are masked whole are not there.
+
+    Args:
+        sample_weight: `None`, or of leading axes of the layer's output.
+        mask: bool `(batch, ...)`, or `None`.
+        shape: of the values, `(batch,)`.
+
+    Returns:
+        float32 `(batch,)`, or `None`.
+    """
+    if mask is None:
+        return weight_in_shape([sample_weight], shape)
+    axes = [*range(1, len(mask.shape))]
+    counts = ops.cast(ops.any(mask, axes) if axes else mask, "float32")
+    size = ops.cast(shape[0], "float32")
+    counts = counts * size / ops.maximum(ops.sum(counts), 1.0)
+    return weight_in_shape([sample_weight, counts], shape)
 
 
 def class_weight_table(
