@@ -99,7 +99,7 @@ def settings(quick):
         lambda: models.cnn((32, 32, 3), 100, wide, dense=256),
         (32, 32, 3), 100, None,
     )  # fmt: skip
-    # The matched layers are of one width: Keras learns no projection.
+    # The matched layers are of one width: Keras learns no adapter.
     yield (
         "MLP, last hidden layer matched, under 784-1200-800-10",
         lambda: models.mlp(image, 10, student),

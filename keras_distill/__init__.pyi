@@ -12,6 +12,7 @@ from .features import FeaturePaths as FeaturePaths
 from .features import feature_paths as feature_paths
 from .figures import Comparison as Comparison
 from .figures import Evaluation as Evaluation
+from .losses.attention import AttentionTransferLoss as AttentionTransferLoss
 from .losses.base import DistillationLoss as DistillationLoss
 from .losses.base import SumOfLosses as SumOfLosses
 from .losses.decoupled import DecoupledLoss as DecoupledLoss
@@ -20,7 +21,10 @@ from .losses.divergences import ReverseKLLoss as ReverseKLLoss
 from .losses.features import FeatureLoss as FeatureLoss
 from .losses.kl import SoftTargetLoss as SoftTargetLoss
 from .losses.logits import LogitLoss as LogitLoss
+from .losses.normalized import NormalizedFeatureLoss as NormalizedFeatureLoss
 from .losses.relational import RelationalLoss as RelationalLoss
+from .losses.similarity import RelationLoss as RelationLoss
+from .losses.similarity import SimilarityLoss as SimilarityLoss
 from .losses.standardized import LogitStandardizedLoss as LogitStandardizedLoss
 from .losses.values import CosineLoss as CosineLoss
 from .losses.values import SquaredErrorLoss as SquaredErrorLoss

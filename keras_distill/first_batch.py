@@ -22,7 +22,7 @@ from keras_distill.last_layers import (
     symbolic_outputs,
     takes_logits,
 )
-from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.features import FeatureLoss, is_on_features
 from keras_distill.losses.matching import check_mean_at_one_temperature
 from keras_distill.losses.weights import class_weight_table
 from keras_distill.outputs import (
@@ -667,7 +667,7 @@ def check_cached_temperature(x: Any, state: StepState) -> None:
 
 def _temperatures(state: StepState) -> list[float | None]:
     """Returns the temperatures of all soft losses; `None` for the distiller's."""
-    terms = [t for t in state.matching.terms if not isinstance(t, FeatureLoss)]
+    terms = [t for t in state.matching.terms if not is_on_features(t)]
     return [getattr(term, "temperature", None) for term in terms]
 
 

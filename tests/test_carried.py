@@ -158,7 +158,7 @@ def test_a_copy_of_a_trained_backbone_starts_the_same_in_every_trial(
 
 
 def test_a_loss_or_optimizer_that_a_function_returns_again_is_copied(data):
-    loss = kd.FeatureLoss("hidden", "hidden", projection=8)
+    loss = kd.FeatureLoss("hidden", "hidden", adapter="auto")
     optimizer = keras.optimizers.SGD(0.1)
     hypermodel = kd.DistillationHyperModel(
         lambda hp: mlp(4), mlp(8), distillation_loss=lambda hp: loss,

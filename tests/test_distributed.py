@@ -44,7 +44,7 @@ def train(strategy, data, distillation_loss=None, make_teacher=None, **fit_argum
 @pytest.mark.parametrize("matched", [False, True])
 def test_two_replicas_equal_one(data, matched, mirrored):
     def objective():
-        hint = FeatureLoss("hidden", "hidden", projection=True)
+        hint = FeatureLoss("hidden", "hidden", adapter="auto")
         return SoftTargetLoss() + 0.1 * hint if matched else None
 
     one, logs_one = train(tf.distribute.get_strategy(), data, objective())

@@ -79,7 +79,7 @@ def test_weights_of_the_objective_are_searched():
 
 
 def test_every_trial_has_an_objective_of_its_own():
-    objective = kd.FeatureLoss("hidden", "hidden", projection=True)
+    objective = kd.FeatureLoss("hidden", "hidden", adapter="auto")
     hypermodel = kd.DistillationHyperModel(
         build, mlp(16), distillation_loss=[(1.0, objective)]
     )

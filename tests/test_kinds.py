@@ -395,7 +395,7 @@ def test_features_alone_put_no_demand_on_the_head(loss):
             ]
         )
 
-    hint = kd.FeatureLoss("hidden", "hidden", projection=True)
+    hint = kd.FeatureLoss("hidden", "hidden", adapter="auto")
     for classes in (3, 5):  # the teacher's are of no matter
         distiller = kd.Distiller(
             model(4, 3, 1), model(8, classes, 0), distillation_loss=hint, alpha=0.5

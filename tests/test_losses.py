@@ -185,19 +185,19 @@ def test_hidden_layer_loss_by_hand():
     np.testing.assert_allclose(loss, [(1 + 4) / 2])
 
 
-def test_projection_maps_to_the_teachers_width_and_is_learned(data):
+def test_adapter_maps_to_the_teachers_width_and_is_learned(data):
     x, y = data
-    hint = FeatureLoss("hidden", "hidden", projection=True)
+    hint = FeatureLoss("hidden", "hidden", adapter="auto")
     distiller = Distiller(
         mlp(6), mlp(32), distillation_loss=SoftTargetLoss() + 0.5 * hint
     )
-    (projection,) = distiller.loss_layers
+    (adapter,) = distiller.loss_layers
     assert hint.trainable_layers == []  # another distiller gets one of its own
-    assert projection.kernel.shape == (6, 32)
-    before = projection.kernel.numpy()
+    assert adapter.kernel.shape == (6, 32)
+    before = adapter.kernel.numpy()
     distiller.compile("adam", SPARSE)
     distiller.fit(x, y, verbose=0)
-    assert np.abs(projection.kernel.numpy() - before).max() > 0
+    assert np.abs(adapter.kernel.numpy() - before).max() > 0
 
 
 def test_matched_layers_run_each_model_once(data):
@@ -321,8 +321,8 @@ def test_our_objectives_train_in_keras_distiller(data, make_loss):
 def test_keras_distiller_is_told_what_it_cannot_do():
     with pytest.raises(ValueError, match="give one: SoftTargetLoss"):
         keras.distillation.Distiller(mlp(), mlp(), distillation_losses=SoftTargetLoss())
-    hint = FeatureLoss("hidden", "hidden", projection=True)
-    with pytest.raises(ValueError, match="does not train a projection"):
+    hint = FeatureLoss("hidden", "hidden", adapter="auto")
+    with pytest.raises(ValueError, match="does not train an adapter"):
         keras.distillation.Distiller(mlp(), mlp(9), distillation_losses=hint)
     total = SoftTargetLoss(4.0) + FeatureLoss("hidden", "hidden")
     with pytest.raises(ValueError, match="give it the terms as a list"):
@@ -342,7 +342,7 @@ def test_keras_distiller_is_told_what_it_cannot_do():
         ),
         (
             FeatureLoss("hidden", "hidden"),
-            "6 and 32 features; pass projection=True",
+            '6 and 32 features; pass adapter="auto"',
         ),
     ],
 )

@@ -38,7 +38,7 @@ def trained(data, teacher, **kwargs):
 
 
 def matching_features(data, teacher):
-    loss = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", projection=True)
+    loss = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", adapter="auto")
     return trained(data, teacher, distillation_loss=loss)
 
 

@@ -156,7 +156,7 @@ def test_features_are_of_the_prepared_inputs(pictures):
     x, _ = pictures
     model = images(16)
     teacher = kd.as_teacher(model, preprocess=scaled, resize=(16, 16))
-    loss = kd.FeatureLoss("hidden", "hidden", projection=True)
+    loss = kd.FeatureLoss("hidden", "hidden", adapter="auto")
     bound = kd.Distiller(images(16), teacher, distillation_loss=loss)._state.teacher
     found = bound(x, 1.0).layers["hidden"]
     resized = keras.ops.image.resize(x.astype("float32"), (16, 16), "bilinear")

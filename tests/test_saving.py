@@ -32,7 +32,7 @@ def test_reloaded_distiller_continues_exactly(data, tmp_path):
     x, y = data
     teacher = mlp(256)
     schedule = keras.optimizers.schedules.ExponentialDecay(4.0, 10, 0.5)
-    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", projection=True)
+    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", adapter="auto")
     distiller = make(teacher, temperature=schedule, alpha=0.3, distillation_loss=hint)
     distiller.fit(x, y, epochs=2, verbose=0)
     distiller.alpha = 0.6
@@ -127,7 +127,7 @@ def test_keras_objective_is_saved(tmp_path):
 
 
 def test_fresh_process_loads_in_safe_mode_without_custom_objects(data, tmp_path):
-    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", projection=True)
+    hint = SoftTargetLoss() + 0.1 * FeatureLoss("hidden", "hidden", adapter="auto")
     distiller = make(mlp(32), distillation_loss=hint)
     distiller.fit(*data, verbose=0)
     distiller.save(tmp_path / "d.keras")

@@ -231,7 +231,7 @@ def test_views_are_those_of_the_epoch(tmp_path, search):
 def test_hidden_layers_are_kept_for_the_objective(tmp_path, search):
     matching = [
         (1.0, kd.SoftTargetLoss()),
-        ((0.1, 1.0), kd.FeatureLoss("hidden", "hidden", projection=32)),
+        ((0.1, 1.0), kd.FeatureLoss("hidden", "hidden", adapter="auto")),
     ]
     result = search(tmp_path, distillation_loss=matching, teacher=teacher())
     assert (result.trials["status"] == "COMPLETED").all()
@@ -518,7 +518,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path, search):
             "call it 'student_epochs'",
         ),
         (
-            {"distillation_loss": kd.FeatureLoss("hidden", "hidden", projection=32)},
+            {"distillation_loss": kd.FeatureLoss("hidden", "hidden", adapter="auto")},
             ValueError,
             r"layer 'hidden', which the soft targets do not hold; .* layers=\['hidden'\]",
         ),

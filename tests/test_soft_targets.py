@@ -478,7 +478,7 @@ def test_hidden_layers_are_cached(path, many):
         distiller_for(mlp(5), distillation_loss=objective).fit(
             batches.batch(20), verbose=0
         )
-    projected = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", True)
+    projected = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden", "auto")
     distiller = distiller_for(mlp(5), distillation_loss=projected)
     distiller.fit(batches.batch(20), verbose=0)
     assert distiller.loss_layers[0].kernel.shape == (5, 6)

@@ -279,7 +279,7 @@ def test_a_teacher_object_serves_two_distillers():
     # Its layers say neither, so that the user may say both.
     shared = as_teacher(mlp(32, activation=lambda z: z), from_logits=True)
     first = kd.Distiller(
-        mlp(6), shared, distillation_loss=kd.FeatureLoss("hidden", "hidden", True)
+        mlp(6), shared, distillation_loss=kd.FeatureLoss("hidden", "hidden", "auto")
     )
     second = kd.Distiller(mlp(6), shared)
     third = kd.Distiller(mlp(6), shared, teacher_from_logits=False)

@@ -88,7 +88,7 @@ class DistillationLoss(keras.distillation.DistillationLoss):
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
-        """Layers that are learned together with the student, such as projections."""
+        """Layers that are learned together with the student, such as adapters."""
         return []
 
     def get_config(self) -> dict[str, Any]:

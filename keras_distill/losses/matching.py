@@ -12,7 +12,7 @@ from keras import ops
 from keras_distill.arguments import KINDS
 from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
-from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.features import FeatureLoss, is_on_features
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
@@ -45,7 +45,7 @@ class Matching:
     """
 
     def __init__(self, distillation_loss: Any = None) -> None:
-        # Copies: a projection belongs to one distiller.
+        # Copies: an adapter belongs to one distiller.
         self.given = _copied(check_distillation_loss(distillation_loss))
         self.distillation_loss = SoftTargetLoss() if self.given is None else self.given
         self.reduce = Reduce()
@@ -85,7 +85,7 @@ class Matching:
         """Returns the kinds that the losses given for an output compare, by its key."""
         found: dict[Any, tuple[str, ...]] = {}
         for key, _, term in [] if self.given is None else self._terms([None]):
-            if not isinstance(term, FeatureLoss) and hasattr(term, "kinds"):
+            if not is_on_features(term) and hasattr(term, "kinds"):
                 before = found.get(key, KINDS)
                 found[key] = tuple(kind for kind in before if kind in term.kinds)
         return found
@@ -118,11 +118,7 @@ class Matching:
 
         Features, and outputs that are not matched, may be anything.
         """
-        keys = {
-            key
-            for key, _, term in self._terms([None])
-            if not isinstance(term, FeatureLoss)
-        }
+        keys = {key for key, _, term in self._terms([None]) if not is_on_features(term)}
         return keys if self.is_by_output or not keys else None
 
     def bind(self, student: dict[Any, tuple], teacher: dict[Any, tuple]) -> None:
@@ -214,7 +210,7 @@ class Matching:
         layer = getattr(term, f"{role}_layer_name", None)
         if layer is not None:
             return answer.layers[layer]
-        if isinstance(term, FeatureLoss):
+        if is_on_features(term):
             return at(answer.outputs, key)
         seen = keras.tree.map_structure(_in_float, at(answer.logits, key))
         if len(getattr(seen, "shape", (0, 0))) == 1:  # one number for each example
@@ -288,7 +284,7 @@ def _copied(distillation_loss: Any) -> Any:
     if isinstance(distillation_loss, SumOfLosses):
         return SumOfLosses([(w, _copied(term)) for w, term in distillation_loss.terms])
     if isinstance(distillation_loss, FeatureLoss):
-        return type(distillation_loss).from_config(distillation_loss.get_config())
+        return distillation_loss.copied()
     return distillation_loss
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import keras
 
+from keras_distill.losses.attention import AttentionTransferLoss
 from keras_distill.losses.base import DistillationLoss
 from keras_distill.losses.decoupled import DecoupledLoss
 from keras_distill.losses.divergences import JensenShannonLoss, ReverseKLLoss
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.logits import LogitLoss
+from keras_distill.losses.normalized import NormalizedFeatureLoss
 from keras_distill.losses.relational import RelationalLoss
+from keras_distill.losses.similarity import RelationLoss, SimilarityLoss
 from keras_distill.losses.standardized import LogitStandardizedLoss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.structures import by_output, each_output
@@ -30,6 +33,15 @@ ON_OUTPUTS: tuple[type[DistillationLoss], ...] = (
     JensenShannonLoss,
     SquaredErrorLoss,
     CosineLoss,
+)
+
+#: What compares features, of layers that it must be given.
+ON_FEATURES: tuple[type[DistillationLoss], ...] = (
+    FeatureLoss,
+    AttentionTransferLoss,
+    SimilarityLoss,
+    RelationLoss,
+    NormalizedFeatureLoss,
 )
 
 
@@ -48,7 +60,7 @@ def loss_named(name: str) -> DistillationLoss:
     for of in ON_OUTPUTS:
         if name in (of.__name__, _snake(of.__name__)):
             return of()
-    for of in _on_features(FeatureLoss):
+    for of in ON_FEATURES:
         if name in (of.__name__, _snake(of.__name__)):
             raise ValueError(
                 f"{of.__name__} compares features, and its name does not say which; give "
@@ -60,10 +72,6 @@ def loss_named(name: str) -> DistillationLoss:
         f"there is no distillation loss {name!r}; use {', '.join(map(repr, closest))}, or "
         "give an object, such as keras_distill.SoftTargetLoss()."
     )
-
-
-def _on_features(of: type[DistillationLoss]) -> list[type[DistillationLoss]]:
-    return [of, *(one for kind in of.__subclasses__() for one in _on_features(kind))]
 
 
 def check_distillation_loss(distillation_loss: Any) -> Any:

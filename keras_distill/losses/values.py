@@ -7,7 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill.arguments import KINDS
 from keras_distill.losses.base import PACKAGE, DistillationLoss, in_float, unit
+from keras_distill.losses.features import FeatureLoss
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -41,8 +43,8 @@ class SquaredErrorLoss(DistillationLoss):
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class CosineLoss(DistillationLoss):
-    """Match the direction of the teacher's embedding.
+class CosineLoss(FeatureLoss):
+    """Match the direction of the teacher's embedding, or of a hidden layer's features.
 
         1 - sum_i s[i] t[i] / (|s| |t|)
 
@@ -50,6 +52,11 @@ class CosineLoss(DistillationLoss):
     it is half the squared distance. A vector of length 0 has no direction: its loss is 1.
     It is the distillation loss of an output that is compiled with Keras's
     `CosineSimilarity`, unless another is given, and has no temperature.
+
+    Args:
+        student_layer_name: str, or `None` (default) for an output of values.
+        teacher_layer_name: likewise.
+        adapter: as of `FeatureLoss`.
 
     Example:
     >>> loss = CosineLoss()
@@ -64,9 +71,28 @@ class CosineLoss(DistillationLoss):
 
     kinds = ("values",)
 
+    def __init__(
+        self,
+        student_layer_name: str | None = None,
+        teacher_layer_name: str | None = None,
+        adapter: Any = None,
+    ) -> None:
+        super().__init__(student_layer_name, teacher_layer_name, adapter)
+        if not self.is_of_outputs:
+            self.kinds = KINDS
+
+    @property
+    def is_of_outputs(self) -> bool:
+        """Whether it is given an output of values, rather than a layer's features."""
+        return self.student_layer_name is None and self.teacher_layer_name is None
+
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
     ) -> Any:
         """Returns 1 less the cosine of each example, shape `(batch, ...)`."""
-        teacher, student = unit(teacher_outputs), unit(student_outputs)
-        return 1.0 - ops.sum(teacher * student, -1)
+        teacher, student = self.adapted(teacher_outputs, student_outputs)
+        return 1.0 - ops.sum(unit(teacher) * unit(student), -1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, and the shapes that an adapter is made for."""
+        return self._config_of_layers()

@@ -247,7 +247,25 @@ ROWS = [
         "FeatureLoss", _with(distillation_loss=kd.FeatureLoss("no", "no")),
         "the student has no layer 'no'",
     ),
-    Row("FeatureLoss", lambda: kd.FeatureLoss("a", "b", projection=-3), "projection must"),
-    Row("FeatureLoss", lambda: kd.FeatureLoss("a", "b", projection="8"), "projection must"),
+    *[
+        Row("FeatureLoss", lambda a=wrong: kd.FeatureLoss("a", "b", adapter=a), "adapter must")
+        for wrong in (-3, "1x1", True, keras.layers.Dense)
+    ],
+    Row("FeatureLoss", lambda: kd.FeatureLoss(adapter="auto"), "give student_layer_name and"),
+    Row("FeatureLoss", lambda: kd.FeatureLoss(projection=True), "projection"),
+    *[
+        Row("FeatureLoss", lambda w=wrong: kd.FeatureLoss("a", "b", loss=w), "loss must be")
+        for wrong in ("mse2", 3, lambda t, s: 0.0, keras.losses.SparseCategoricalCrossentropy())
+    ],
+    Row("AttentionTransferLoss", lambda: kd.AttentionTransferLoss("a", "b", p=0.5), "p must"),
+    Row(
+        "AttentionTransferLoss", _with(distillation_loss=kd.AttentionTransferLoss("hidden", "hidden")),
+        "compares two maps or two sequences",
+    ),
+    Row("SimilarityLoss", lambda: kd.SimilarityLoss("a", 3), "teacher_layer_name must be"),
+    Row("RelationLoss", lambda: kd.RelationLoss(distance_weight=-1), "distance_weight must"),
+    Row("RelationLoss", lambda: kd.RelationLoss(angle_weight=NAN), "angle_weight must"),
+    Row("NormalizedFeatureLoss", lambda: kd.NormalizedFeatureLoss("a", "b", 3), "adapter must"),
+    Row("CosineLoss", lambda: kd.CosineLoss("a", "b", 3), "adapter must"),
     Row("FeatureLoss", lambda: kd.FeatureLoss(3, "b"), "student_layer_name must be"),
 ]  # fmt: skip

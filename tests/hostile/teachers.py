@@ -316,7 +316,7 @@ ROWS = (
                 student(),
                 wrong(),
                 distillation_loss=kd.FeatureLoss(
-                    student().layers[0].name, "hidden", True
+                    student().layers[0].name, "hidden", "auto"
                 ),
             ),
             said,
