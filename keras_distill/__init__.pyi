@@ -8,6 +8,8 @@ from .export.card import ModelCard as ModelCard
 from .export.litert import export_litert as export_litert
 from .export.onnx import export_onnx as export_onnx
 from .export.savedmodel import export_savedmodel as export_savedmodel
+from .feature_pairs import FeaturePairs as FeaturePairs
+from .feature_pairs import suggest_feature_pairs as suggest_feature_pairs
 from .features import FeaturePaths as FeaturePaths
 from .features import feature_paths as feature_paths
 from .figures import Comparison as Comparison

@@ -22,6 +22,7 @@ from keras_distill.faults import (
     faults_of,
     whole_if_small,
 )
+from keras_distill.feature_pairs import features_to_match
 from keras_distill.features import Recorder
 from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
@@ -116,6 +117,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             list of these, one per output; an output with `None`, or left out, is not
             distilled, and has its own loss alone. Default:
             `SoftTargetLoss()`, or `SquaredErrorLoss()` for values, for every output.
+        features: hidden layers to match beside it: "auto" for what `suggest_feature_pairs`
+            finds, or a list of pairs of paths `(student, teacher)`, by the mean over the pairs
+            of `NormalizedFeatureLoss`; or a `FeatureLoss` of named layers, or any other loss
+            on features, or a weighted sum of such. `None` (default): none.
         teacher_from_logits: bool, whether the teacher (or the cached soft targets) are
             logits (`True`) or probabilities (`False`); or a dict of bools by output name.
             `None` (default) finds out from its last layer.
@@ -181,6 +186,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         temperature: float | LearningRateSchedule = 4.0,
         alpha: float | LearningRateSchedule = 0.1,
         distillation_loss: Any = None,
+        features: Any = None,
         teacher_from_logits: Any = None,
         student_from_logits: Any = None,
         teacher_average: str = "probabilities",
@@ -202,7 +208,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         matching = Matching(
             by_key(
                 check_distillation_loss(distillation_loss), student, "distillation_loss"
-            )
+            ),
+            features_to_match(features, student, teacher),
         )
         output_kinds = by_key(
             check_output_kinds("output_kinds", output_kinds), student, "output_kinds"
@@ -320,6 +327,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def distillation_loss(self) -> Any:
         """The distillation loss, or the losses by output."""
         return self._state.matching.distillation_loss
+
+    @property
+    def features(self) -> Any:
+        """The losses on hidden layers that are matched beside the distillation loss."""
+        return self._state.matching.features
 
     @property
     def teacher_layer_names(self) -> list[str]:
@@ -1057,6 +1069,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             "temperature": self._state.temperature.config(),
             "alpha": self._state.alpha.config(),
             "distillation_loss": serialize(self._state.matching.given),
+            "features": serialize(self._state.matching.features),
             "output_kinds": self._kinds_to_save(),
             "teacher_from_logits": self.teacher_from_logits,
             "student_from_logits": self.student_from_logits,
@@ -1086,7 +1099,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Creates the distiller from `get_config`'s dict, without its teacher."""
         config = dict(config)
-        for key in ("student", "temperature", "alpha", "distillation_loss"):
+        for key in ("student", "temperature", "alpha", "distillation_loss", "features"):
             config[key] = keras.saving.deserialize_keras_object(
                 config[key], custom_objects
             )

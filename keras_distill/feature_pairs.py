@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_distill.arguments import check_choice, check_each, check_names
 from keras_distill.features import FeaturePaths, feature_paths, find_feature
 from keras_distill.inputs import symbolic_inputs
 from keras_distill.keras_compat import layers_inside
+from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
+from keras_distill.losses.features import FeatureLoss
+from keras_distill.losses.normalized import NormalizedFeatureLoss
+from keras_distill.teachers import as_teacher
 
 #: What an image's free height and width are, to see where resolution halves.
 _PIXELS = 128
@@ -116,6 +121,68 @@ def suggest_feature_pairs(
     return FeaturePairs(pairs, *shapes)
 
 
+def features_to_match(features: Any, student: keras.Model, teacher: Any) -> Any:
+    """Returns the losses of what `Distiller(features=...)` says; `None` for none.
+
+    Args:
+        features: "auto", a list of pairs of paths, or a `FeatureLoss` of named layers or a
+            sum of such.
+        student: `keras.Model`.
+        teacher: as given to the distiller.
+
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if "auto" cannot be found out, or a loss names no layers.
+    """
+    if features is None:
+        return None
+    if isinstance(features, DistillationLoss):
+        for _, term in weighted_terms(features):
+            names = [
+                getattr(term, f"{who}_layer_name", None)
+                for who in ("student", "teacher")
+            ]
+            if not isinstance(term, FeatureLoss) or None in names:
+                raise ValueError(
+                    f"features has {type(term).__name__}, which names no layers; give "
+                    'FeatureLoss("student_layer", "teacher_layer") or another loss on '
+                    "features, and what compares outputs as distillation_loss."
+                )
+        return features
+    if isinstance(features, str):
+        features = pairs_named(features, student, teacher)
+    said = check_each(
+        "features", features, lambda name, pair: check_names(name, pair, 2),
+        "pairs (student_layer, teacher_layer)", least=1,
+    )  # fmt: skip
+    weight = 1.0 / len(said)
+    return SumOfLosses(
+        [(weight, NormalizedFeatureLoss(ours, theirs, "auto")) for ours, theirs in said]
+    )
+
+
+def pairs_named(features: str, student: keras.Model, teacher: Any) -> FeaturePairs:
+    """Returns the pairs that "auto" stands for.
+
+    Raises:
+        ValueError: if it is another word, or one of the two models does not say its inputs.
+    """
+    check_choice("features", features, ("auto",))
+    model = None if teacher is None else as_teacher(teacher).model
+    for role, one in (("student", student), ("teacher", model)):
+        if one is None or symbolic_inputs(one) is None:
+            what = (
+                "is not one keras.Model" if one is None else "does not say its inputs"
+            )
+            raise ValueError(
+                f'features="auto" looks at both models, and the {role} {what}; give pairs: '
+                'features=[("student_layer", "teacher_layer"), ...], which '
+                "suggest_feature_pairs(student, teacher, inputs) may find."
+            )
+    assert model is not None
+    return suggest_feature_pairs(student, model)
+
+
 def _shapes(model: keras.Model, inputs: Any) -> FeaturePaths:
     wanted = symbolic_inputs(model)
     if inputs is None and wanted is not None:
@@ -129,7 +196,11 @@ def _shapes(model: keras.Model, inputs: Any) -> FeaturePaths:
 def _of_known_size(part: keras.KerasTensor) -> keras.KerasTensor:
     if len(part.shape) != 4:
         return part
-    shape = (part.shape[0], *(size or _PIXELS for size in part.shape[1:3]), part.shape[3])
+    shape = (
+        part.shape[0],
+        *(size or _PIXELS for size in part.shape[1:3]),
+        part.shape[3],
+    )
     return keras.KerasTensor(shape, part.dtype)
 
 
@@ -157,13 +228,17 @@ def _stages(features: list[_Feature], pixels: int | None) -> dict[int, str]:
     stage, begun = -1, False
     for path, shape, layer in features:
         begun = begun or _has_weights(layer)
-        is_padded = isinstance(layer, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D))
+        is_padded = isinstance(
+            layer, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)
+        )
         is_map = len(shape) == 4 and shape[1] not in (None, 1)
         if not (begun and is_map) or is_padded:
             continue
         halvings = round(math.log2(pixels / shape[1]))
         is_padded = abs(pixels / 2**halvings - shape[1]) > 1  # by an operation
-        if halvings >= stage and not is_padded:  # the decoder's maps are not the encoder's
+        if (
+            halvings >= stage and not is_padded
+        ):  # the decoder's maps are not the encoder's
             stage = halvings
             found[stage] = path
     return found
@@ -213,6 +288,7 @@ def _by_depth(ours: list[str], theirs: list[str]) -> Iterator[tuple[str, str]]:
     count = min(len(ours), len(theirs))
     for i in range(1, count + 1):
         place = [
-            max(1, math.floor(i * len(paths) / count + 0.5)) - 1 for paths in (ours, theirs)
+            max(1, math.floor(i * len(paths) / count + 0.5)) - 1
+            for paths in (ours, theirs)
         ]
         yield ours[place[0]], theirs[place[1]]

@@ -54,6 +54,7 @@ NO_ROWS = {
     "Evaluation": _RESULT,
     "FeatureLoss.bind": _STEP,
     "FeaturePaths": _RESULT,
+    "FeaturePairs": _RESULT,
     "FeatureLoss.loss_per_example": _STEP,
     "FeatureLoss.validate_model_compatibility": _STEP,
     "CosineLoss.loss_per_example": _STEP,

@@ -18,7 +18,7 @@ LAYERS = (
         "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
         "units",
     ),
-    ("losses", "features", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
+    ("losses", "features", "feature_pairs", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing", "exported", "served"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("quantization",),

@@ -110,6 +110,7 @@ for name, call in {
     "ModelCard": lambda: kd.ModelCard(teacher=model(3)),
     "quantize_aware": lambda: kd.quantize_aware(model(3), calibration=x),
     "feature_paths": lambda: kd.feature_paths(model(3)),
+    "suggest_feature_pairs": lambda: kd.suggest_feature_pairs(model(3), model(4)),
     "search": lambda: kd.search(lambda hp: model(3), (x, y), (x, y), teacher=model(3)),
     "DistillationHyperModel": lambda: kd.DistillationHyperModel(lambda hp: model(3)),
 }.items():

@@ -39,14 +39,17 @@ class Matching:
         distillation_loss: a distillation loss, or a dict or list of them, one per output
             (`None` for an output that is not matched); `None` for that of each output's
             kind: `SoftTargetLoss`, or `SquaredErrorLoss` for values.
+        features: what is matched beside it: a `FeatureLoss` of named layers or a sum of
+            such; `None` for nothing.
 
     Raises:
         TypeError: if it is none of these.
     """
 
-    def __init__(self, distillation_loss: Any = None) -> None:
+    def __init__(self, distillation_loss: Any = None, features: Any = None) -> None:
         # Copies: an adapter belongs to one distiller.
         self.given = _copied(check_distillation_loss(distillation_loss))
+        self.features = _copied(features)
         self.distillation_loss = SoftTargetLoss() if self.given is None else self.given
         self.reduce = Reduce()
         #: Of the student's outputs, once they are known; see `outputs.kinds_of`.
@@ -186,6 +189,9 @@ class Matching:
 
     def _terms(self, outputs: list) -> Iterator[tuple[Any, float, Any]]:
         """Yields the key of an output (`...` for all at once), weight and distillation loss."""
+        if self.features is not None:
+            for weight, term in weighted_terms(self.features):
+                yield ..., weight, term
         if self.is_by_output:
             for key, loss in by_output(self.distillation_loss):
                 for weight, term in weighted_terms(loss):

@@ -69,7 +69,7 @@ class CosineLoss(FeatureLoss):
     squared difference.
     """
 
-    kinds = ("values",)
+    kinds: tuple[str, ...] = ("values",)
 
     def __init__(
         self,

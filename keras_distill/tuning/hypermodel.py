@@ -66,6 +66,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             search chooses one; or a list of `(weight, loss)` whose weights may be ranges; or
             `fn(hp)` that returns a loss. Every trial gets a new copy. Default
             `SoftTargetLoss()`.
+        features: as in `Distiller`. Default `None`.
         optimizer: for a student that is not compiled: name, optimizer or `fn(hp)` that
             returns one. Default "adam".
         loss: for a student that is not compiled; a class of cross-entropy is given the
@@ -108,6 +109,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         temperature: Any = None,
         alpha: Any = (0.0, 1.0),
         distillation_loss: Any = None,
+        features: Any = None,
         optimizer: Any = "adam",
         loss: Any = None,
         metrics: list | None = None,
@@ -143,6 +145,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self.temperature = temperature
         self.alpha = alpha
         self.distillation_loss = distillation_loss
+        self.features = features
         self.optimizer = optimizer
         self.loss = loss
         self.metrics = check_each(
@@ -194,6 +197,7 @@ class DistillationHyperModel(keras_tuner.HyperModel):
             temperature=temperature,
             alpha=alpha,
             distillation_loss=loss,
+            features=self.features,
             output_kinds=self.output_kinds,
         )
 

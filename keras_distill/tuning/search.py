@@ -29,6 +29,7 @@ from keras_distill.arguments import (
 )
 from keras_distill.distiller import Distiller
 from keras_distill.faults import check_labels
+from keras_distill.feature_pairs import pairs_named
 from keras_distill.outputs import is_settled
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint, as_json
 from keras_distill.soft_targets.settings import Settings
@@ -80,6 +81,7 @@ def search(
     temperature: Any = None,
     alpha: Any = (0.0, 1.0),
     distillation_loss: Any = None,
+    features: Any = None,
     objective: str | keras_tuner.Objective | None = None,
     max_trials: int = 30,
     executions_per_trial: int = 1,
@@ -137,6 +139,8 @@ def search(
             its logarithm, where it has a meaning.
         alpha: likewise. Default `(0.0, 1.0)`.
         distillation_loss: likewise.
+        features: likewise; "auto" needs the teacher itself, and is settled by the student with
+            the defaults of all hyperparameters.
         objective: what the best trial is chosen by: "accuracy", "nll", "auc",
             "mean_squared_error", or a `keras_tuner.Objective` of a metric of your own, as
             `("val_f1_score", "max")`. `None` (default) chooses by the kind of output:
@@ -224,6 +228,7 @@ def search(
         temperature=temperature,
         alpha=alpha,
         distillation_loss=distillation_loss,
+        features=features,
         optimizer=optimizer,
         loss=loss,
         metrics=metrics,
@@ -257,6 +262,10 @@ def search(
     with run.lock():
         resume = _is_resumed(run, resume)
         run.remove_temporary()
+        if isinstance(features, str):  # of the default student, for all trials
+            hypermodel.features = None
+            student = hypermodel.uncompiled().student
+            hypermodel.features = pairs_named(features, student, teacher)
         distiller = hypermodel.uncompiled()
         if teacher is not None:
             _write(given, teacher, distiller.teacher_layer_names, verbose)
@@ -484,6 +493,7 @@ def _settings(given: Search, space: keras_tuner.HyperParameters) -> dict[str, An
         "loss": _as_config(distiller.loss),
         "optimizer": _as_config(distiller.optimizer),
         "distillation_loss": _as_config(distiller.distillation_loss),
+        "features": _as_config(distiller.features),
         "soft_targets": {
             key: data.store.manifest[key]
             for key in ("teacher", "examples", "top_k", "views", "augment", "seed")
