@@ -123,7 +123,7 @@ def compared():
             (functools.partial(normalized, 1.0), 4.0, 0.5), on_features(normalized, (0.3, 3.0)),
         ),
         "AttentionTransferLoss": (
-            (functools.partial(at, 1000.0), 4.0, 0.5), on_features(at, (10.0, 100.0)),
+            (functools.partial(at, 500.0), 4.0, 0.5), on_features(at, (10.0, 100.0)),
         ),
         "SimilarityLoss": (
             (functools.partial(similarity, 3000.0), 4.0, 0.5),

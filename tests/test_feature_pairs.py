@@ -205,8 +205,8 @@ def test_features_auto_in_a_search(data, tmp_path):
 def test_wrong_features_are_refused():
     for wrong, error, message in (
         ("all", ValueError, 'features must be "auto", got'),
-        ([("hidden",)], ValueError, "pairs"),
-        ([], ValueError, "pairs"),
+        ([("hidden",)], ValueError, "must be 2 str"),
+        ([], ValueError, "features must be"),
         (kd.SoftTargetLoss(), ValueError, "SoftTargetLoss, which names no layers"),
         (kd.FeatureLoss(), ValueError, "FeatureLoss, which names no layers"),
         ([("no", "hidden")], ValueError, "the student has no layer 'no'"),
