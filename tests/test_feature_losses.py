@@ -150,6 +150,10 @@ def test_examples_and_positions_of_weight_0_count_for_nothing(loss):
     masked = loss.loss_per_example(t[:4], s, weight=by_position)
     assert masked.shape == (4, 3)
     np.testing.assert_allclose(masked[:, 0], short, rtol=1e-5)
+    padded = tf.constant(s)
+    padded._keras_mask = tf.constant(by_position > 0)
+    by_mask = loss.loss_per_example(t[:4], padded, weight=np.ones(4, "float32"))
+    np.testing.assert_allclose(by_mask, short, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(8, 4), (5, 3), (3, 7), (6, 6)])

@@ -105,7 +105,7 @@ def built_output_shape(layer: keras.layers.Layer, shape: tuple) -> tuple:
     except Exception as error:
         raise ValueError(
             f"adapter {layer.name!r} does not take the student's features, of shape "
-            f"{shape}: {error}"
+            f"{shape} ({error}); give one that does."
         ) from error
     if not isinstance(output, keras.KerasTensor):
         raise ValueError(

@@ -349,9 +349,12 @@ def per_vector(loss: Any) -> Any:
     if not callable(of):
         raise ValueError(f"{said}.")
     try:
-        shape = tuple(of(ops.ones((2, 3, 4)), ops.ones((2, 3, 4))).shape)
+        values = of(ops.ones((2, 3, 4)), ops.ones((2, 3, 4)))
+        shape = tuple(ops.shape(values))
     except Exception as error:
-        raise ValueError(f"{said}, which fails on features: {error}") from error
+        raise ValueError(
+            f"{said}, which fails on features ({error}); give one with a value for each vector."
+        ) from error
     if shape != (2, 3):
         raise ValueError(
             f"{said}, which gives values of shape {shape} for features (2, 3, 4), not (2, 3); "

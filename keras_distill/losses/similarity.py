@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill.arguments import check_float
+from keras_distill.keras_compat import mask_of
 from keras_distill.losses import adapters
 from keras_distill.losses.base import PACKAGE, in_float, unit
 from keras_distill.losses.features import FeatureLoss
@@ -54,8 +55,15 @@ class _OfExamples(FeatureLoss):
             counts = ops.any(positions, list(range(1, len(positions.shape))))
             if len(positions.shape) == 1:
                 positions = None
+        by_position = positions
+        # Padding is no part of what an example is.
+        mask = mask_of(student_outputs)
+        if positions is None and mask is not None and len(mask.shape) > 1:
+            by_position = ops.cast(mask, "bool")
         teacher, student = (
-            self._seen(_counted(one, counts, positions), positions)
+            self._seen(
+                _counted(_counted(one, counts, None), counts, by_position), by_position
+            )
             for one in (teacher, student)
         )
         number = ops.sum(ops.cast(counts, student.dtype))

@@ -252,14 +252,14 @@ ROWS = [
         for wrong in (-3, "1x1", True, keras.layers.Dense)
     ],
     Row("FeatureLoss", lambda: kd.FeatureLoss(adapter="auto"), "give student_layer_name and"),
-    Row("FeatureLoss", lambda: kd.FeatureLoss(projection=True), "projection"),
     *[
         Row("FeatureLoss", lambda w=wrong: kd.FeatureLoss("a", "b", loss=w), "loss must be")
         for wrong in ("mse2", 3, lambda t, s: 0.0, keras.losses.SparseCategoricalCrossentropy())
     ],
     Row("AttentionTransferLoss", lambda: kd.AttentionTransferLoss("a", "b", p=0.5), "p must"),
     Row(
-        "AttentionTransferLoss", _with(distillation_loss=kd.AttentionTransferLoss("hidden", "hidden")),
+        "AttentionTransferLoss",
+        lambda: kd.AttentionTransferLoss("a", "b").bind((None, 4), (None, 4)),
         "compares two maps or two sequences",
     ),
     Row("SimilarityLoss", lambda: kd.SimilarityLoss("a", 3), "teacher_layer_name must be"),
