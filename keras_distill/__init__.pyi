@@ -1,6 +1,7 @@
 from . import datasets as datasets
 from . import models as models
 from . import plots as plots
+from .copying import copy_weights as copy_weights
 from .distiller import Distiller as Distiller
 from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate

@@ -220,13 +220,26 @@ def gated(structure: Any, is_open: Any) -> Any:
 
 
 def own_variables(model: keras.Model) -> Iterator[tuple[keras.Layer, list]]:
-    """Yields each layer of a model, itself too, with the variables that it made itself.
+    """Yields each layer of a model, itself too, with the variables that it made itself."""
+    for layer in model._flatten_layers():
+        yield layer, own_variables_of(layer)
+
+
+def own_variables_of(layer: keras.Layer) -> list:
+    """Returns the variables that a layer made itself.
 
     In public a layer's variables are those of the layers in it too, and the state of
     seeds; and `layers` of a subclassed model are not all that it has.
     """
-    for layer in model._flatten_layers():
-        yield layer, [*layer._trainable_variables, *layer._non_trainable_variables]
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def child_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns the layers right in a layer, also those in its lists and dicts.
+
+    In public only models have `layers`.
+    """
+    return layer._flatten_layers(include_self=False, recursive=False)
 
 
 def layers_inside(layer: Any) -> list[Any]:

@@ -108,6 +108,7 @@ for name, call in {
     "export_onnx": lambda: kd.export_onnx(model(3), "served.onnx"),
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),
     "ModelCard": lambda: kd.ModelCard(teacher=model(3)),
+    "copy_weights": lambda: kd.copy_weights(model(3), model(3)),
     "quantize_aware": lambda: kd.quantize_aware(model(3), calibration=x),
     "feature_paths": lambda: kd.feature_paths(model(3)),
     "suggest_feature_pairs": lambda: kd.suggest_feature_pairs(model(3), model(4)),
