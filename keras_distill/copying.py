@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ import keras
 from keras import ops
 
 from keras_distill.arguments import check_backend, check_each, check_names, shown
-from keras_distill.keras_compat import child_layers, own_variables_of
+from keras_distill.features import find_layer
+from keras_distill.keras_compat import layers_inside, own_variables_of
 
 
 class CopiedVariable(NamedTuple):
@@ -72,9 +72,8 @@ def copy_weights(
     Args:
         student: `keras.Model`, built. It is changed.
         teacher: `keras.Model`, built.
-        pairs: dict of paths, `{student_layer: teacher_layer}`, or a list of such pairs, as
-            `suggest_feature_pairs` gives for transformers. A path is of names of layers,
-            from the model's own down: "encoder/layer_1". It may name a layer, a block or a
+        pairs: dict of paths, `{student_layer: teacher_layer}`, or a list of such pairs. A path is
+            as in `feature_paths`, "encoder/layer_1", and may name a layer, a block or a
             model inside. `None` (default): every layer of the student for which the teacher
             has one of the same path, with variables of the same names and shapes.
 
@@ -161,19 +160,23 @@ def _check_pairs(pairs: Any) -> list[tuple[str, str]]:
 
 
 def _variables(
-    layer: keras.Layer, path: str = "", seen: set[int] | None = None
+    layer: Any, path: str = "", seen: set[int] | None = None
 ) -> Iterator[_Found]:
     """Yields each variable of a layer and of those in it once, in the layers' order."""
     seen = set() if seen is None else seen
-    if id(layer) in seen:
+    if id(layer) in seen or not isinstance(layer, keras.Layer):  # an operation
         return
     seen.add(id(layer))
     for variable in own_variables_of(layer):
         if id(variable) not in seen:
             seen.add(id(variable))
             yield _Found(_joined(path, variable.name), variable, layer)
-    for child in child_layers(layer):
-        yield from _variables(child, _joined(path, child.name), seen)
+    inside = layers_inside(layer)
+    names = [child.name for child in inside]
+    for place, child in enumerate(inside):
+        is_single = names.count(child.name) == 1
+        name = child.name if is_single else f"{child.name}.{place}"
+        yield from _variables(child, _joined(path, name), seen)
 
 
 def _joined(path: str, name: str) -> str:
@@ -199,9 +202,8 @@ def _of_same_path(student: keras.Model, teacher: keras.Model) -> list:
     if not matched:
         raise ValueError(
             "no layer of the student has the path and the shapes of one of the teacher's; "
-            "name those to copy by pairs={student_layer: teacher_layer}. The student's "
-            f"layers are {', '.join(path for path, _ in _paths(student))}, the teacher's "
-            f"{', '.join(path for path, _ in _paths(teacher))}."
+            "name those to copy by pairs={student_layer: teacher_layer}; "
+            "print(keras_distill.feature_paths(model)) shows a model's layers."
         )
     return matched
 
@@ -296,24 +298,3 @@ def _value_for(ours: _Found, theirs: _Found) -> Any:
             f"teacher's {theirs.path!r} of {theirs.variable.dtype}."
         )
     return cast
-
-
-def _paths(layer: keras.Layer, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    for child in child_layers(layer):
-        yield _joined(path, child.name), child
-        yield from _paths(child, _joined(path, child.name))
-
-
-def find_layer(model: keras.Model, path: str, role: str) -> keras.Layer:
-    """Returns the layer of a path.
-
-    Raises:
-        ValueError: if there is none, with the closest paths.
-    """
-    found = dict(_paths(model))
-    if path not in found:
-        close = difflib.get_close_matches(path, found, 3, 0.0)
-        raise ValueError(
-            f"the {role} has no layer {path!r}; the closest are {', '.join(close)}."
-        )
-    return found[path]

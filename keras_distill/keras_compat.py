@@ -234,14 +234,6 @@ def own_variables_of(layer: keras.Layer) -> list:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def child_layers(layer: keras.Layer) -> list[keras.Layer]:
-    """Returns the layers right in a layer, also those in its lists and dicts.
-
-    In public only models have `layers`.
-    """
-    return layer._flatten_layers(include_self=False, recursive=False)
-
-
 def layers_inside(layer: Any) -> list[Any]:
     """Returns the layers that a layer is made of, and the operations of a Functional model.
 

@@ -18,6 +18,7 @@ def nested(depth, width=4, seed=0):
     hidden = keras.layers.Dense(4, name="stem")(inputs)
     hidden = encoder(depth, width, name="encoder")(hidden)
     hidden = keras.layers.BatchNormalization(name="norm")(hidden)
+    hidden = keras.ops.add(hidden, 1.0)
     return keras.Model(inputs, keras.layers.Dense(3, name="head")(hidden))
 
 
@@ -132,7 +133,7 @@ def test_a_subclassed_model_of_layers_named_by_keras():
     inner = teacher.blocks[1].layers[0]
     inner.bias.assign([1.0, 2.0, 3.0, 4.0])
     assert inner.name != student.blocks[0].layers[0].name
-    copied = kd.copy_weights(student, teacher, {"b0": "b1"})
+    copied = kd.copy_weights(student, teacher, {"blocks.0": "b1"})
     np.testing.assert_array_equal(student.blocks[0].layers[0].bias, [1, 2, 3, 4])
     assert len(copied) == 2  # and no state of a seed
     before = [np.array(one) for one in teacher.variables]
@@ -191,11 +192,13 @@ REFUSED = {
         "moving_mean, moving_variance and it has kernel, bias",
     ),
     "depth": ({"encoder": "encoder"}, "differ in structure: .* and 2 more"),
+    "a call": ({"norm:0": "norm"}, "the student has no layer 'norm:0'"),
     "a path": (
         {"encoder/block_9": "encoder/block_0"},
-        "the student has no layer 'encoder/block_9'; the closest are encoder/block_",
+        "the student has no layer 'encoder/block_9'; the closest are 'encoder/block_",
     ),
-    "the teacher's path": ({"norm": "nrm"}, "the teacher has no layer 'nrm'.* norm"),
+    "the teacher's path": ({"norm": "nrm"}, "the teacher has no layer 'nrm'.* 'norm'"),
+    "an operation": ({"add": "norm"}, "the student's layer 'add' has no variables"),
     "no variables": ({"input_layer": "norm"}, "has no"),
 }
 
