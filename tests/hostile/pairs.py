@@ -21,6 +21,14 @@ def _copy(pairs, to=(3, 2), of=(3, 4)):
 
 
 ROWS = [
+    Row(
+        "suggest_feature_pairs", lambda: kd.suggest_feature_pairs(student(), "teacher.keras"),
+        "model must be a",
+    ),
+    Row(
+        "suggest_feature_pairs",
+        lambda: kd.suggest_feature_pairs(student(), teacher(), {"other": [1]}), "takes the inputs",
+    ),
     Row("copy_weights", lambda: kd.copy_weights("student", teacher()), "student must be a"),
     Row("copy_weights", lambda: kd.copy_weights(student(), None), "teacher must be a"),
     Row("copy_weights", lambda: kd.copy_weights(student(), student()), "same object"),
