@@ -232,6 +232,23 @@ def test_what_auto_cannot_is_refused(shapes, sentence):
         kd.FeatureLoss("a", "b", adapter="auto").bind(*shapes)
 
 
+@pytest.mark.parametrize("shapes", [((2, 1), (2, 5)), ((2, 4, 4, 1), (2, 4, 4, 3))])
+@pytest.mark.parametrize(
+    "kind", [kd.FeatureLoss, kd.NormalizedFeatureLoss, kd.CosineLoss]
+)
+def test_nothing_is_compared_by_broadcasting(shapes, kind):
+    s, t = map(np.ones, shapes)
+    with pytest.raises(ValueError, match="before its adapter is made; build both"):
+        kind("a", "b", "auto").loss_per_example(t, s)
+    with pytest.raises(ValueError, match="compares features of one shape, got some"):
+        kind().loss_per_example(t, s)
+
+
+def test_projection_is_no_argument():
+    with pytest.raises(TypeError, match="projection"):
+        kd.FeatureLoss("a", "b", projection=True)
+
+
 def test_channels_first():
     loss = kd.FeatureLoss("a", "b", adapter="auto")
     attention = kd.AttentionTransferLoss()

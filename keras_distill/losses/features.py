@@ -264,7 +264,24 @@ class FeatureLoss(DistillationLoss):
             teacher, student = adapters.to_one_grid(teacher, student)
             if self._layer is not None:
                 student = self._layer(ops.cast(student, "float32"))
+        self._check_not_broadcast(student.shape, teacher.shape)
         return ops.cast(teacher, student.dtype), student
+
+    def _check_not_broadcast(self, student: tuple, teacher: tuple) -> None:
+        """Refuses what `bind` has not seen, and would be compared by broadcasting."""
+        ranks_agree = len(student) == len(teacher)
+        if ranks_agree and not self._differs(tuple(student), tuple(teacher)):
+            return
+        what = f"of shapes {tuple(student)} and {tuple(teacher)} of student and teacher"
+        if self.adapter == AUTO and not self._shapes:
+            raise ValueError(
+                f"features {what} reach {type(self).__name__} before its adapter is made; build "
+                "both models first, or train by fit, which looks at a first batch."
+            )
+        raise ValueError(
+            f"{type(self).__name__} compares features of one shape, got some {what}; name "
+            'the layers and pass adapter="auto".'
+        )
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
