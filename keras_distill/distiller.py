@@ -100,7 +100,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     loss is there, still weighed by `1 - alpha`); `x` may be a `DistillationInputs`.
     Sample weights, class weights, Keras masks and the reduction of the hard loss act on
     both terms. Labels of the hard loss's `ignore_class` have no hard loss, and the student
-    learns from the teacher there; a sample weight of 0 leaves them out of both.
+    learns from the teacher there; a sample weight of 0 leaves them out of both. Maps of
+    classes may differ in resolution: the hard loss is at the student's own, and the soft loss
+    at the teacher's, to which the student's logits are resized (see `SoftTargetLoss`).
 
     Args:
         student: `keras.Model`, with logits or probabilities `(batch, ..., K)` of K classes

@@ -56,7 +56,9 @@ def evaluate(
             the probability of a yes, and for values numbers, both in the shape of the
             outputs, whose last axis may be left out if it is 1. For several outputs a dict
             by output name, or a list of them in their order; outputs that are left out are
-            not judged. Positions that Keras masks, or of weight 0, are not judged; the
+            not judged. Maps of classes `(batch, height, width, K)` are judged at the
+            resolution of their labels, to which logits (also the teacher's) are resized,
+            bilinear. Positions that Keras masks, or of weight 0, are not judged; the
             others count by their weight.
         name: str; by default the model's.
         teacher: anything that may teach, to count the agreement with; or `None`. It may

@@ -19,6 +19,7 @@ _COLUMNS: dict[str, tuple[str, str | Callable[[Any], str]]] = {
     "file_bytes": ("file, MB", "{:.2f}"),
     "accuracy": ("accuracy", "{:.2%}"),
     "top5_accuracy": ("top-5", "{:.2%}"),
+    "mean_iou": ("mean IoU", "{:.2%}"),
     "auc": ("AUC", "{:.4f}"),
     "nll": ("NLL, nats", "{:.4f}"),
     "calibration_error": ("ECE", "{:.2%}"),
@@ -72,6 +73,10 @@ class Evaluation:
         cosine: of vectors, the mean cosine of output and label, from -1 to 1.
         teacher_correlation: Pearson's correlation of all values with the teacher's, from -1
             to 1.
+        mean_iou: of maps `(batch, height, width, K)` of classes, or of one yes/no question,
+            the mean over the classes (of yes and no) of intersection over union, from 0 to 1,
+            over the pixels of all data, as Keras's `MeanIoU`: classes that neither labels
+            nor answers have are left out.
         outputs: of a model with several outputs, one evaluation of each.
         runtime: what ran it: "Keras", of an export "TensorFlow" (a SavedModel), "LiteRT" or
             "ONNX Runtime"; `None` for a callable or a list.
@@ -99,6 +104,7 @@ class Evaluation:
     teacher_correlation: float | None = None
     outputs: tuple[Evaluation, ...] = ()
     runtime: str | None = None
+    mean_iou: float | None = None
 
     def __getitem__(self, output: str) -> Evaluation:
         """Returns the evaluation of an output by its name."""

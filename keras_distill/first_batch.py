@@ -40,6 +40,7 @@ from keras_distill.outputs import (
     shapes_of,
 )
 from keras_distill.reading import not_read
+from keras_distill.resizing import is_map
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.sharing import (
     check_reads_nothing,
@@ -529,6 +530,9 @@ def check_same_shapes(
                     else "."
                 )
             )
+        # Maps of classes are resized; what values would be between pixels is not known.
+        if kind != "values" and is_map(ours) and len(ours) == len(theirs):
+            continue
         if len(ours) != len(theirs) or any(
             a is not None and b is not None and a != b
             for a, b in zip(
@@ -540,6 +544,12 @@ def check_same_shapes(
             raise ValueError(
                 f"the student's outputs{name} have shape {tuple(ours)} and the teacher's "
                 f"{tuple(theirs)}; all axes must agree."
+                + (
+                    " Only maps of classes are resized: end the student in a "
+                    "keras.layers.Resizing or UpSampling2D."
+                    if is_map(ours) and len(ours) == len(theirs)
+                    else ""
+                )
             )
 
 

@@ -13,6 +13,7 @@ from keras_distill.arguments import KINDS, check_choice, check_int
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import answers_of, classes_of, weights_of
 from keras_distill.losses.base import PACKAGE
+from keras_distill.losses.maps import on_teachers_grid
 from keras_distill.losses.weights import weight_for
 from keras_distill.outputs import to_logits
 from keras_distill.top_k import TopKLogits
@@ -30,7 +31,7 @@ class TeacherAgreement(keras.metrics.Mean):
 
     In `Distiller.compile(metrics=[..., TeacherAgreement()])` it is given the teacher's
     outputs in place of labels, so the teacher runs in `evaluate` too; of several outputs with
-    classes it is the mean over all answers, of several of values the correlation over all
+    classes it is the mean over all answers (of maps of two sizes those on the teacher's grid), of several of values the correlation over all
     numbers, and of a model that has both the mean of these two. Outside, call
     `update_state(teacher_outputs, student_outputs)`, which are logits or values.
 
@@ -91,6 +92,9 @@ class TeacherAgreement(keras.metrics.Mean):
         """
         mask = mask_of(student_logits) if mask is None else mask
         if kind != "values":
+            student_logits, *_ = on_teachers_grid(
+                teacher_logits, student_logits, student_logits, None, None
+            )
             same = _same_answer(teacher_logits, student_logits, kind)
             counts = None if mask is None else ops.cast(mask, "float32")
             super().update_state(same, counts)

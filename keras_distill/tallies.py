@@ -16,6 +16,7 @@ from keras_distill.labels import (
 )
 from keras_distill.metrics import binned
 from keras_distill.outputs import in_form_of
+from keras_distill.resizing import is_map, resized_array
 
 _BINS = 15
 
@@ -56,6 +57,8 @@ class Tally:
         """
         z = np.asarray(z)
         z = z[:, None] if z.ndim == 1 else z
+        if self.kind != "values":
+            z = self._on_grid_of_labels(z, y, mask)
         weight = weights_of(weight, z.shape[:-1])
         if mask is not None:
             weight = weight * np.asarray(mask)
@@ -64,9 +67,28 @@ class Tally:
             teacher = self._of_teacher(teacher, z.shape)
         self._add(z, y, weight, teacher)
 
+    def _on_grid_of_labels(self, z: np.ndarray, y: Any, mask: Any) -> np.ndarray:
+        shape = np.shape(y)
+        sizes = shape[1:-1] if len(shape) == z.ndim else shape[1:]
+        # A row for each label: else they are refused, by their shape.
+        is_alike = (
+            len(sizes) == z.ndim - 2 and 0 not in sizes and shape[:1] == z.shape[:1]
+        )
+        if not is_map(z.shape) or not is_alike or sizes == z.shape[1:-1]:
+            return z
+        if mask is not None:
+            raise ValueError(
+                f"the model's outputs{self.where} have shape {z.shape} and the labels "
+                f"{shape}: a map is not resized under a Keras mask."
+            )
+        return resized_array(z, sizes)
+
     def _of_teacher(self, teacher: Any, shape: tuple) -> np.ndarray:
         teacher = np.asarray(in_form_of(np.asarray(teacher), shape, self.kind))
         teacher = teacher[:, None] if teacher.ndim == 1 else teacher
+        is_alike = is_map(shape) and teacher.ndim == len(shape)
+        if self.kind != "values" and is_alike:
+            teacher = resized_array(teacher, shape[1:-1])
         if teacher.shape != shape:
             what = "values" if self.kind == "values" else "classes"
             raise ValueError(
@@ -112,6 +134,40 @@ class Tally:
         raise NotImplementedError
 
 
+class Confusion:
+    """How often each class was taken for each, added up batch by batch.
+
+    Args:
+        classes: number of them.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.counts = np.zeros((classes, classes))
+
+    def add(self, right: np.ndarray, chosen: np.ndarray, weight: np.ndarray) -> None:
+        """Adds labels.
+
+        Args:
+            right: int `(labels,)`.
+            chosen: int `(labels,)`, what the model says.
+            weight: float `(labels,)`.
+        """
+        classes = len(self.counts)
+        found = np.bincount(right * classes + chosen, weight, classes * classes)
+        self.counts += found.reshape(classes, classes)
+
+    @property
+    def mean_iou(self) -> float:
+        """The mean over the classes of intersection over union, from 0 to 1.
+
+        Of class k `c[k, k] / (sum_j c[k, j] + sum_j c[j, k] - c[k, k])`; classes that neither
+        labels nor answers have are left out, as in Keras's `MeanIoU`.
+        """
+        both = np.diag(self.counts)
+        either = self.counts.sum(0) + self.counts.sum(1) - both
+        return float(np.mean(both[either > 0] / either[either > 0]))
+
+
 class _Judged(NamedTuple):
     """Figures of each label that counts; its confidence is NaN where the answer is."""
 
@@ -132,6 +188,7 @@ class SoftmaxTally(Tally):
         super().__init__(where, ignored)
         self._parts: list[_Judged] = []
         self._classes = 0
+        self._confusion: Confusion | None = None
 
     def _add(self, z: np.ndarray, y: Any, weight: np.ndarray, teacher: Any) -> None:
         classes = self._classes = z.shape[-1]
@@ -166,6 +223,9 @@ class SoftmaxTally(Tally):
             agreed=agreed[counts],
         )
         self._parts.append(found)
+        if len(counts.shape) > 2:
+            self._confusion = self._confusion or Confusion(classes)
+            self._confusion.add(right, z.argmax(-1), found.weight)
         self.examples += len(right)
         self.total_weight += float(weight.sum())
         self.bad += int(np.isnan(found.confidence).sum())
@@ -182,6 +242,7 @@ class SoftmaxTally(Tally):
             "top5_accuracy": float(weight @ found.in_top5)
             if self._classes > 10
             else None,
+            "mean_iou": self._confusion and self._confusion.mean_iou,
             "nll": float(weight @ found.nll),
             "calibration_error": float(share @ np.abs(accuracy - confidence)),
             "teacher_agreement": float(weight @ found.agreed)
@@ -207,6 +268,7 @@ class SigmoidTally(Tally):
     def __init__(self, where: str = "", ignored: int | None = None) -> None:
         super().__init__(where, ignored)
         self._parts: list[_Answers] = []
+        self._is_map = False
 
     def _add(self, z: np.ndarray, y: Any, weight: np.ndarray, teacher: Any) -> None:
         weight = weight[..., None]
@@ -220,6 +282,7 @@ class SigmoidTally(Tally):
             self._check_teacher(teacher[counts] < np.inf)
             agreed = (teacher > 0) == (z > 0)
         rows = counts.any(-1)
+        self._is_map = is_map(z.shape)
         found = _Answers(
             weight[rows], z[rows], label[rows].astype("float32"), agreed[rows]
         )
@@ -248,9 +311,15 @@ class SigmoidTally(Tally):
         _, rate, confidence, share = binned(
             expit(z).ravel(), y.ravel(), _BINS, weight.ravel()
         )
+        confusion = None
+        if self._is_map and z.shape[1] == 1:
+            confusion = Confusion(2)
+            right, chosen = (part[:, 0].astype("int64") for part in (is_yes, z > 0))
+            confusion.add(right, chosen, weight[:, 0])
         return {
             "accuracy": float(np.vdot(weight, (z > 0) == is_yes)),
             "auc": float(np.mean(known)) if known else None,
+            "mean_iou": confusion and confusion.mean_iou,
             "nll": float(np.vdot(weight, nll)),
             "calibration_error": float(share @ np.abs(rate - confidence)),
             "teacher_agreement": float(np.vdot(weight, found.agreed))

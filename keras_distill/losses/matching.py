@@ -14,6 +14,7 @@ from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss, is_on_features
 from keras_distill.losses.kl import SoftTargetLoss
+from keras_distill.losses.maps import on_teachers_grid
 from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.losses.weights import (
@@ -23,6 +24,8 @@ from keras_distill.losses.weights import (
 )
 from keras_distill.outputs import as_pairs
 from keras_distill.structures import ModelOutputs, answer_for, at, by_output
+
+CLASS_KINDS = ("softmax", "sigmoid")
 
 #: What to use for a kind of output, in messages.
 _COMPARES = {
@@ -172,17 +175,27 @@ class Matching:
         outputs = [key for key, _ in by_output(student.outputs)]
         total = ops.zeros((), "float32")
         for key, weight, term in self._terms(outputs):
+            target = self._seen_by(term, teacher, "teacher", key)
+            prediction = self._seen_by(term, student, "student", key)
+            # The tensor that carries the Keras mask, if there is one.
+            masked = _masked(term, student, key)
+            of_term, numbers = _weight_at(sample_weight, key), answer_for(labels, key)
+            if self._compares_classes(term, key):
+                prediction, masked, of_term, numbers = on_teachers_grid(
+                    target, prediction, masked, of_term, numbers
+                )
+            is_pairs = self._compares_pairs(term, key)
+            if is_pairs:
+                target, prediction = as_pairs(target), as_pairs(prediction)
             value = self._term_loss(
                 term,
-                self._seen_by(term, teacher, "teacher", key),
-                self._seen_by(term, student, "student", key),
-                # The tensor that carries the Keras mask, if there is one.
-                _masked(term, student, key),
-                _weight_at(sample_weight, key),
+                target,
+                prediction,
+                masked,
+                of_term,
                 temperature,
-                self._compares_pairs(term, key),
-                labels,
-                key,
+                is_pairs,
+                numbers,
             )
             total += weight * ops.cast(value, "float32")
         return total
@@ -221,7 +234,12 @@ class Matching:
         seen = keras.tree.map_structure(_in_float, at(answer.logits, key))
         if len(getattr(seen, "shape", (0, 0))) == 1:  # one number for each example
             seen = ops.expand_dims(seen, -1)
-        return as_pairs(seen) if self._compares_pairs(term, key) else seen
+        return seen
+
+    def _compares_classes(self, term: Any, key: Any) -> bool:
+        is_ours = isinstance(term, DistillationLoss)
+        kind = answer_for(self.kinds, key)
+        return is_ours and not isinstance(term, FeatureLoss) and kind in CLASS_KINDS
 
     def _compares_pairs(self, term: Any, key: Any) -> bool:
         is_over_classes = getattr(term, "is_over_classes", False)
@@ -237,13 +255,12 @@ class Matching:
         temperature: Any,
         is_pairs: bool,
         labels: Any,
-        key: Any,
     ) -> Any:
         """Returns one term's mean over the batch, divided by the replicas."""
         if isinstance(term, DistillationLoss):
             also: dict[str, Any] = {}
             if term.takes_labels:
-                also["labels"] = answer_for(labels, key)
+                also["labels"] = labels
             of_layers = term.compares_examples and isinstance(term, FeatureLoss)
             if term.compares_examples:
                 # Layers are compared by example, outputs by position.
