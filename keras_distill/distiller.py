@@ -48,6 +48,7 @@ from keras_distill.outputs import (
     said_or_found,
     to_logits,
 )
+from keras_distill.own_loss import check_own_loss, has_own_loss, own_loss
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.sharing import warn_of_order
 from keras_distill.soft_targets import distillation_inputs, views
@@ -411,6 +412,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def _unpacked(self, batch: Any) -> tuple[Any, Any, Any]:
         """Returns a batch's parts, those by output name in the structure of the outputs."""
         x, y, sample_weight = unpacked(batch)
+        if self._has_own_loss:
+            return x, y, sample_weight
         y, sample_weight = (
             in_structure_of(given, self.student, what)
             for given, what in ((y, "labels"), (sample_weight, "sample_weight"))
@@ -421,10 +424,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Settles what each output is, in a loop of one's own that no look comes before."""
         if not self._state.kinds_settled:
             shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
+            y = None if self._has_own_loss else y
             first_batch.find_kinds(self.student, self._state, self.loss, y, shapes)
 
     def _label_faults(self, y: Any, y_pred: Any, sample_weight: Any) -> list[Fault]:
         """Returns what may be wrong with the labels and weights of a batch."""
+        if self._has_own_loss:
+            return []
         shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
         masks = {key: keras_compat.mask_of(out) for key, out in by_output(y_pred)}
         return list(faults_of(y, shapes, self.loss, sample_weight, masks))
@@ -507,11 +513,17 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         training: bool = True,
     ) -> Any:
         """Returns the hard loss plus regularisation: what `evaluate` reports."""
+        if y is not None and self._has_own_loss:
+            return own_loss(self.student, x, y, y_pred, training)
         if y is None or self.loss is None:
             return self._regularization()
         sample_weight = weights_by_output(sample_weight, y_pred)
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         return ops.cast(loss, "float32")
+
+    @property
+    def _has_own_loss(self) -> bool:
+        return has_own_loss(self.student, getattr(self, "loss", None))
 
     def _regularization(self) -> Any:
         # Divided by the replicas, as Keras does, so that gradients add up.
@@ -593,7 +605,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             left_out += keras_compat.metrics_of_labels(self)
         if self._judging:
             left_out += [self.hard_loss_tracker, self.soft_loss_tracker]
-            if not labelled or self.loss is None:
+            if not labelled or (self.loss is None and not self._has_own_loss):
                 left_out.append(keras_compat.loss_tracker(self))
         return [
             metric
@@ -635,7 +647,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
         Args:
             optimizer: as for `keras.Model.compile`.
-            loss: the hard loss. It may be left out if alpha is 0.
+            loss: the hard loss. It may be left out if alpha is 0, or if the student was
+                compiled and has a `compute_loss` of its own, as a KerasHub detector: then
+                that is the hard loss, and takes the labels as they come.
             loss_weights: as for `keras.Model.compile`; acts on the hard loss.
             metrics: as for `keras.Model.compile`; in a list, `TeacherAgreement` too.
             **kwargs: as for `keras.Model.compile`.
@@ -893,6 +907,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 raise ValueError(
                     "the student has no trainable weights; set student.trainable = True."
                 )
+            if self._has_own_loss:
+                inputs = inputs_for(self.student, without_soft_targets(x), "student")
+                tensors = _as_tensors((inputs, y))
+                check_own_loss(
+                    self.student, *tensors, sample_weight, state.class_weight
+                )
             first_batch.check_first_batch(
                 self.student,
                 state,
@@ -900,7 +920,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 self.teacher_from_logits,
                 x,
                 *(
-                    in_structure_of(given, self.student, what)
+                    given
+                    if self._has_own_loss
+                    else in_structure_of(given, self.student, what)
                     for given, what in (
                         (y if all_labels is None else all_labels, "labels"),
                         (
@@ -955,7 +977,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def _check_labels(self, y: Any, sample_weight: Any, where: str) -> None:
         """Refuses arrays of labels and weights, as far as outputs are known."""
         outputs = first_batch.known_outputs(self.student, self._state)
-        if outputs is not None:
+        if outputs is not None and not self._has_own_loss:
             y = in_structure_of(y, self.student, "labels")
             sample_weight = in_structure_of(
                 sample_weight, self.student, "sample_weight"
@@ -1152,7 +1174,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
 
 def _as_tensors(inputs: Any) -> Any:
-    return keras.tree.map_structure(ops.convert_to_tensor, inputs)
+    return keras.tree.map_structure(
+        lambda one: None if one is None else ops.convert_to_tensor(one), inputs
+    )
 
 
 def _arrays_of(data: Any) -> tuple[Any, Any]:

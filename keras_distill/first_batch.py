@@ -39,6 +39,7 @@ from keras_distill.outputs import (
     settled_kinds,
     shapes_of,
 )
+from keras_distill.own_loss import has_own_loss
 from keras_distill.reading import not_read
 from keras_distill.resizing import is_map
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
@@ -110,7 +111,8 @@ def check_first_batch(
     inputs = inputs_for(student, without_soft_targets(x), "student")
     outputs = _student_outputs(student, state, inputs)
     shapes = {key: tuple(output.shape) for key, output in by_output(outputs)}
-    find_kinds(student, state, loss, y, shapes, kinds_taught(x))
+    is_own = has_own_loss(student, loss)
+    find_kinds(student, state, loss, None if is_own else y, shapes, kinds_taught(x))
     _settle_logits(student, state, inputs)
     matching = state.matching
     check_loss_takes_outputs(
@@ -120,9 +122,11 @@ def check_first_batch(
     check_shares_nothing(student, state.given_teacher)  # now that both are built
     if state.teacher is not None:
         warn_of_order(student, state.teacher)
-    check_labels(y, shapes, loss, sample_weight)
     alpha = state.alpha.value
-    if y is None:
+    if is_own and y is not None and not matching.takes_labels:
+        return
+    check_labels(y, shapes, loss, sample_weight)
+    if y is None or is_own:
         if matching.takes_labels and alpha != 1.0:
             raise ValueError(NO_LABELS_TO_COMPARE_BY)
         if alpha == 1.0:
@@ -141,9 +145,12 @@ def check_first_batch(
             )
         return
     if loss is None and alpha != 0.0:
+        overrides = type(student).compute_loss is not keras.Model.compute_loss
         raise ValueError(
             f"alpha is {alpha} but compile() was given no loss for the labels; give one, "
             "or set alpha=0."
+            + " Or compile the student, for its own compute_loss."
+            * overrides
         )
     if state.class_weight:
         if len(shapes) > 1:

@@ -44,6 +44,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
     #: `weight`: float32 `(batch, ...)`, sample weight times mask, or `None`. An example of
     #: weight 0 counts for nothing in it.
     compares_examples = False
+    #: Output of classes or yes/no questions whose confidence, of the teacher, weighs the loss
+    #: of each position; `None` for none.
+    weight_by: Any = None
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
@@ -83,6 +86,11 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         if self.takes_labels:
             raise ValueError(
                 f"{type(self).__name__} needs the labels, which keras.distillation.Distiller "
+                "does not give to a distillation loss; use keras_distill.Distiller."
+            )
+        if self.weight_by is not None:
+            raise ValueError(
+                f"{type(self).__name__} has weight_by, an output that keras.distillation.Distiller "
                 "does not give to a distillation loss; use keras_distill.Distiller."
             )
 

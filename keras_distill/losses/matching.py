@@ -22,7 +22,7 @@ from keras_distill.losses.weights import (
     weight_in_shape,
     weights_by_example,
 )
-from keras_distill.outputs import as_pairs
+from keras_distill.outputs import as_pairs, to_probabilities
 from keras_distill.structures import ModelOutputs, answer_for, at, by_output
 
 CLASS_KINDS = ("softmax", "sigmoid")
@@ -103,7 +103,17 @@ class Matching:
             ValueError: if there is one.
         """
         by_itself = self.kinds if isinstance(self.kinds, dict) else {None: self.kinds}
+        distilled = self.outputs_with_classes
         for key, _, term in self._terms(list(by_itself)):
+            by = getattr(term, "weight_by", None)
+            kind = by_itself.get(by, "values")
+            is_left_out = distilled is not None and by not in distilled
+            if by is not None and self.kinds and (kind == "values" or is_left_out):
+                raise ValueError(
+                    f"{type(term).__name__} has weight_by={by!r}, which must be a distilled "
+                    "output of classes or yes/no questions; the outputs are "
+                    f"{', '.join(f'{name!r} ({of})' for name, of in by_itself.items())}."
+                )
             kinds = (
                 set(by_itself.values()) if key is ... else {answer_for(self.kinds, key)}
             )
@@ -196,6 +206,7 @@ class Matching:
                 temperature,
                 is_pairs,
                 numbers,
+                self._confidence(term, teacher, prediction),
             )
             total += weight * ops.cast(value, "float32")
         return total
@@ -241,6 +252,16 @@ class Matching:
         kind = answer_for(self.kinds, key)
         return is_ours and not isinstance(term, FeatureLoss) and kind in CLASS_KINDS
 
+    def _confidence(self, term: Any, teacher: ModelOutputs, compared: Any) -> Any:
+        """Returns the teacher's confidence in what a loss is weighed by; `None` for none."""
+        key = getattr(term, "weight_by", None)
+        if key is None:
+            return None
+        logits = _in_float(at(teacher.logits, key))
+        check_weight_by(key, logits.shape[:-1], compared.shape[:-1])
+        p = to_probabilities(logits, answer_for(self.kinds, key))
+        return ops.stop_gradient(ops.max(p, -1))
+
     def _compares_pairs(self, term: Any, key: Any) -> bool:
         is_over_classes = getattr(term, "is_over_classes", False)
         return is_over_classes and answer_for(self.kinds, key) == "sigmoid"
@@ -255,6 +276,7 @@ class Matching:
         temperature: Any,
         is_pairs: bool,
         labels: Any,
+        confidence: Any,
     ) -> Any:
         """Returns one term's mean over the batch, divided by the replicas."""
         if isinstance(term, DistillationLoss):
@@ -275,6 +297,8 @@ class Matching:
                 return self.reduce(values, values, counts)
             if is_pairs:  # the mean over the questions
                 values = ops.mean(values, -1)
+            if confidence is not None:
+                values = values * ops.cast(confidence, values.dtype)
             weight = weight_for(sample_weight, len(values.shape))
             return self.reduce(values, masked, weight)
         # One of Keras's own: loss objects in it divide by the replicas, functions do not.
@@ -297,6 +321,18 @@ class Matching:
         if divided:
             values = values * replicas
         return self.reduce(values, masked, sample_weight)
+
+
+def check_weight_by(key: Any, ours: tuple, theirs: tuple) -> None:
+    """Refuses confidence that is not one number for each position of what is compared."""
+    known = zip(ours, theirs, strict=False)
+    if len(ours) != len(theirs) or any(
+        a is not None and b is not None and a != b for a, b in known
+    ):
+        raise ValueError(
+            f"weight_by={key!r} is an output with positions {tuple(ours)}, and the values have "
+            f"positions {tuple(theirs)}; they must agree."
+        )
 
 
 def _copied(distillation_loss: Any) -> Any:

@@ -22,6 +22,21 @@ class SquaredErrorLoss(DistillationLoss):
     distillation loss of an output of values unless another is given, and has no
     temperature.
 
+    With `weight_by` each position a, such as an anchor of a detector, counts by how sure the
+    teacher is of another output there:
+
+        c[a] / d * sum_i (s[a, i] - t[a, i])**2,  c[a] = max_k p_teacher[a, k] at T = 1
+
+    a constant to the gradient, from 0 to 1. It is the mean over all positions, not divided by
+    the sum of c: where the teacher sees nothing, nothing is learned of its boxes. With few
+    objects among many anchors it is small; weigh it, as in
+    `100 * SquaredErrorLoss(weight_by="cls_logits")`.
+
+    Args:
+        weight_by: name (or, of a list, number) of a distilled output of classes or yes/no
+            questions, `(batch, ..., K)` where the values are `(batch, ..., d)`; `None`
+            (default) for none. In `keras_distill.Distiller` alone.
+
     Example:
     >>> loss = SquaredErrorLoss()
     >>> teacher, student = ops.array([[1.0, 2.0]]), ops.array([[1.0, 4.0]])
@@ -33,6 +48,20 @@ class SquaredErrorLoss(DistillationLoss):
     """
 
     kinds = ("values",)
+
+    def __init__(self, weight_by: str | int | None = None) -> None:
+        if isinstance(weight_by, bool) or not isinstance(
+            weight_by, (str, int, type(None))
+        ):
+            raise TypeError(
+                "weight_by must be the name of an output, its number, or None, got "
+                f"{weight_by!r}."
+            )
+        self.weight_by = weight_by
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments."""
+        return {"weight_by": self.weight_by}
 
     def loss_per_example(
         self, teacher_outputs: Any, student_outputs: Any, temperature: Any = 1.0
