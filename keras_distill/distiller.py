@@ -909,9 +909,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 )
             if self._has_own_loss:
                 inputs = inputs_for(self.student, without_soft_targets(x), "student")
-                tensors = _as_tensors((inputs, y))
+                inputs, labels = _as_tensors((inputs, y))
                 check_own_loss(
-                    self.student, *tensors, sample_weight, state.class_weight
+                    self.student, inputs, labels, sample_weight, state.class_weight
                 )
             first_batch.check_first_batch(
                 self.student,

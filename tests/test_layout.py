@@ -19,7 +19,7 @@ LAYERS = (
         "units",
     ),
     ("losses", "features", "feature_pairs", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
-     "sharing", "exported", "served", "copying"),
+     "sharing", "exported", "served", "copying", "resizing", "own_loss"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("quantization",),
     ("tuning", "specialists", "export", "figures", "tallies", "judged_model",
