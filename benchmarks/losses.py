@@ -195,7 +195,6 @@ class Runs:
         )
         logits = answers.pop("outputs")
         self.taught = kd.DistillationInputs(data.few[0], logits, answers)
-        self.trainers = functools.lru_cache(1)(self.trainer)
 
     def trainer(self, make, temperature, alpha):
         loss = None if make is None else make()
@@ -216,6 +215,7 @@ class Runs:
         """Returns accuracy, %, and seconds of a student."""
         key = f"{name} | {setting[0]} | {seed} | {'test' if is_test else 'validation'}"
         if key not in self.done:
+            keras.utils.clear_session()  # frees the last student and its data
             keras.utils.set_random_seed(seed)
             distiller = self.trainer(*setting[1])
             began = time.process_time()
