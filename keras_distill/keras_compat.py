@@ -258,6 +258,14 @@ def layer_without_xla(model: keras.Layer) -> keras.Layer | None:
     return next((layer for layer in layers if not layer.supports_jit), None)
 
 
+def is_in_xla() -> bool:
+    """Tells whether what is traced now is for XLA, which does not know every operation."""
+    from tensorflow.python.ops import control_flow_util
+
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
 def made_by(tensor: Any) -> tuple[Any, int, list]:
     """Returns the operation that gave a symbolic tensor, as which output, and its inputs.
 

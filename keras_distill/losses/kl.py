@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_distill.losses.base import PACKAGE
+from keras_distill.losses.chunks import loss_with_slope
 from keras_distill.losses.tempered import TemperedLoss
 from keras_distill.top_k import TopKLogits
 
@@ -67,43 +67,56 @@ class SoftTargetLoss(TemperedLoss):
         """Returns `T**2 * KL(p || q)`, shape `(batch, ...)`, in nats."""
         temperature = self.temperature_or(temperature)
         if isinstance(teacher_outputs, TopKLogits):
-            teacher_outputs, student_outputs = _with_one_rest(
-                teacher_outputs, student_outputs, temperature
-            )
+            return _top_k_kl(teacher_outputs, student_outputs, temperature)
         return tempered_kl(teacher_outputs, student_outputs, temperature)
 
 
-def _with_one_rest(
-    teacher: TopKLogits, student_logits: Any, temperature: Any
-) -> tuple[Any, Any]:
-    """Returns the logits of both over k + 1 outcomes, the last being all other classes.
+def _top_k_kl(teacher: TopKLogits, student_logits: Any, temperature: Any) -> Any:
+    """Returns `T**2 * KL` over k + 1 outcomes, the last being all other classes.
 
     The logit of the rest is `T * logsumexp(z / T)`: divided by T and put through a
     softmax, it has the rest's probability.
     """
-    student_logits = ops.cast(student_logits, "float32")
-    student_top = ops.take_along_axis(student_logits, teacher.indices, axis=-1)
-    if not teacher.has_rest:
-        return teacher.values, student_top
-    classes, k = student_logits.shape[-1], teacher.k
-    # The classes of the rest, by one scatter over the flattened batch.
-    indices = ops.reshape(teacher.indices, (-1, k))
-    rows = ops.shape(indices)[0]
-    flat = ops.reshape(
-        ops.expand_dims(ops.arange(rows), -1) * classes + indices, (-1, 1)
+    temperature = ops.cast(temperature, "float32")
+    values = teacher.values
+    if teacher.has_rest:
+        rest = temperature * ops.expand_dims(teacher.rest_at(temperature), -1)
+        values = ops.concatenate([values, rest], -1)
+    return loss_with_slope(
+        _of_top_k, (values, teacher.indices), student_logits, temperature, "float32"
     )
-    kept = ops.scatter(flat, ops.ones_like(flat[:, 0], "float32"), (rows * classes,))
-    is_rest = ops.reshape(kept, ops.shape(student_logits)) == 0.0
-    rest = ops.where(is_rest, student_logits / temperature, -math.inf)
-    largest = ops.stop_gradient(ops.max(rest, -1, keepdims=True))
-    student_rest = largest + ops.log(
-        ops.sum(ops.exp(rest - largest), -1, keepdims=True)
+
+
+def _of_top_k(
+    teacher: Any, indices: Any, student: Any, temperature: Any
+) -> tuple[Any, Any]:
+    """Returns the KL over k + 1 outcomes, and its slope `q - p` by the student's classes."""
+    student, k = ops.cast(student, "float32"), indices.shape[-1]
+    top = ops.take_along_axis(student, indices, axis=-1)
+    if teacher.shape[-1] == k:
+        loss, slope = _kl_and_slope(teacher, top, temperature)
+        return loss, _placed(ops.zeros_like(student), indices, slope)
+    # Of the rest alone, not of all less the k, which may have all but nothing left.
+    others = _placed(student, indices, ops.full_like(top, -math.inf)) / temperature
+    largest = ops.max(others, -1, keepdims=True)
+    others = ops.exp(others - largest)
+    mass = ops.sum(others, -1, keepdims=True)
+    rest = temperature * (largest + ops.log(mass))
+    loss, slope = _kl_and_slope(teacher, ops.concatenate([top, rest], -1), temperature)
+    return loss, _placed(others * (slope[..., k:] / mass), indices, slope[..., :k])
+
+
+def _placed(tensor: Any, indices: Any, values: Any) -> Any:
+    """Returns the tensor with values in place of those at indices of its last axis."""
+    classes, k = tensor.shape[-1], indices.shape[-1]
+    flat = ops.reshape(indices, (-1, k))
+    start = classes * ops.expand_dims(ops.arange(ops.shape(flat)[0], dtype="int32"), -1)
+    found = ops.scatter_update(
+        ops.reshape(tensor, (-1,)),
+        ops.reshape(start + flat, (-1, 1)),
+        ops.reshape(values, (-1,)),
     )
-    teacher_rest = ops.expand_dims(teacher.rest_at(temperature), -1)
-    return (
-        ops.concatenate([teacher.values, temperature * teacher_rest], -1),
-        ops.concatenate([student_top, temperature * student_rest], -1),
-    )
+    return ops.reshape(found, ops.shape(tensor))
 
 
 # 1/2!, 1/3!, ... : exp(r) - 1 - r = r**2 * sum_i r**i / (i + 2)!, to 4e-8 for
@@ -122,52 +135,53 @@ def tempered_kl(teacher_logits: Any, student_logits: Any, temperature: Any) -> A
     Returns:
         `(...)` in nats, in float32, or float64 if the logits are.
     """
+    student_logits = ops.convert_to_tensor(student_logits)
     dtype = keras.backend.result_type(
-        keras.backend.standardize_dtype(ops.convert_to_tensor(student_logits).dtype),
-        "float32",
+        keras.backend.standardize_dtype(student_logits.dtype), "float32"
     )
-    teacher_logits = ops.stop_gradient(ops.cast(teacher_logits, dtype))
+    teacher_logits = ops.convert_to_tensor(teacher_logits)
     temperature = ops.cast(temperature, dtype)
+    return loss_with_slope(
+        _kl_and_slope, (teacher_logits,), student_logits, temperature, dtype
+    )
 
-    @ops.custom_gradient
-    def kl(student_logits: Any) -> tuple[Any, Callable]:
-        # Both shifted to a maximum of 0: exp cannot overflow, the sums are >= 1.
-        t = (teacher_logits - ops.max(teacher_logits, -1, keepdims=True)) / temperature
-        s = (student_logits - ops.max(student_logits, -1, keepdims=True)) / temperature
-        exp_t, exp_s = ops.exp(t), ops.exp(s)
-        sum_t = ops.sum(exp_t, -1, keepdims=True)
-        sum_s = ops.sum(exp_s, -1, keepdims=True)
-        p, q = exp_t / sum_t, exp_s / sum_s
-        # r = (s - t) - log(sum_s / sum_t). The logarithm loses what is below 1e-7, which
-        # at a high T is all: about its mean, s - t keeps it.
-        far = s - t
-        about_mean = far - ops.sum(p * far, -1, keepdims=True)
-        is_small = ops.max(ops.abs(about_mean), -1, keepdims=True) < 0.5
-        small = ops.where(is_small, about_mean, 0.0)
-        r = ops.where(
-            is_small,
-            small - ops.log1p(ops.sum(p * ops.expm1(small), -1, keepdims=True)),
-            far - ops.log(sum_s / sum_t),
-        )
-        is_near = ops.abs(r) < 0.5
-        near = ops.where(is_near, r, 0.0)
-        series = _TAYLOR[-1]
-        for coefficient in reversed(_TAYLOR[:-1]):
-            series = series * near + coefficient
-        # T**2 goes in before what it makes up for is rounded away.
-        scaled = temperature * near
-        terms = ops.where(
-            is_near,
-            p * scaled * scaled * series,
-            temperature * (temperature * ((q - p) - p * r)),
-        )
-        loss = ops.sum(terms, -1)
 
-        def gradient(*args: Any, upstream: Any = None) -> Any:
-            upstream = args[0] if upstream is None else upstream
-            difference = ops.where(is_near, p * ops.expm1(near), q - p)
-            return temperature * ops.expand_dims(upstream, -1) * difference
-
-        return loss, gradient
-
-    return kl(ops.cast(student_logits, dtype))
+def _kl_and_slope(
+    teacher_logits: Any, student_logits: Any, temperature: Any
+) -> tuple[Any, Any]:
+    """Returns `T**2 * KL` over the last axis, and `q - p`, whose T-fold is its gradient."""
+    dtype = temperature.dtype
+    teacher_logits = ops.cast(teacher_logits, dtype)
+    student_logits = ops.cast(student_logits, dtype)
+    # Both shifted to a maximum of 0: exp cannot overflow, the sums are >= 1.
+    t = (teacher_logits - ops.max(teacher_logits, -1, keepdims=True)) / temperature
+    s = (student_logits - ops.max(student_logits, -1, keepdims=True)) / temperature
+    exp_t, exp_s = ops.exp(t), ops.exp(s)
+    sum_t = ops.sum(exp_t, -1, keepdims=True)
+    sum_s = ops.sum(exp_s, -1, keepdims=True)
+    p, q = exp_t / sum_t, exp_s / sum_s
+    # r = (s - t) - log(sum_s / sum_t). The logarithm loses what is below 1e-7, which
+    # at a high T is all: about its mean, s - t keeps it.
+    far = s - t
+    about_mean = far - ops.sum(p * far, -1, keepdims=True)
+    is_small = ops.max(ops.abs(about_mean), -1, keepdims=True) < 0.5
+    small = ops.where(is_small, about_mean, 0.0)
+    r = ops.where(
+        is_small,
+        small - ops.log1p(ops.sum(p * ops.expm1(small), -1, keepdims=True)),
+        far - ops.log(sum_s / sum_t),
+    )
+    is_near = ops.abs(r) < 0.5
+    near = ops.where(is_near, r, 0.0)
+    series = _TAYLOR[-1]
+    for coefficient in reversed(_TAYLOR[:-1]):
+        series = series * near + coefficient
+    # T**2 goes in before what it makes up for is rounded away.
+    scaled = temperature * near
+    terms = ops.where(
+        is_near,
+        p * scaled * scaled * series,
+        temperature * (temperature * ((q - p) - p * r)),
+    )
+    difference = ops.where(is_near, p * ops.expm1(near), q - p)
+    return ops.sum(terms, -1), difference
