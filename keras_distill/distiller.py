@@ -370,14 +370,6 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             )
             # A term whose weight is 0 is left out, whatever it is.
             has_hard, has_soft = alpha > 0.0, alpha < 1.0
-            hard_loss = self.compute_loss(
-                x, y, keras_compat.gated(y_pred, has_hard), sample_weight
-            )
-            if len(hard_loss.shape):
-                raise ValueError(
-                    "the loss gives a number for each example, and a step needs one for the "
-                    'batch; leave out reduction=None, or use reduction="sum".'
-                )
             outputs, layers = keras_compat.gated((y_pred, layers), has_soft)
             student = ModelOutputs(
                 outputs, to_logits(outputs, self.student_from_logits, kinds), layers
@@ -389,6 +381,16 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 temperature,
                 self._class_numbers(y, y_pred),
             )
+            # One after the other: the hard loss takes the room that the teacher has left.
+            with tf.control_dependencies([soft_loss]):
+                hard_loss = self.compute_loss(
+                    x, y, keras_compat.gated(y_pred, has_hard), sample_weight
+                )
+            if len(hard_loss.shape):
+                raise ValueError(
+                    "the loss gives a number for each example, and a step needs one for the "
+                    'batch; leave out reduction=None, or use reduction="sum".'
+                )
             regularization = self._regularization()
             # Regularisation counts whole; compute_loss has it in the hard loss already.
             loss = ops.where(has_hard, alpha * hard_loss, 0.0) + ops.where(

@@ -242,7 +242,9 @@ class Matching:
             return answer.layers[layer]
         if is_on_features(term):
             return at(answer.outputs, key)
-        seen = keras.tree.map_structure(_in_float, at(answer.logits, key))
+        seen = at(answer.logits, key)
+        if type(term) is not SoftTargetLoss:  # which casts a few rows at a time
+            seen = keras.tree.map_structure(_in_float, seen)
         if len(getattr(seen, "shape", (0, 0))) == 1:  # one number for each example
             seen = ops.expand_dims(seen, -1)
         return seen
