@@ -49,6 +49,7 @@ def drawn(shape=SHAPE, scale=3.0, seed=0):
     return *rng.normal(scale=scale, size=(2, *shape)).astype("f4"), upstream
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("shape", "scale", "temperature"),
@@ -83,6 +84,7 @@ def top_k_of(teacher, k):
     return kd.TopKLogits(tf.constant(packed, "float32")), order
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_top_k_by_chunks_is_the_kl_over_k_classes_and_the_rest(small_chunks, mode, k):
