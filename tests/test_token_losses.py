@@ -63,7 +63,8 @@ def test_chunks_are_as_exact_as_the_whole(
         lambda z: tempered_kl(teacher, z, temperature), mode, student, upstream
     )
     expected, slope = kl(teacher, student, temperature)
-    assert loss.shape == shape[:-1] and gradient.shape == shape
+    assert loss.shape == shape[:-1]
+    assert gradient.shape == shape
     for row in np.ndindex(shape[:-1]):
         close(loss[row], expected[row], 2e-5, 1e-36)
         far = 2e-7 if scale > 0.1 else 1e-36
