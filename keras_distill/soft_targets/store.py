@@ -66,6 +66,10 @@ class SoftTargets:
 
     - `layer:NAME`: a hidden layer's output, within the range of its dtype.
 
+    With `top_k=k` of more than 256 and at most 65 536 classes, an output of float16 or bfloat16
+    takes 4 k + 18 bytes for each softmax: of a vocabulary of 32 000, 58 a token for k = 10, 218
+    for 50 and 418 for 100; float32 6 k + 28.
+
     For a list of teachers whose probabilities are averaged, `max` and `logits` have an axis
     more before the classes: `members` teachers. With a `temperature` they are of the one
     mean at it.
