@@ -168,7 +168,7 @@ class FeatureLoss(DistillationLoss):
     def _make_linear_map(self, student: tuple, teacher: tuple) -> None:
         if None in (student[-1], teacher[-1]):
             raise ValueError(
-                f"{self._layers()} have shapes {student} and {teacher}; adapter='auto' needs "
+                f"{self._both_layers()} have shapes {student} and {teacher}; adapter='auto' needs "
                 "to know how many channels there are. Give models of a fixed width."
             )
         if self._shapes:
@@ -186,7 +186,7 @@ class FeatureLoss(DistillationLoss):
                 student[-1], teacher[-1], self.student_layer_name or ""
             )
 
-    def _layers(self) -> str:
+    def _both_layers(self) -> str:
         return (
             f"the student and teacher layers {self.student_layer_name!r} and "
             f"{self.teacher_layer_name!r}"
@@ -207,7 +207,7 @@ class FeatureLoss(DistillationLoss):
         """Refuses features, channels last, that cannot be compared."""
         if self.takes_any_shapes:
             return
-        both = f"{self._layers()} have shapes {student} and {teacher}"
+        both = f"{self._both_layers()} have shapes {student} and {teacher}"
         ranks = len(student), len(teacher)
         if 2 in ranks and max(ranks) > 3:
             if self.adapter != AUTO:
@@ -235,7 +235,7 @@ class FeatureLoss(DistillationLoss):
                 )
         if self.adapter != AUTO and self._differs(student[-1:], teacher[-1:]):
             raise ValueError(
-                f"{self._layers()} have {student[-1]} and {teacher[-1]} features; pass "
+                f"{self._both_layers()} have {student[-1]} and {teacher[-1]} features; pass "
                 'adapter="auto" to learn a linear map between them.'
             )
 
