@@ -296,8 +296,9 @@ def whole_again(taken: list, rest: Iterator, steps: int) -> Iterator:
             if one.element_spec == rest.element_spec:
                 return iter(one.with_options(options))
     # No more than are trained on: the others are for the executions that follow.
-    batches = itertools.islice(itertools.chain(taken, rest), steps)
+    batches = [itertools.islice(itertools.chain(taken, rest), steps)]
+    # TensorFlow keeps the function for ever: the data must not be in it.
     dataset = tf.data.Dataset.from_generator(
-        lambda: batches, output_signature=rest.element_spec
+        lambda: batches.pop(), output_signature=rest.element_spec
     )
     return iter(dataset.with_options(options))

@@ -10,6 +10,7 @@ import weakref
 
 import keras
 import pytest
+import tensorflow as tf
 
 import keras_distill as kd
 from tests.conftest import SPARSE, mlp
@@ -133,3 +134,17 @@ def test_constructing_grows_by_no_more_than_a_plain_model(data):
 
     plain = left_by(lambda: mlp(6))
     assert left_by(lambda: kd.Distiller(mlp(6), teacher)) <= plain + 50
+
+
+def test_no_data_is_kept_after_a_fit(data):
+    """TensorFlow keeps what a dataset of a generator was made of, for ever."""
+    x, y = data
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    distiller = kd.Distiller(mlp(6), mlp(32))
+    distiller.compile("sgd", SPARSE, steps_per_execution=4)
+    distiller.fit(dataset, verbose=0)
+    kept = weakref.ref(dataset)
+    del dataset
+    keras.utils.clear_session()
+    gc.collect()
+    assert kept() is None
