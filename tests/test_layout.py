@@ -22,7 +22,7 @@ LAYERS = (
      "sharing", "exported", "served", "copying", "resizing", "own_loss"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("quantization",),
-    ("tuning", "specialists", "export", "figures", "tallies", "judged_model",
+    ("tuning", "specialists", "export", "figures", "running_sums", "tallies", "judged_model",
      "evaluation", "latency", "plots"),
     ("__init__", "_quiet"),
     ("commands", "__main__"),

@@ -13,6 +13,10 @@ from keras_distill.arguments import KINDS
 from keras_distill.keras_compat import mask_of
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss, is_on_features
+from keras_distill.losses.keras_own import (
+    check_splits_by_example,
+    divides_by_replicas,
+)
 from keras_distill.losses.kl import SoftTargetLoss
 from keras_distill.losses.maps import on_teachers_grid
 from keras_distill.losses.names import check_distillation_loss
@@ -386,32 +390,6 @@ def _in_float(logits: Any) -> Any:
 def _masked(term: Any, student: ModelOutputs, key: Any) -> Any:
     layer = getattr(term, "student_layer_name", None)
     return at(student.outputs, key) if layer is None else student.layers[layer]
-
-
-def check_splits_by_example(term: Any) -> None:
-    """Refuses weights and masks for a loss that says only one number for a batch."""
-    splits = (
-        keras.distillation.LogitsDistillation,
-        keras.distillation.FeatureDistillation,
-    )
-    if not isinstance(term, splits):
-        raise ValueError(
-            f"{type(term).__name__} says one number for a whole batch, so sample weights "
-            "and masks cannot act on it; subclass keras_distill.DistillationLoss and write "
-            "loss_per_example."
-        )
-
-
-def divides_by_replicas(term: Any) -> bool:
-    """Tells whether one of Keras's distillation losses divides by the number of replicas."""
-    losses = [part for part in keras.tree.flatten(getattr(term, "loss", None)) if part]
-    kinds = {isinstance(part, keras.losses.Loss) for part in losses}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{type(term).__name__} mixes loss objects with names or functions, which "
-            "scale differently under tf.distribute; give loss objects only."
-        )
-    return kinds == {True}
 
 
 def check_mean_at_one_temperature(terms: list) -> None:

@@ -136,6 +136,17 @@ ROWS = [
     Row("Distiller", _with(output_kinds={"a": "values"}), "output 'a', which the model"),
     Row("SquaredErrorLoss", lambda: kd.SquaredErrorLoss() + 3, "only distillation losses"),
     Row("SquaredErrorLoss", _matching(kd.SquaredErrorLoss()), "does not compare outputs of"),
+    *[
+        Row("SquaredErrorLoss", lambda wrong=wrong: kd.SquaredErrorLoss(wrong), "weight_by must")
+        for wrong in (1.5, True, ["a"])
+    ],
+    Row(
+        "SquaredErrorLoss", lambda: kd.Distiller(
+            student(), teacher(), output_kinds="values",
+            distillation_loss=kd.SquaredErrorLoss(weight_by="boxes"),
+        ),
+        "weight_by='boxes', which must be a distilled output",
+    ),
     Row("CosineLoss", lambda: NAN * kd.CosineLoss(), "a weight must be a finite"),
     Row("CosineLoss", _matching(kd.CosineLoss()), "does not compare outputs of"),
     Row("Distiller", _with(distillation_loss="kl"), "there is no distillation loss .kl."),
