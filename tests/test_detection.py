@@ -23,7 +23,12 @@ def retina_net(blocks=1, channels=16, seed=0):
         "basic_block", image_shape=image_shape,
     )  # fmt: skip
     backbone = hub.RetinaNetBackbone(
-        encoder, min_level=3, max_level=5, use_p5=False, image_shape=image_shape
+        encoder,
+        min_level=3,
+        max_level=5,
+        use_p5=False,
+        image_shape=image_shape,
+        name="neck",
     )
     detector = hub.RetinaNetObjectDetector(
         backbone, CLASSES, "xyxy", pre_logits_num_conv_layers=1
@@ -71,6 +76,33 @@ def test_a_detector_learns_from_labels_and_teacher(teacher):
     assert logs["hard_loss"][-1] < logs["hard_loss"][0]
     with pytest.raises(ValueError, match="sample weights and class weights cannot"):
         distiller.fit(IMAGES, BOXES, sample_weight=np.ones(4), verbose=0)
+
+
+@pytest.mark.slow
+def test_necks_are_matched_by_path_and_all_of_it_is_cached(teacher, tmp_path):
+    path = "neck/fpn[P3]"
+    store = kd.SoftTargets.write(
+        tmp_path / "soft", teacher, IMAGES, layers=[path], verbose=False,
+        teacher_from_logits=True, output_kinds=HEADS["output_kinds"],
+    )  # fmt: skip
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, BOXES)).batch(2)
+    found = {}
+    for name in ("live", "cached"):
+        student = retina_net()
+        neck = kd.FeatureLoss(path, path)
+        distiller = kd.Distiller(
+            student, teacher if name == "live" else None, alpha=0.5,
+            distillation_loss={
+                "cls_logits": kd.SoftTargetLoss() + 0.1 * neck,
+                "bbox_regression": 9 * kd.SquaredErrorLoss(weight_by="cls_logits"),
+            },
+            output_kinds=HEADS["output_kinds"], student_from_logits=True,
+            teacher_from_logits=True if name == "live" else None,
+        )  # fmt: skip
+        distiller.compile(keras.optimizers.SGD(0.0))
+        given = data if name == "live" else store.join(data)
+        found[name] = distiller.fit(given, verbose=0).history["soft_loss"][0]
+    assert found["cached"] == pytest.approx(found["live"], rel=0.01)
 
 
 def heads(width, seed=0, kind="sigmoid"):

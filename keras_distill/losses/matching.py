@@ -29,8 +29,6 @@ from keras_distill.losses.weights import (
 from keras_distill.outputs import as_pairs, to_probabilities
 from keras_distill.structures import ModelOutputs, answer_for, at, by_output
 
-CLASS_KINDS = ("softmax", "sigmoid")
-
 #: What to use for a kind of output, in messages.
 _COMPARES = {
     "softmax": "SoftTargetLoss() or LogitLoss()",
@@ -254,9 +252,10 @@ class Matching:
         return seen
 
     def _compares_classes(self, term: Any, key: Any) -> bool:
-        is_ours = isinstance(term, DistillationLoss)
-        kind = answer_for(self.kinds, key)
-        return is_ours and not isinstance(term, FeatureLoss) and kind in CLASS_KINDS
+        is_ours = isinstance(term, DistillationLoss) and not isinstance(
+            term, FeatureLoss
+        )
+        return is_ours and answer_for(self.kinds, key) != "values"
 
     def _confidence(self, term: Any, teacher: ModelOutputs, compared: Any) -> Any:
         """Returns the teacher's confidence in what a loss is weighed by; `None` for none."""
