@@ -87,6 +87,14 @@ def test_spoken_digits_without_the_recordings_says_so(tmp_path):
     )
 
 
+def test_text_without_its_sentences_says_so(tmp_path):
+    script = ROOT / "examples" / "text.py"
+    done = forking.run([script, "--data", tmp_path], tmp_path)
+    assert done.returncode == 1
+    said = f"there are no train.tsv, dev.tsv and test.tsv in {tmp_path}."
+    assert done.stderr.splitlines()[-1] == said
+
+
 @pytest.fixture
 def sound(monkeypatch):
     """The modules of spoken digits; they and what they register go with the test."""
@@ -203,6 +211,19 @@ def test_spoken_digits(tmp_path):
     rows = json.loads((tmp_path / "heard" / "comparison.json").read_text())
     assert [row["examples"] for row in rows] == [500] * 4
     assert (tmp_path / "heard" / "comparison.md").exists()
+
+
+SENTENCES = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""), "..", "text", "sst2")
+
+
+@pytest.mark.skipif(
+    not (SENTENCES / "train.tsv").exists(),
+    reason="there is no text/sst2 beside the folder of TFDS_DATA_DIR",
+)
+@pytest.mark.slow
+def test_text(tmp_path):
+    output = run("examples/text.py", "--data", SENTENCES, "--quick", folder=tmp_path)
+    assert re.search(r"\ndistilled, from the teacher's layers: \d\d\.\d\d %", output)
 
 
 @needs_mnist
