@@ -67,12 +67,12 @@ def main():
         parser.exit(
             1, f"there are no train.tsv, dev.tsv and test.tsv in {args.data}.\n"
         )
-    epochs, seeds, most = (1, 1, 200) if args.quick else (5, args.seeds, None)
+    epochs, seeds, most = ((1, 1), 1, 200) if args.quick else ((5, 3), args.seeds, None)
     data, words = load(args.data, most=most)
 
     # 1. The teacher, from scratch.
     teacher = bert(4, words, seed=100)
-    print(f"teacher: {fit(teacher, data, epochs):.2%} of dev.tsv")
+    print(f"teacher: {fit(teacher, data, epochs[0]):.2%} of dev.tsv", flush=True)
 
     # 2. Students. All take as many steps, and choose their epoch alike.
     judged = {"teacher": teacher}
@@ -83,7 +83,7 @@ def main():
             learner = kd.Distiller(
                 student, teacher, temperature=TEMPERATURE, alpha=ALPHA, features=pairs
             )
-        print(f"{arm}: {fit(learner, data, epochs):.2%} of dev.tsv", flush=True)
+        print(f"{arm}: {fit(learner, data, epochs[1]):.2%} of dev.tsv", flush=True)
 
     # 3. The test, once.
     table = kd.compare(judged, data["test"], teacher=teacher, timing=False)

@@ -72,9 +72,10 @@ def copy_weights(
     Args:
         student: `keras.Model`, built. It is changed.
         teacher: `keras.Model`, built.
-        pairs: dict of paths, `{student_layer: teacher_layer}`, or a list of such pairs. A path is
-            as in `feature_paths`, "encoder/layer_1", and may name a layer, a block or a
-            model inside. `None` (default): every layer of the student for which the teacher
+        pairs: dict of paths, `{student_layer: teacher_layer}`, or a list of such pairs, as
+            `suggest_feature_pairs` gives: of a Transformer of half the blocks, every second.
+            A path is as in `feature_paths`, "encoder/layer_1", and may name a layer, a block
+            or a model inside. `None` (default): every layer of the student for which the teacher
             has one of the same path, with variables of the same names and shapes.
 
     Returns:
