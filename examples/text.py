@@ -1,7 +1,22 @@
 """Sentiment of sentences: a BERT of four layers into one of two, both of KerasHub.
 
-python examples/text.py --data sst2
-python examples/text.py --data sst2 --quick
+Both are trained from scratch on 6 919 sentences of SST-2. T and alpha are
+of one trial, of seed 0 on dev.tsv, beside which nothing was tried; there each training also
+chooses its epoch. test.tsv is judged once, after all; accuracy in %, the teacher's 78.53 (all on
+one core in 9 minutes):
+
+    seed                                     0      1      2      3      4   mean
+    labels                               77.32  77.43  76.39  78.20  77.87  77.44
+    labels, from the teacher's layers    77.16  77.32  78.42  78.58  77.32  77.76
+    distilled, from the teacher's layers 79.02  78.09  77.92  78.42  78.31  78.35
+
+Distilled minus labels, paired by seed: +0.91 points, 95 % interval +0.08 to +1.74; minus labels
+from the same start +0.59, -0.58 to +1.76, which five seeds do not tell from 0. A teacher that
+is 1.1 points ahead has little to give; and its NLL is the worse one, 0.549 (distilled 0.542,
+labels 0.487), as it is too sure of itself.
+
+    python examples/text.py --data sst2
+    python examples/text.py --data sst2 --quick
 """
 
 import argparse
@@ -10,11 +25,9 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import keras_hub
 import numpy as np
-import tensorflow as tf
-from sentences.sst2 import LENGTH, load
+from sentences.bert import bert, fit
+from sentences.sst2 import load
 
 import keras_distill as kd
 
@@ -24,28 +37,6 @@ ARMS = (
     "labels, from the teacher's layers",
     "distilled, from the teacher's layers",
 )
-
-
-def bert(layers, words, seed):
-    keras.utils.set_random_seed(seed)
-    backbone = keras_hub.models.BertBackbone(
-        words, layers, 2, 64, 128, dropout=0.3, max_sequence_length=LENGTH, name="backbone"
-    )  # fmt: skip
-    return keras_hub.models.BertTextClassifier(backbone, 2, preprocessor=None, dropout=0.3)  # fmt: skip
-
-
-def fit(model, data, epochs):
-    """Trains, and keeps the epoch that is best on dev.tsv; returns the accuracy there."""
-    train, dev = map(tf.data.Dataset.from_tensor_slices, (data["train"], data["dev"]))
-    train, dev = train.shuffle(10_000).batch(64), dev.batch(256)
-    rate = keras.optimizers.schedules.CosineDecay(1e-3, epochs * len(train))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.AdamW(rate), loss, metrics=["accuracy"])
-    best = keras.callbacks.EarlyStopping(
-        "val_accuracy", patience=epochs, mode="max", restore_best_weights=True
-    )
-    model.fit(train, epochs=epochs, verbose=0, validation_data=dev, callbacks=[best])
-    return best.best
 
 
 def with_layers_of(teacher, student):
