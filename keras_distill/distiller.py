@@ -1028,8 +1028,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """
         first_batch.check_inputs(self.student, x, y, sample_weight)
         teacher = self._state.teacher
-        is_ready = self.compiled and self.student.built
-        if is_ready and teacher is not None and not teacher.has_answered:
+        is_new = teacher is not None and not teacher.has_answered
+        if self.compiled and (is_new or self._state.matching.waits_for_shapes):
             self._check_first_batch((x, y, sample_weight))
         self._check_labels(y, sample_weight, "this batch")
         outputs = first_batch.known_outputs(self.student, self._state)

@@ -154,6 +154,13 @@ def mask_of(tensor: Any) -> Any:
     return getattr(tensor, "_keras_mask", None)
 
 
+def with_mask(tensor: Any, mask: Any) -> Any:
+    """Leaves a Keras mask on a tensor, as a cast loses it; returns the tensor."""
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
 def logits_of(probabilities: Any) -> Any:
     """Returns what a softmax or sigmoid in the same trace was taken of, or what was given.
 

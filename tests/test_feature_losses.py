@@ -238,7 +238,7 @@ def test_what_auto_cannot_is_refused(shapes, sentence):
 )
 def test_nothing_is_compared_by_broadcasting(shapes, kind):
     s, t = map(np.ones, shapes)
-    with pytest.raises(ValueError, match="before its adapter is made; build both"):
+    with pytest.raises(ValueError, match="before its adapter is made; call"):
         kind("a", "b", "auto").loss_per_example(t, s)
     with pytest.raises(ValueError, match="compares features of one shape, got some"):
         kind().loss_per_example(t, s)

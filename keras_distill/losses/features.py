@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill.features import shapes_of_features
+from keras_distill.keras_compat import mask_of, with_mask
 from keras_distill.losses import adapters
 from keras_distill.losses.adapters import AUTO
 from keras_distill.losses.base import PACKAGE, DistillationLoss, in_float
@@ -111,6 +112,11 @@ class FeatureLoss(DistillationLoss):
     def trainable_layers(self) -> list[keras.layers.Layer]:
         """The adapter, once the features are known."""
         return [] if self._layer is None else [self._layer]
+
+    @property
+    def waits_for_shapes(self) -> bool:
+        """Whether there is to be an adapter, and the features are not known."""
+        return self.adapter is not None and not self._shapes
 
     def copied(self) -> FeatureLoss:
         """Returns one with an adapter of its own, for another distiller."""
@@ -250,9 +256,8 @@ class FeatureLoss(DistillationLoss):
         student = in_float(student_outputs)
         if isinstance(self.adapter, keras.layers.Layer):
             # Its variables are float32 or of its own policy.
-            student = in_float(
-                self.adapter(ops.cast(student, "float32"), training=True)
-            )
+            given = with_mask(ops.cast(student, "float32"), mask_of(student_outputs))
+            student = in_float(self.adapter(given, training=True))
         teacher, student = map(adapters.channels_last, (teacher, student))
         if self.adapter == AUTO:
             ranks = len(student.shape), len(teacher.shape)
@@ -275,8 +280,8 @@ class FeatureLoss(DistillationLoss):
         what = f"of shapes {tuple(student)} and {tuple(teacher)} of student and teacher"
         if self.adapter == AUTO and not self._shapes:
             raise ValueError(
-                f"features {what} reach {type(self).__name__} before its adapter is made; build "
-                "both models first, or train by fit, which looks at a first batch."
+                f"features {what} reach {type(self).__name__} before its adapter is made; call "
+                "distiller.check_first_batch(batch) before a loop of your own, or train by fit."
             )
         raise ValueError(
             f"{type(self).__name__} compares features of one shape, got some {what}; name "

@@ -22,6 +22,7 @@ from keras_distill.losses.maps import on_teachers_grid
 from keras_distill.losses.names import check_distillation_loss
 from keras_distill.losses.values import CosineLoss, SquaredErrorLoss
 from keras_distill.losses.weights import (
+    weight_at_positions,
     weight_for,
     weight_in_shape,
     weights_by_example,
@@ -83,6 +84,13 @@ class Matching:
         """Layers of the distillation losses that are learned with the student."""
         ours = [term for term in self.terms if isinstance(term, DistillationLoss)]
         return [layer for term in ours for layer in term.trainable_layers]
+
+    @property
+    def waits_for_shapes(self) -> bool:
+        """Whether an adapter is not made yet, as no batch has told the features' shapes."""
+        return any(
+            isinstance(t, FeatureLoss) and t.waits_for_shapes for t in self.terms
+        )
 
     def layer_names(self, role: str) -> list[str]:
         """Names of the hidden layers that are matched, of the "student" or "teacher"."""
@@ -291,6 +299,8 @@ class Matching:
             of_layers = term.compares_examples and isinstance(term, FeatureLoss)
             if term.compares_examples:
                 # Layers are compared by example, outputs by position.
+                if of_layers and mask_of(masked) is not None:
+                    sample_weight = weight_at_positions(sample_weight, mask_of(masked))
                 shape = ops.shape(prediction)[: 1 if of_layers else -1]
                 also["weight"] = _weight_of(masked, sample_weight, shape)
             values = term.loss_per_example(target, prediction, temperature, **also)
@@ -304,6 +314,14 @@ class Matching:
                 values = ops.mean(values, -1)
             if confidence is not None:
                 values = values * ops.cast(confidence, values.dtype)
+            if isinstance(term, FeatureLoss):
+                weight = weight_at_positions(sample_weight, values)
+                mask = mask_of(masked)
+                if mask is not None and not _are_leading(mask.shape, values.shape):
+                    # An adapter of one's own has averaged over positions.
+                    weight = weights_by_example(weight, mask, ops.shape(values)[:1])
+                    masked, weight = values, weight_for(weight, len(values.shape))
+                return self.reduce(values, masked, weight)
             weight = weight_for(sample_weight, len(values.shape))
             return self.reduce(values, masked, weight)
         # One of Keras's own: loss objects in it divide by the replicas, functions do not.
@@ -379,6 +397,12 @@ def _weight_of(masked: Any, sample_weight: Any, shape: tuple) -> Any:
     return weight_in_shape(
         [mask_of(keras.tree.flatten(masked)[0]), sample_weight], shape
     )
+
+
+def _are_leading(shape: tuple, of: tuple) -> bool:
+    """Tells whether a shape is that of another's first axes, as far as they are known."""
+    pairs = zip(shape, of, strict=False)
+    return len(shape) <= len(of) and all(a == b or None in (a, b) for a, b in pairs)
 
 
 def _in_float(logits: Any) -> Any:

@@ -85,6 +85,62 @@ def weight_in_shape(factors: list, shape: tuple) -> Any:
     return ops.broadcast_to(found, shape)
 
 
+def weight_at_positions(weight: Any, values: Any) -> Any:
+    """Returns sample weights, which are of an output, for the positions of a hidden layer.
+
+    A map's weights are averaged over the areas of the layer's grid. Where positions do not
+    correspond, as of two sequences of different lengths, each example has its mean weight.
+
+    Args:
+        weight: `(batch, ...)`, or `None`.
+        values: `(batch, ...)`, of the layer.
+
+    Returns:
+        float `(batch, ...)`, which broadcasts to `values`; or `None`.
+    """
+    if weight is None:
+        return None
+    weight = ops.convert_to_tensor(weight)
+    while len(weight.shape) > 1 and weight.shape[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    ours, theirs = weight.shape[1:], values.shape[1:]
+    shared = min(len(ours), len(theirs))
+    if any(of_output != 1 for of_output in ours):
+        weight = ops.cast(weight, "float32")
+        if len(ours) > shared:
+            weight = ops.mean(weight, [*range(1 + shared, len(weight.shape))])
+        are_maps = len(ours) == len(theirs) > 1
+        for axis in range(1, 1 + shared):
+            sizes = weight.shape[axis], values.shape[axis]
+            if None in sizes or sizes[0] != sizes[1]:
+                sizes = tuple(
+                    ops.shape(one)[axis] if size is None else size
+                    for one, size in zip((weight, values), sizes, strict=True)
+                )
+                find = _areas if are_maps else _same_or_mean
+                share = ops.cast(find(*sizes), weight.dtype)
+                moved = ops.matmul(ops.moveaxis(weight, axis, -1), share)
+                weight = ops.moveaxis(moved, -1, axis)
+    return weight_for(weight, len(values.shape))
+
+
+def _areas(given: Any, wanted: Any) -> Any:
+    """Returns the share `(given, wanted)` of each wanted cell of an axis in a given one."""
+    # Cell i covers [i * wanted, (i + 1) * wanted), column j [j * given, (j + 1) * given).
+    start = ops.expand_dims(ops.arange(given) * wanted, 1)
+    column = ops.expand_dims(ops.arange(wanted) * given, 0)
+    covered = ops.minimum(start + wanted, column + given) - ops.maximum(start, column)
+    return ops.maximum(covered, 0) / given
+
+
+def _same_or_mean(given: Any, wanted: Any) -> Any:
+    """Returns the matrix `(given, wanted)` of each position itself, or else of their mean."""
+    positions = ops.expand_dims(ops.arange(given), 1)
+    is_same = ops.equal(positions, ops.expand_dims(ops.arange(wanted), 0))
+    mean = ops.ones_like(is_same, "float32") / ops.cast(given, "float32")
+    return ops.where(ops.equal(given, wanted), ops.cast(is_same, "float32"), mean)
+
+
 def weights_by_example(sample_weight: Any, mask: Any, shape: tuple) -> Any:
     """Returns the weights of values of whole examples, whose positions may have a mask.
 
