@@ -251,9 +251,15 @@ def _has_weights(layer: Any) -> bool:
 def _blocks(features: list[_Feature]) -> list[str]:
     """Returns the blocks of a model of sequences: the outermost group of alike layers."""
     groups: dict[tuple, list[str]] = {}
+    # Its two directions are no two blocks, and one of them runs against the mask.
+    both = {
+        path.partition("[")[0]
+        for path, _, layer in features
+        if isinstance(layer, keras.layers.Bidirectional)
+    }
     for path, shape, layer in features:
-        if len(shape) == 3 and layers_inside(layer):
-            parent = path.rpartition("/")[0]
+        parent = path.rpartition("/")[0]
+        if len(shape) == 3 and layers_inside(layer) and parent not in both:
             groups.setdefault((path.count("/"), parent, type(layer)), []).append(path)
     several = [key for key in groups if len(groups[key]) > 1]
     if not several:

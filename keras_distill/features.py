@@ -214,6 +214,10 @@ def _in_attribute(attribute: str, value: Any) -> Iterator[tuple[str, Any]]:
         for index, child in enumerate(value):
             if isinstance(child, keras.layers.Layer):
                 yield f"{attribute}.{index}", child
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            if isinstance(child, keras.layers.Layer):
+                yield f"{attribute}.{key}", child
 
 
 def _paths_of_layers(model: Any) -> dict[str, Any]:
