@@ -435,7 +435,10 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             return []
         shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
         masks = {key: keras_compat.mask_of(out) for key, out in by_output(y_pred)}
-        return list(faults_of(y, shapes, self.loss, sample_weight, masks))
+        loss = first_batch.loss_of_labels(
+            self.student, self._state, self.loss, y, shapes
+        )
+        return list(faults_of(y, shapes, loss, sample_weight, masks))
 
     def _teacher_outputs(self, x: Any, temperature: Any) -> ModelOutputs | None:
         """Returns what the teacher says of a batch; `None` if alpha = 1 needs nothing."""
@@ -500,11 +503,15 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def _class_numbers(self, y: Any, y_pred: Any) -> Any:
         """Returns the labels as numbers of classes, where a distillation loss takes them."""
-        if not self._state.matching.takes_labels:
+        compared = self._state.matching.compared_by_label(
+            [key for key, _ in by_output(y_pred)]
+        )
+        if not compared:
             return None
         if y is None:
             raise ValueError(first_batch.NO_LABELS_TO_COMPARE_BY)
-        return class_numbers(y, y_pred, losses_by_key(self.student, self.loss))
+        losses = losses_by_key(self.student, self.loss)
+        return class_numbers(y, y_pred, losses, compared)
 
     def compute_loss(
         self,

@@ -64,6 +64,35 @@ def check_labels(
             raise ValueError(said(fault.sentence, float(value), where))
 
 
+def losses_that_check(loss: Any, losses: dict, y: Any, shapes: dict, by: list) -> Any:
+    """Returns losses by which labels are checked, also those that no loss of Keras takes.
+
+    Args:
+        loss: as given to `compile`.
+        losses: the same by output.
+        y: labels in the structure of the outputs.
+        shapes: of the student's outputs, by output.
+        by: keys of the outputs that are compared by the label.
+
+    Returns:
+        As `faults_of` takes them.
+    """
+    checked = dict(losses)
+    for key, labels in by_output(y):
+        one, shape = losses.get(key), shapes.get(key)
+        if key not in by or shape is None or (one is not None and is_of_keras(one)):
+            continue
+        if _axes_of(labels) is None:
+            continue
+        ours = tuple(labels.shape)
+        if len(ours) == len(shape) and ours[-1] == shape[-1] > 1:
+            continue  # rows, of whatever: the largest is the class
+        checked[key] = keras.losses.SparseCategoricalCrossentropy(
+            ignore_class=-1 if one is None else getattr(one, "ignore_class", None)
+        )
+    return checked if checked != losses else loss
+
+
 def whole_if_small(values: Any) -> Any:
     """Returns arrays that are quickly looked at whole; `None` for others."""
     sizes = [
@@ -121,7 +150,7 @@ def _of_one_output(
     y: Any, shape: tuple, loss: Any, weight: Any, mask: Any, on_host: bool
 ) -> Iterator[Fault]:
     name = loss_name(loss).lower()
-    dtype, axes = _dtype_of(y), getattr(y.shape, "rank", len(y.shape))
+    dtype, axes = _dtype_of(y), _axes_of(y)
     is_float = "float" in dtype
     if not is_of_keras(loss):  # it may take whatever it likes
         return
@@ -186,7 +215,7 @@ def _check_shape_of_numbers(y: Any, dtype: str, outputs: tuple, kind: str) -> No
             f"labels must be numbers, got dtype {dtype}; the loss compares them with the "
             f"student's {ours}."
         )
-    shape = tuple(y.shape) if getattr(y.shape, "rank", 0) is not None else None
+    shape = None if _axes_of(y) is None else tuple(y.shape)
     if shape is None or len(outputs) < 2 or outputs[-1] in (None, 1):
         return
     if len(shape) < len(outputs) or shape[-1] not in (None, outputs[-1]):
@@ -293,6 +322,12 @@ def _not_finite(y: Any) -> Fault:
 
 def _dtype_of(values: Any) -> str:
     return getattr(values.dtype, "name", str(values.dtype))
+
+
+def _axes_of(values: Any) -> int | None:
+    shape = getattr(values, "shape", None)
+    is_known = shape is not None and getattr(shape, "rank", 0) is not None
+    return len(shape) if is_known else None
 
 
 def _in_float(values: Any) -> Any:

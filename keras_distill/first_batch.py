@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_distill import keras_compat
 from keras_distill.arguments import check_model
-from keras_distill.faults import check_labels
+from keras_distill.faults import check_labels, losses_that_check
 from keras_distill.inputs import inputs_for
 from keras_distill.last_layers import (
     judges_direction,
@@ -85,6 +85,16 @@ CACHED_WITHOUT_LAYERS = (
 )
 
 
+def loss_of_labels(
+    student: keras.Model, state: StepState, loss: Any, y: Any, shapes: dict
+) -> Any:
+    """Returns what labels are checked by: the loss, or else what a distillation loss takes."""
+    by = state.matching.compared_by_label(list(shapes))
+    if y is None or not by:
+        return loss
+    return losses_that_check(loss, losses_by_key(student, loss), y, shapes, by)
+
+
 def check_first_batch(
     student: keras.Model,
     state: StepState,
@@ -125,7 +135,9 @@ def check_first_batch(
     alpha = state.alpha.value
     if is_own and y is not None and not matching.takes_labels:
         return
-    check_labels(y, shapes, loss, sample_weight)
+    check_labels(
+        y, shapes, loss_of_labels(student, state, loss, y, shapes), sample_weight
+    )
     if y is None or is_own:
         if matching.takes_labels and alpha != 1.0:
             raise ValueError(NO_LABELS_TO_COMPARE_BY)

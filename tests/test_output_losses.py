@@ -374,3 +374,67 @@ def test_softmax_is_kept_at_high_temperatures():
     centred = [z.astype(float) - z.mean(-1, keepdims=True, dtype=float) for z in (t, s)]
     intra = 1 - pearson(*centred, 0).mean()
     assert float(of) == pytest.approx(inter + intra, rel=1e-4)
+
+
+def test_yes_no_questions_are_no_classes_in_kerass_distiller():
+    def tags():
+        return keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(4, activation="sigmoid")]
+        )
+
+    for loss in (
+        kd.SoftTargetLoss(2.0),
+        kd.LogitLoss(),
+        kd.JensenShannonLoss(0.5, 2.0),
+    ):
+        with pytest.raises(ValueError, match="is of yes/no questions"):
+            keras.distillation.Distiller(tags(), tags(), distillation_losses=loss)
+
+
+def by_label(loss=None, alpha=0.0, outputs=1):
+    def model():
+        inputs = keras.Input((3,))
+        heads = [keras.layers.Dense(4, name=f"h{i}")(inputs) for i in range(outputs)]
+        named = {f"h{i}": head for i, head in enumerate(heads)}
+        return keras.Model(inputs, heads[0] if outputs == 1 else named)
+
+    given = "decoupled_loss" if outputs == 1 else {"h0": "decoupled_loss", "h1": None}
+    distiller = kd.Distiller(model(), model(), alpha=alpha, distillation_loss=given)
+    distiller.compile("sgd", loss)
+    return distiller
+
+
+def test_labels_that_no_hard_loss_takes_are_looked_at():
+    x = np.ones((4, 3), "float32")
+
+    def own(y, z):
+        return keras.losses.sparse_categorical_crossentropy(y % 4, z, True)
+
+    for loss, alpha in ((None, 0.0), (own, 0.5)):
+        for wrong, message in (
+            ([0, 1, 2, 9], "must be from 0 to 3.*got 9"),
+            ([0, 1, -7, 2], "must be from 0 to 3.*got -7"),
+            (np.zeros((4, 3)), "one integer label for each softmax"),
+        ):
+            distiller, y = by_label(loss, alpha), np.array(wrong)
+            with pytest.raises(ValueError, match=message):
+                distiller.fit(x, y, verbose=0)
+            with pytest.raises(ValueError, match=message):
+                distiller.train_on_batch(x, y)
+    distiller = by_label()
+    later = tf.data.Dataset.from_tensor_slices((x, [0, 1, 2, 9])).batch(2)
+    with pytest.raises(ValueError, match="got 9 in batch 1"):
+        distiller.fit(later, verbose=0)
+    distiller.fit(x, np.array([0, 1, -1, 2]), verbose=0)  # -1: no label
+    distiller.fit(x, np.eye(4), verbose=0)
+
+
+def test_an_output_compared_by_the_label_needs_labels_and_no_other_does():
+    x, y = np.ones((4, 3), "float32"), np.array([0, 1, 2, 3])
+    distiller = by_label({"h0": SPARSE}, 0.5, outputs=2)
+    assert np.isfinite(distiller.train_on_batch(x, {"h0": y})).all()
+    distiller = by_label({"h1": SPARSE}, 0.5, outputs=2)
+    with pytest.raises(ValueError, match="'h0' compares by the label"):
+        distiller.train_on_batch(x, {"h1": y})
+    with pytest.raises(ValueError, match="'h0' compares by the label"):
+        distiller.fit(x, {"h1": y}, verbose=0)

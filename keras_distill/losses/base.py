@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_distill.arguments import KINDS, check_float
 from keras_distill.keras_compat import logits_of
+from keras_distill.outputs import last_layers
 
 PACKAGE = "keras_distill"
 
@@ -93,6 +94,16 @@ class DistillationLoss(keras.distillation.DistillationLoss):
                 f"{type(self).__name__} has weight_by, an output that keras.distillation.Distiller "
                 "does not give to a distillation loss; use keras_distill.Distiller."
             )
+        # Where the kinds are not known, a sigmoid's questions would be taken for classes.
+        if self.is_over_classes or self.kinds == ("softmax",):
+            for key, layer in last_layers(student).items():
+                if layer.kind == "sigmoid":
+                    name = "" if key is None else f" {key!r}"
+                    raise ValueError(
+                        f"{type(self).__name__} in keras.distillation.Distiller compares "
+                        f"classes that exclude each other, and the student's output{name} "
+                        "is of yes/no questions; use keras_distill.Distiller."
+                    )
 
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:

@@ -79,6 +79,15 @@ class Matching:
         """Whether a loss compares by the label."""
         return any(getattr(term, "takes_labels", False) for term in self.terms)
 
+    def compared_by_label(self, outputs: list) -> list:
+        """Returns those keys of outputs that a loss compares by the label."""
+        found = [
+            key
+            for key, _, term in self._terms(outputs)
+            if getattr(term, "takes_labels", False)
+        ]
+        return list(dict.fromkeys(found))
+
     @property
     def trainable_layers(self) -> list[keras.layers.Layer]:
         """Layers of the distillation losses that are learned with the student."""

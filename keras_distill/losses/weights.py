@@ -215,21 +215,28 @@ def _class_numbers(y: Any, rank: int, classes: int) -> Any:
     return ops.argmax(y, -1) if y.shape[-1] == classes else ops.squeeze(y, -1)
 
 
-def class_numbers(y: Any, y_pred: Any, losses: dict) -> dict[Any, Any] | None:
-    """Returns the class of each label by output, int32 `(batch, ...)`; `None` without labels.
+def class_numbers(y: Any, y_pred: Any, losses: dict, compared: list) -> dict[Any, Any]:
+    """Returns the class of each label by output, int32 `(batch, ...)`.
 
     Args:
         y: labels, whole numbers or one-hot, in the structure of the outputs.
         y_pred: the student's outputs, `(batch, ..., classes)`.
         losses: by output; labels of their `ignore_class` are -1.
+        compared: keys of the outputs whose labels are wanted.
+
+    Raises:
+        ValueError: if one of these outputs has no labels.
     """
-    if y is None:
-        return None
     found = {}
-    for key, output in by_output(y_pred):
-        labels = at(y, key)
-        if labels is None or len(output.shape) < 2:
-            continue
+    labels_by_output = dict(by_output(y))
+    for key in compared:
+        labels, output = labels_by_output.get(key), at(y_pred, key)
+        if labels is None:
+            raise ValueError(
+                f"the distillation loss of the output {key!r} compares by the label, as "
+                "DecoupledLoss does, and the batches have no labels of that output; give "
+                "them, or another distillation loss."
+            )
         numbers = _class_numbers(labels, len(output.shape), output.shape[-1])
         numbers = ops.cast(numbers, "int32")
         ignored = getattr(losses.get(key), "ignore_class", None)
