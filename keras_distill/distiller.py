@@ -48,7 +48,12 @@ from keras_distill.outputs import (
     said_or_found,
     to_logits,
 )
-from keras_distill.own_loss import check_own_loss, has_own_loss, own_loss
+from keras_distill.own_loss import (
+    check_no_weights,
+    check_own_loss,
+    has_own_loss,
+    own_loss,
+)
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.sharing import warn_of_order
 from keras_distill.soft_targets import distillation_inputs, views
@@ -415,6 +420,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Returns a batch's parts, those by output name in the structure of the outputs."""
         x, y, sample_weight = unpacked(batch)
         if self._has_own_loss:
+            check_no_weights(self.student, sample_weight)
             return x, y, sample_weight
         y, sample_weight = (
             in_structure_of(given, self.student, what)
@@ -1034,6 +1040,8 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
                 infinity.
         """
         first_batch.check_inputs(self.student, x, y, sample_weight)
+        if self._has_own_loss:
+            check_no_weights(self.student, sample_weight, class_weight or None)
         teacher = self._state.teacher
         is_new = teacher is not None and not teacher.has_answered
         if self.compiled and (is_new or self._state.matching.waits_for_shapes):

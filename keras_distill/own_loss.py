@@ -33,6 +33,16 @@ def own_loss(student: keras.Model, x: Any, y: Any, y_pred: Any, training: bool) 
     return ops.cast(loss, "float32")
 
 
+def check_no_weights(student: keras.Model, *weights: Any) -> None:
+    """Refuses sample and class weights, which a student's own loss cannot take.
+
+    Raises:
+        ValueError: if there are any.
+    """
+    if any(one is not None for one in weights):
+        raise ValueError(_NO_WEIGHTS.format(name=student.name))
+
+
 def check_own_loss(
     student: keras.Model, x: Any, y: Any, sample_weight: Any, class_weight: Any
 ) -> None:
@@ -48,8 +58,7 @@ def check_own_loss(
     Raises:
         ValueError: if there are weights, or the loss is no finite number.
     """
-    if sample_weight is not None or class_weight:
-        raise ValueError(_NO_WEIGHTS.format(name=student.name))
+    check_no_weights(student, sample_weight, class_weight or None)
     if y is None:
         return
     loss = own_loss(student, x, y, student(x, training=False), training=False)

@@ -205,3 +205,21 @@ def test_a_loss_given_to_compile_stands_before_the_students_own(data):
     expected = float(tf.reduce_mean(SPARSE(y, student(x))))
     found = distiller.evaluate(x, y, verbose=0)
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_never_reach_a_loss_that_is_the_students_own(data):
+    x, y = data[0][:8], {"twice": data[1][:8]}
+    ones = np.ones(8)
+    student = OwnLoss(mlp().layers)
+    student.build((None, 8))
+    student.compile(loss=SPARSE)
+    distiller = kd.Distiller(student, mlp(8))
+    distiller.compile("sgd")
+    distiller.train_on_batch(x, y)  # what comes later is looked at too
+    for judge in (distiller.train_on_batch, distiller.test_on_batch):
+        with pytest.raises(ValueError, match="leave them out"):
+            judge(x, y, sample_weight=ones)
+    with pytest.raises(ValueError, match="leave them out"):
+        distiller.train_on_batch(x, y, class_weight={0: 2.0})
+    with pytest.raises(ValueError, match="leave them out"):
+        distiller.evaluate(x, y, sample_weight=ones, verbose=0)

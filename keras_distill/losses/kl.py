@@ -33,8 +33,9 @@ class SoftTargetLoss(TemperedLoss):
     Of maps of classes `(batch, height, width, K)` of two resolutions, the student's logits are
     resized to the teacher's grid in a `Distiller`, bilinear, with pixels' centres at half
     numbers. A teacher's larger grid is so asked whole; on a smaller one each pixel is the
-    mean of the student's that it covers, for a teacher that says nothing finer cannot teach
-    it. Sample weights follow in the same way, and pixels of weight 0 take no part.
+    mean of the student's around it, weighted by a triangle twice its width (as
+    `tf.image.resize` with `antialias=True`), for a teacher that says nothing finer cannot
+    teach it. Sample weights follow in the same way, and pixels of weight 0 take no part.
 
     For a teacher's `TopKLogits`, the KL is that over k + 1 outcomes, the last being all
     other classes together: never more than the full KL, by the data processing
