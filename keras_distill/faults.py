@@ -326,8 +326,9 @@ def _dtype_of(values: Any) -> str:
 
 def _axes_of(values: Any) -> int | None:
     shape = getattr(values, "shape", None)
-    is_known = shape is not None and getattr(shape, "rank", 0) is not None
-    return len(shape) if is_known else None
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return None
+    return len(shape)
 
 
 def _in_float(values: Any) -> Any:
