@@ -1,6 +1,15 @@
 """Distils a detector of shapes, a KerasHub RetinaNet, into a smaller one; COCO's mAP.
 
+It shows how: a student with a `compute_loss` of its own, class logits as a sigmoid's, boxes that
+count by the teacher's confidence, a level of the neck by its path. It does not show a gain: on
+200 validation images the teacher (400 steps) had mAP 0.200, a student on the labels of 200 images
+(416 steps) 0.018, the distilled one 0.001, of one seed. All of them are far from trained; what
+it takes was not found out, and the test images were not asked.
+
 Needs: pip install 'keras-distill[hub]' pycocotools
+
+    python examples/detection.py          six minutes of one core
+    python examples/detection.py --quick  a trial of few steps
 """
 
 import argparse

@@ -55,8 +55,8 @@ def feature_paths(model: keras.Model, inputs: Any = None) -> FeaturePaths:
     "backbone[P3]".
 
     The model is traced once, with `training=False`; it is not changed. Layers that it does
-    not call, that give no floats, or that run inside a loop, as those of a
-    `TimeDistributed`, are left out.
+    not call, that give no floats, or that run inside a loop, as the cell of an RNN,
+    are left out.
 
     Args:
         model: a `keras.Model`.

@@ -522,7 +522,7 @@ def test_two_searches_do_not_share_a_directory(tmp_path, search):
             ValueError,
             r"layer 'hidden', which the soft targets do not hold; .* layers=\['hidden'\]",
         ),
-        ({"distillation_loss": "soft"}, TypeError, "must be a distillation loss"),
+        ({"distillation_loss": 0.5}, TypeError, "must be a distillation loss"),
         (
             {"build_student": lambda hp: mlp(features=9)},
             ValueError,

@@ -31,7 +31,7 @@ def on_teachers_grid(
     """
     theirs = teacher.packed if isinstance(teacher, TopKLogits) else teacher
     ours = getattr(student, "shape", ())
-    if not are_maps_of_two_sizes(ours, theirs.shape):
+    if not are_maps_of_two_sizes(ours, getattr(theirs, "shape", ())):
         return student, masked, weight, labels
     if mask_of(masked) is not None:
         if None in (*ours[1:-1], *theirs.shape[1:-1]):

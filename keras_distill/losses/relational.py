@@ -37,7 +37,7 @@ class RelationalLoss(TemperedLoss):
 
     Example:
     >>> loss = RelationalLoss(temperature=1.0)
-    >>> teacher = ops.array([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
+    >>> teacher = ops.array([[2.0, 0.0, 1.0], [0.0, 2.0, 0.5]])
     >>> print(f"{float(loss.compute_loss(teacher, teacher)):.3f}")
     0.000
 
