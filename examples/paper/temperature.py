@@ -1,0 +1,80 @@
+"""Section 3 of the paper: which temperature works depends on the student's size.
+
+"When the distilled net had 300 or more units in each of its two hidden layers, all temperatures
+above 8 gave fairly similar results. But when this was radically reduced to 30 units per layer,
+temperatures in the range 2.5 to 4 worked significantly better than higher or lower ones."
+
+    python examples/paper/temperature.py        about two hours on one core, without the teacher
+    python examples/paper/temperature.py --quick
+"""
+
+import digits
+import numpy as np
+from records import Record, arguments, paired, soft_targets, spread, table, write
+
+WIDTHS = (30, 100, 300, 800)
+TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0, 20.0)
+EPOCHS = 15
+LABELS = "labels"
+
+
+def draw(temperatures, test, widths):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(widths), figsize=(3 * len(widths), 3.4), layout="constrained", squeeze=False
+    )
+    for ax, width in zip(axes[0], widths, strict=True):
+        mean = [np.mean(test[width, t]) for t in temperatures]
+        error = [np.std(test[width, t]) for t in temperatures]
+        ax.errorbar(temperatures, mean, error, marker="o", capsize=3, label="soft targets")
+        ax.axhline(np.mean(test[width, LABELS]), color="gray", linestyle="--", label=LABELS)
+        ax.set_xscale("log")
+        ax.set_xticks(temperatures, [f"{t:g}" for t in temperatures])
+        ax.minorticks_off()
+        ax.set_title(f"{width} units per layer")
+        ax.set_xlabel("temperature")
+    axes[0, 0].set_ylabel("test errors of 10 000")
+    axes[0, 0].legend()
+    return figure
+
+
+def main():
+    args = arguments(__doc__, 5)
+    data, record = digits.load(args), Record(args.work / "temperature")
+    widths, temperatures, epochs = WIDTHS, TEMPERATURES, EPOCHS
+    if args.quick:
+        widths, temperatures, epochs = (8, 16), (1.0, 4.0), 10
+    teacher = digits.teacher(args, data, 0)
+    targets = soft_targets(args, "mnist-0", teacher, data.train)
+
+    def judged(seed, width, temperature):
+        taught = {} if temperature == LABELS else {"targets": targets, "temperature": temperature}
+        model = digits.student(data, seed, epochs, widths=(width, width), **taught)
+        splits = {"validation": data.validation, "test": data.test}
+        return {split: digits.errors(model, splits[split]) for split in splits}
+
+    figures, test, validation = {}, {}, {}
+    for width in widths:
+        for t in (LABELS, *temperatures):
+            name = f"{width}-{t}"
+            figures[name] = [
+                record.run(f"{name}-{seed}", lambda s=seed, w=width, t=t: judged(s, w, t))
+                for seed in args.seeds
+            ]
+            test[width, t] = [row["test"] for row in figures[name]]
+            validation[width, t] = np.mean([row["validation"] for row in figures[name]])
+    rows = []
+    for width in widths:
+        best = min(temperatures, key=lambda t, w=width: validation[w, t])
+        difference = paired(test[width, best], test[width, LABELS])
+        counts = [spread(test[width, t]) for t in (LABELS, *temperatures)]
+        rows.append([width, *counts, f"{best:g}", difference])
+    head = ["units per layer", LABELS, *[f"T = {t:g}" for t in temperatures],
+            "best T in validation", "that - labels"]  # fmt: skip
+    figures = {"epochs": epochs, "seeds": args.seeds, "alpha": 0.0, "students": figures}
+    write(args, "temperature", figures, table(head, rows), lambda: draw(temperatures, test, widths))
+
+
+if __name__ == "__main__":
+    main()
