@@ -36,9 +36,10 @@ def load(args):
 def jitter(x, y):
     """Moves each image of a batch by up to two pixels in any direction."""
     examples, height, width = tf.unstack(tf.shape(x)[:3])
-    x = tf.pad(x, [[0, 0], [2, 2], [2, 2], [0, 0]])
+    by = max(1, x.shape[1] // 14)
+    x = tf.pad(x, [[0, 0], [by, by], [by, by], [0, 0]])
     for axis, size in ((1, height), (2, width)):
-        start = tf.random.uniform([examples, 1], 0, 5, tf.int32)
+        start = tf.random.uniform([examples, 1], 0, 2 * by + 1, tf.int32)
         x = tf.gather(x, start + tf.range(size), batch_dims=1, axis=axis)
     return x, y
 
@@ -73,7 +74,7 @@ def teacher(args, data, seed):
         model = kd.models.mlp(
             data.shape, 10, data.big, dropout=0.5, input_dropout=0.2, max_norm=4.0
         )
-        compiled(model, steps_of(data.train[0], epochs))
+        compiled(model, steps_of(data.train[0], epochs), 1e-2 if data.quick else 1e-3)
         history = model.fit(
             jittered(*data.train), epochs=epochs, shuffle=False, verbose=0,
             validation_data=data.validation, validation_freq=10 if epochs > 10 else 1,

@@ -9,7 +9,7 @@ import types
 import keras
 import tensorflow as tf
 from keras import layers
-from records import Record
+from records import Record, dataset
 
 import keras_distill as kd
 
@@ -49,26 +49,23 @@ def network(data, filters=None):
     return keras.Model(image, layers.Dense(data.classes, name="logits")(hidden))
 
 
-def flip_and_shift(x, *rest):
-    """Mirrors each image of a batch or not, and moves it by up to an eighth."""
-    examples, height, width = tf.unstack(tf.shape(x)[:3])
-    x = tf.where(tf.random.uniform([examples, 1, 1, 1]) < 0.5, x[:, :, ::-1], x)
-    by = height // 8
-    x = tf.pad(x, [[0, 0], [by, by], [by, by], [0, 0]])
-    for axis, size in ((1, height), (2, width)):
-        start = tf.random.uniform([examples, 1], 0, 2 * by + 1, tf.int32)
-        x = tf.gather(x, start + tf.range(size), batch_dims=1, axis=axis)
-    return x, *rest
+def moved(x, seed):
+    """Mirrors an image or not, and moves it by up to an eighth; all chance from the seed."""
+    by = x.shape[0] // 8
+    x = tf.where(tf.random.stateless_uniform((), seed) < 0.5, x[:, ::-1], x)
+    start = tf.random.stateless_uniform((2,), seed + 1, 0, 2 * by + 1, tf.int32)
+    padded = tf.pad(x, [[by, by], [by, by], [0, 0]])
+    return tf.slice(padded, tf.concat([start, [0]], 0), x.shape)
 
 
-def views(*arrays):
-    """Returns a dataset of batches that shows other views in every epoch."""
-    data = tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[0]))
-    data = data.batch(BATCH).map(flip_and_shift, num_parallel_calls=1).prefetch(2)
+def views(x, y):
+    """Returns a dataset of batches that shows other views of the images in every epoch."""
+    seeds = tf.data.Dataset.random(rerandomize_each_iteration=True).batch(2)
+    data = tf.data.Dataset.zip((dataset(x, y).shuffle(len(x)), seeds))
+    data = data.map(lambda example, seed: (moved(example[0], seed), example[1]))
     options = tf.data.Options()
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = 1
-    return data.with_options(options)
+    return data.batch(BATCH).prefetch(2).with_options(options)
 
 
 def compiled(model, steps, rate=0.1, loss=LOSS):
@@ -109,3 +106,13 @@ def accuracy(model, split):
     """Returns the accuracy on a split, in percent."""
     x, y = split
     return 100.0 * float((logits_of(model, x).argmax(-1) == y).mean())
+
+
+def continued(data, model, epochs, rate, seed, batches=None):
+    """Returns a copy of a net after more epochs on labels, with views."""
+    keras.utils.set_random_seed(seed)
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    compiled(copy, steps_of(data.train[0], epochs), rate)
+    copy.fit(batches or views(*data.train), epochs=epochs, shuffle=False, verbose=0)
+    return copy
