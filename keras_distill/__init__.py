@@ -10,6 +10,7 @@ from keras_distill import _quiet  # noqa: F401
 # isort: split
 # What Keras must know by name to read back what it saved. All other public
 # names are imported on first use, from where __init__.pyi says.
+import keras_distill.correction_layers
 import keras_distill.distiller
 import keras_distill.losses.logits
 import keras_distill.losses.values

@@ -2,6 +2,8 @@ from . import datasets as datasets
 from . import models as models
 from . import plots as plots
 from .copying import copy_weights as copy_weights
+from .corrections import calibrate_temperature as calibrate_temperature
+from .corrections import correct_bias as correct_bias
 from .distiller import Distiller as Distiller
 from .evaluation import compare as compare
 from .evaluation import evaluate as evaluate

@@ -127,8 +127,8 @@ def _evaluated(
         if not tallies:
             tallies = subject.tallies(x, y, weight, teach)
             first, spec = x, dataset.element_spec[0]
-            answer = _Answering(judge, spec)
-            teaching = None if teach is None else _Answering(teach, spec)
+            answer = Answering(judge, spec)
+            teaching = None if teach is None else Answering(teach, spec)
         labels, weights = subject.by_key(y, weight)
         found = answer(x)
         theirs = {} if teaching is None else teaching(x)
@@ -242,7 +242,7 @@ def compare(
     return Comparison(tuple(_with_timings(judged, timing, verbose)))
 
 
-class _Answering:
+class Answering:
     """Takes a batch and gives logits and Keras mask of each output, by key."""
 
     def __init__(self, judge: Teacher, spec: Any) -> None:
@@ -256,6 +256,7 @@ class _Answering:
             )
 
     def __call__(self, x: Any) -> dict:
+        """Returns logits and mask, or `None`, of a batch's inputs by the output's key."""
         if self.function is None:
             return {key: (z, None) for key, z in by_output(self._judge(x, 1.0).logits)}
         return dict(zip(self._keys, self.function(x), strict=True))

@@ -68,7 +68,8 @@ def last_layer(tensor: Any) -> LastLayer:
     axis_is_last = axis in (-1, rank - 1)
     is_plain = type(layer).__module__.startswith("keras.") and axis_is_last
     if said is not None:
-        return LastLayer(None, said, layer.name, True, axes)
+        kind = getattr(layer, "output_kind", None)
+        return LastLayer(kind, said, layer.name, True, axes)
     kind, is_logits = _activation(layer)
     is_plain = is_plain and is_logits is not None
     axis = -1 if kind != "softmax" or axis_is_last else axis

@@ -23,7 +23,8 @@ LAYERS = (
     ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
     ("quantization",),
     ("tuning", "specialists", "export", "figures", "running_sums", "tallies", "judged_model",
-     "evaluation", "latency", "plots"),
+     "evaluation", "latency", "plots", "correction_layers", "correction_fits", "corrections",
+     "labelled_logits"),
     ("__init__", "_quiet"),
     ("commands", "__main__"),
 )  # fmt: skip

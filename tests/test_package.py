@@ -104,6 +104,8 @@ for name, call in {
     "class_covariance": lambda: kd.class_covariance(model(3), x),
     "evaluate": lambda: kd.evaluate(model(3), (x, y)),
     "compare": lambda: kd.compare({"one": model(3)}, (x, y), verbose=False),
+    "correct_bias": lambda: kd.correct_bias(model(3), (x, y), 0),
+    "calibrate_temperature": lambda: kd.calibrate_temperature(model(3), (x, y)),
     "export_litert": lambda: kd.export_litert(model(3), "served.tflite"),
     "export_onnx": lambda: kd.export_onnx(model(3), "served.onnx"),
     "export_savedmodel": lambda: kd.export_savedmodel(model(3), "served"),

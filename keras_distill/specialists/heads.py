@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill.arguments import KINDS, check_choice
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import (
     gives_logits,
@@ -21,21 +22,32 @@ from keras_distill.outputs import (
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class LogProbabilities(keras.layers.Layer):
-    """The logarithm of probabilities: logits, up to a constant that softmax removes."""
+    """The logarithm of probabilities: logits, up to a constant that softmax removes.
+
+    Args:
+        kind: "softmax" (default), or "sigmoid" for `log(p / (1 - p))`.
+        **kwargs: passed to `keras.layers.Layer`.
+    """
 
     outputs_are_logits = True
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, kind: str = "softmax", **kwargs: Any) -> None:
         # A cast would hide the softmax that the inputs come from.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        self.output_kind = check_choice("kind", kind, KINDS[:2])
+        self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
-        """Returns the logits that a softmax was given, or else float32 logarithms.
+        """Returns the logits that the activation was given, or else float32 logarithms.
 
         Args:
-            inputs: probabilities `(batch, classes)`.
+            inputs: probabilities `(batch, ..., classes)`.
         """
-        return to_logits(inputs, False)
+        return to_logits(inputs, False, self.output_kind)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return {**super().get_config(), "kind": self.output_kind}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
