@@ -78,7 +78,8 @@ def correct_bias(
             example of one of the classes or none of all others; or an argument is wrong.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Identity()])
+    >>> same = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), same])
     >>> x = np.array([[4.0, 0.0], [3.0, 2.0], [1.0, 0.0]])
     >>> corrected = correct_bias(model, (x, np.array([0, 1, 1])), 1)
     >>> corrected.get_layer("bias_correction").offsets  # margins 4, 1, 1
@@ -147,7 +148,8 @@ def calibrate_temperature(
             no T is best; or an argument is wrong.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Identity()])
+    >>> same = keras.layers.Dense(2, kernel_initializer="identity")
+    >>> model = keras.Sequential([keras.Input((2,)), same])
     >>> x = np.array([[4.0, 0.0]] * 4)  # surer than right: sigmoid(4) = 0.98, not 3/4
     >>> calibrated = calibrate_temperature(model, (x, np.array([0, 0, 0, 1])))
     >>> round(calibrated.get_layer("temperature_scaling").temperature, 4)  # 4 / log(3)
