@@ -1,3 +1,5 @@
+import collections
+import dataclasses
 import itertools
 import json
 import os
@@ -318,6 +320,88 @@ def test_the_generalist_is_not_changed_and_all_classes_can_be_the_head(skewed):
     assert model.predict(x, verbose=0).shape == (len(x), CLASSES)
 
 
+# Views -------------------------------------------------------------------------------
+
+
+def shifted(x, seed):
+    """Moves the second feature and leaves the first, which tells the examples apart."""
+    return x + tf.one_hot(1, FEATURES) * tf.random.stateless_uniform((), seed)
+
+
+@pytest.mark.parametrize("form", ["arrays", "examples", "batches"])
+def test_each_draw_is_another_view_and_what_is_drawn_stays(skewed, form):
+    x, y = skewed
+    whole = tf.data.Dataset.from_tensor_slices((x, y, np.arange(len(y)) + 1.0))
+    given = {
+        "arrays": (x, y, np.arange(len(y)) + 1.0),
+        "examples": whole,
+        "batches": whole.batch(50),
+    }[form]
+    source = TrainingData(given, CLASSES, [2])
+    plain = ClusterSampler(source, [1, 4], True, 48, seed=7)
+    sampler = dataclasses.replace(plain, augment=shifted)
+    count = 3 * sampler.steps_per_epoch  # with a last batch that is smaller
+    bare, seen, again = (
+        [np.concatenate(part) for part in zip(*one.dataset().take(count), strict=True)]
+        for one in (plain, sampler, sampler)
+    )
+    for drawn, same, repeated in zip(bare[1:], seen[1:], again[1:], strict=True):
+        np.testing.assert_array_equal(drawn, same)
+        np.testing.assert_array_equal(drawn, repeated)
+    np.testing.assert_array_equal(seen[0], again[0])
+    np.testing.assert_array_equal(bare[0][:, 0], seen[0][:, 0])
+    moved = (seen[0] - bare[0])[:, 1]
+    assert len(np.unique(moved.round(5))) > 0.98 * len(moved)  # no two alike
+    assert (moved.min(), moved.max()) == pytest.approx((0, 1), abs=0.02)
+    places = np.arange(3) * 48  # of a first example: of the batches before
+    by_hand = [
+        tf.random.stateless_uniform((), tf.constant([7 << 16, place], tf.int64))
+        for place in places
+    ]
+    ends = [0, *np.cumsum([len(b[1]) for b in sampler.dataset().take(2)])]
+    np.testing.assert_allclose(moved[ends], by_hand, atol=1e-6)
+
+
+def test_generalist_and_specialist_see_the_same_views_in_the_soft_stage(skewed):
+    seen = []
+
+    @keras.saving.register_keras_serializable("tests")
+    class Looking(keras.layers.Layer):
+        def call(self, inputs):
+            tf.py_function(lambda one: seen.append(one.numpy()), [inputs], [])
+            return inputs
+
+    x = keras.Input((FEATURES,))
+    generalist = keras.Model(x, keras.layers.Dense(CLASSES)(Looking()(x)))
+    builder = kd.SpecialistBuilder(generalist, CLUSTERS[:1] * 2)
+    seen.clear()
+    builder.fit(skewed, augment=shifted, **{**FAST, "hard_epochs": 0})
+    drawn = [one for one in seen if len(one) == 64]
+    # Once by each; the first batch is looked at besides.
+    assert min(collections.Counter(one.tobytes() for one in drawn).values()) == 2
+    known = {row[1] for row in skewed[0]}
+    assert not known & {row[1] for one in drawn for row in one}
+
+
+def test_views_change_what_is_learnt_and_a_resumed_run_ends_the_same(
+    skewed, trained, tmp_path
+):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    whole = builder.fit(skewed, augment=shifted, work_dir=tmp_path, **FAST)
+    assert not same_bits(whole, trained[0])
+    (tmp_path / "specialist-0001.json").unlink()
+    (tmp_path / "specialist-0001.keras").unlink()
+    again = builder.fit(skewed, augment=shifted, work_dir=tmp_path, **FAST)
+    assert same_bits(whole, again)
+
+
+@pytest.mark.slow
+def test_views_are_the_same_whoever_trains(skewed):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    there = builder.fit(skewed, augment=shifted, n_jobs=2, threads=1, **FAST)
+    assert same_bits(there, builder.fit(skewed, augment=shifted, **FAST))
+
+
 # Workers and work directories --------------------------------------------------------
 
 FAST = {"hard_epochs": 1, "soft_epochs": 1, "batch_size": 64, "verbose": False}
@@ -429,6 +513,7 @@ def test_finished_specialists_are_not_trained_again(skewed, trained, tmp_path):
         ({"fit": {"alpha": 0.3}}, "stages is .*alpha"),
         ({"fit": {"seed": 4}}, "seed is 0, not 4"),
         ({"fit": {"optimizer": "sgd"}}, "optimizer's class_name differ"),
+        ({"fit": {"augment": shifted}}, "augment is None, not '.*shifted'"),
         ({"head": "all"}, "head is 'dustbin', not 'all'"),
     ],
 )

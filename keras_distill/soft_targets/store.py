@@ -17,7 +17,7 @@ from keras_distill.arguments import (
     check_path,
     check_verbose,
 )
-from keras_distill.run_directory import name_of, teacher_fingerprint
+from keras_distill.run_directory import teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
 from keras_distill.soft_targets import digests, joining, shards, writing
 from keras_distill.soft_targets import sources as data_sources
@@ -29,6 +29,7 @@ from keras_distill.soft_targets.settings import (
     directory,
     read_settings,
 )
+from keras_distill.soft_targets.views import name_of_augment
 from keras_distill.structures import each_output, keyed
 from keras_distill.teachers import as_teacher
 
@@ -203,7 +204,7 @@ class SoftTargets:
             top_k=top_k,
             layers=check_names("layers", layers),
             views=views,
-            augment=_name_of(augment),
+            augment=name_of_augment(augment),
             seed=seed,
             temperature=temperature,
             shard_size=shard_size,
@@ -271,7 +272,7 @@ class SoftTargets:
             average = content["teacher"].get("average")
             expected["teacher"] = {**found, **({"average": average} if average else {})}
         if augment is not None:
-            expected["augment"] = _name_of(augment)
+            expected["augment"] = name_of_augment(augment)
         if phrases := "; ".join(folder.differences(content, expected)):
             raise ValueError(
                 f"the soft targets in {folder.path!r} are not as expected: {phrases}."
@@ -405,14 +406,3 @@ class SoftTargets:
 def _path(path: str | os.PathLike) -> str:
     plain = check_path("path", path)
     return plain if "://" in plain else os.path.abspath(plain)
-
-
-def _name_of(augment: Any) -> str | None:
-    if augment is None:
-        return None
-    if not callable(augment):
-        raise TypeError(
-            "augment must be a function of one example and an int64 seed (2,), got "
-            f"{augment!r}."
-        )
-    return name_of(augment)

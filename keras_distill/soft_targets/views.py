@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import keras_compat
+from keras_distill.run_directory import name_of
 from keras_distill.soft_targets.sources import specs_of
 
 
@@ -93,6 +94,22 @@ def seed_of(seed: int, view: Any, index: Any) -> tf.Tensor:
     """Returns the seed of a view of an example: `[65536 * seed + view, index]`, int64."""
     first = tf.cast(view, tf.int64) + (seed << 16)
     return tf.stack([first, tf.cast(index, tf.int64)])
+
+
+def name_of_augment(augment: Any) -> str | None:
+    """Returns module and name of a function that makes views; `None` for none.
+
+    Raises:
+        TypeError: if it is no function.
+    """
+    if augment is None:
+        return None
+    if not callable(augment):
+        raise TypeError(
+            "augment must be a function of one example and an int64 seed (2,), got "
+            f"{augment!r}."
+        )
+    return name_of(augment)
 
 
 def augmented(

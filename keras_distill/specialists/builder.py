@@ -16,6 +16,7 @@ import numpy as np
 from keras_distill import live_objects, processes, progress, run_directory
 from keras_distill.arguments import check_bool, check_int, check_path, check_verbose
 from keras_distill.sharing import check_shares_nothing
+from keras_distill.soft_targets import views
 from keras_distill.specialists import heads, training
 from keras_distill.specialists.clusters import Cluster, check_clusters
 from keras_distill.specialists.ensemble import (
@@ -127,6 +128,7 @@ class SpecialistBuilder:
         optimizer: Any = "adam",
         batch_size: int = 128,
         batched: bool | None = None,
+        augment: Callable | None = None,
         seed: int = 0,
         n_jobs: int | None = None,
         threads: int | None = None,
@@ -160,6 +162,10 @@ class SpecialistBuilder:
                 learning rate is replaced.
             batch_size: int.
             batched: bool, whether a dataset's elements are batches; `None` finds out.
+            augment: `fn(x, seed)`, from the inputs of one example and an int64 seed `(2,)` to
+                its inputs; all randomness by stateless ops from that seed. It makes another
+                view of an example each time that it is drawn, in both stages; in the second
+                the generalist sees the same view. `None` (default) for none.
             seed: int >= 0, of all draws and of new weights. A specialist trained in this
                 process sets TensorFlow's global seed.
             n_jobs: int, how many are trained at once; -1 for as many as there are cores;
@@ -208,13 +214,17 @@ class SpecialistBuilder:
             optimizer=_optimizer_config(optimizer),
             batch_size=batch_size,
             seed=seed,
+            augment=views.name_of_augment(augment),
         )
         if not seats.is_here:
-            processes.check_can_be_sent((data, self.build_specialist), _REMEDY)
+            own = (data, self.build_specialist, augment)
+            processes.check_can_be_sent(own, _REMEDY)
         teacher = as_teacher(self.generalist, outputs=())
         shapes, accepts_nan = teacher.input_shapes, teacher.accepts_nan
         source = TrainingData(data, self.classes, shapes, batched, accepts_nan)
         self._check_counts(source.counts)
+        if augment is not None:
+            source.check_views(augment, self.generalist)
         with contextlib.ExitStack() as stack:
             if work_dir is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -229,7 +239,7 @@ class SpecialistBuilder:
             directory = run_directory.RunDirectory(folder, "specialists", labels)
             directory.make()
             stack.enter_context(directory.lock())
-            job = Job(directory, settings, source, self.build_specialist)
+            job = Job(directory, settings, source, build, augment=augment)
             objects = self._settle(job, seats.is_here)
             self._train(job, seats, threads, verbose)
             ensemble = self._composed(job, objects)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_distill import reading
 from keras_distill.labels import weights_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
-from keras_distill.soft_targets import sources
+from keras_distill.soft_targets import sources, views
 from keras_distill.teachers import nan_by_example, nan_in_inputs
 
 #: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
@@ -131,6 +131,35 @@ class TrainingData:
             self.inputs_digest = f"{int(total):016x}"
         return counts
 
+    def input_specs(self) -> Any:
+        """Returns tensor specs of a batch's inputs."""
+        if self.is_arrays:
+            return sources.specs_of(self.data, 1, None)[0]
+        spec = sources.as_dataset(self.data, any_order=True).element_spec[0]
+        return sources.specs_of(spec, int(bool(self.batched)), None)
+
+    def check_views(self, augment: Callable, generalist: keras.Model) -> None:
+        """Refuses views that the generalist does not take.
+
+        Raises:
+            ValueError: with the shapes of both.
+        """
+        given = self.input_specs()
+        made = tf.nest.flatten(views.output_specs(augment, given))
+        plain = [one.shape[1:] for one in tf.nest.flatten(given)]
+        wanted = [one.shape[1:] for one in generalist.inputs]
+        # As Keras has it, an axis of 1 at the end may be left out, as in the data.
+        is_alike = len(made) == len(plain) and all(
+            any(view.shape.is_compatible_with(one) for one in taken)
+            for view, *taken in zip(made, wanted, plain, strict=False)
+        )
+        if not is_alike:
+            raise ValueError(
+                f"augment makes examples of shapes {[tuple(v.shape) for v in made]}, and the "
+                f"generalist takes {[tuple(one) for one in wanted]}; return the inputs of one "
+                "example as the generalist takes them."
+            )
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns what tells this data from other data.
 
@@ -159,6 +188,8 @@ class ClusterSampler:
             dustbin, `len(cluster)`; else they stay.
         batch_size: int.
         seed: int; the same seed gives the same draws.
+        augment: `fn(x, seed)`, from the inputs of one example and an int64 seed `(2,)` to its
+            inputs, applied to each example each time that it is drawn; `None` for none.
     """
 
     source: TrainingData
@@ -166,6 +197,7 @@ class ClusterSampler:
     relabel: bool
     batch_size: int
     seed: int
+    augment: Callable | None = None
 
     @property
     def special(self) -> int:
@@ -185,7 +217,19 @@ class ClusterSampler:
     def dataset(self) -> tf.data.Dataset:
         """Returns endless batches; `steps_per_epoch` of them are an epoch."""
         make = self._of_arrays if self.source.is_arrays else self._of_stream
-        return make().prefetch(2)
+        batches = make()
+        if self.augment is not None:
+            batches = batches.enumerate().map(
+                self._view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            )
+        return batches.prefetch(2)
+
+    def _view(self, number: Any, batch: tuple) -> tuple:
+        """Returns a batch whose examples are augmented, by seeds of their place in the run."""
+        assert self.augment is not None
+        x, *rest = batch
+        first = number * self.batch_size
+        return views.augmented(self.augment, x, self.seed, 0, first), *rest
 
     def _table(self) -> np.ndarray:
         """Returns the new label of each class."""

@@ -84,6 +84,7 @@ class Settings:
         optimizer: configuration of a Keras optimizer.
         batch_size: int.
         seed: int.
+        augment: name of the function that makes views of examples; `None` for none.
 
     Raises:
         ValueError: if a number is out of range, or there is no stage.
@@ -100,6 +101,7 @@ class Settings:
     optimizer: dict[str, Any]
     batch_size: int
     seed: int
+    augment: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0)):
@@ -128,6 +130,7 @@ class Job:
             model; `None` for the generalist's own architecture.
         objects: classes and functions of the user's in the generalist, by their names in
             its file.
+        augment: makes the views that are trained on; `None` for none.
     """
 
     folder: RunDirectory
@@ -135,6 +138,7 @@ class Job:
     data: TrainingData
     build_specialist: Callable | None
     objects: dict[str, Any] = dataclasses.field(default_factory=dict)
+    augment: Callable | None = None
 
     def train(self, index: int) -> None:
         """Trains a specialist and writes it, its record last."""
@@ -195,7 +199,9 @@ class Job:
         """Returns what draws the training set of a specialist's stage."""
         s, seed = self.settings, seed_of(self.settings.seed, index, number)
         cluster, relabel = s.clusters[index], s.head == "dustbin"
-        return ClusterSampler(self.data, cluster, relabel, s.batch_size, seed)
+        return ClusterSampler(
+            self.data, cluster, relabel, s.batch_size, seed, self.augment
+        )
 
     def _run(
         self, specialist: keras.Model, generalist: keras.Model, index: int, number: int

@@ -191,6 +191,21 @@ CALLS = {
                 (X, Y + 9),
                 "labels go from 9 to 12, but the generalist has the cl",
             ),
+            (
+                "augment",
+                "flip",
+                "augment must be a function of one example and an int64",
+            ),
+            (
+                "augment",
+                lambda x, seed: x[:3],
+                r"augment makes examples of shapes \[\(3,\)\], and the generalist takes \[\(5,",
+            ),
+            (
+                "augment",
+                lambda x, seed: (x, x),
+                r"augment makes examples of shapes \[\(5,\), \(5,\)\]",
+            ),
             ("hard_epochs", -1, "hard_epochs must be a whole number >= 0, got -1"),
             ("soft_epochs", 1.5, "soft_epochs must be a whole number >= 0, got 1.5"),
             ("hard_learning_rate", 0, "hard_learning_rate must be > 0, got 0"),
