@@ -328,6 +328,10 @@ def _graph(model: keras.Model, spec: Any) -> tuple[Any, Any]:
     if is_of_keras and getattr(model, "outputs", None):
         is_sequential = isinstance(model, keras.Sequential)
         inputs = model.inputs[0] if is_sequential else model.input
+        # One that data built has the size of its first batch.
+        if is_sequential and inputs.shape[0] and spec.shape[0] is None:
+            inputs = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
+            return inputs, model(inputs)
         return inputs, symbolic_outputs(model)
     try:
         inputs = model.input

@@ -198,6 +198,8 @@ def test_other_models_and_data():
         corrected = kd.correct_bias(model, table, 1)
         assert offsets(corrected)[1] == pytest.approx(1.25, abs=1e-6)
         assert corrected.predict(Z, verbose=0).dtype == "float32"
+    unbuilt = kd.correct_bias(keras.Sequential([same(2)]), (Z, Y), 1)
+    assert unbuilt.output_shape == (None, 2)
     exact = kd.correct_bias(of_logits(2, dtype="float64"), (Z.astype("float64"), Y), 1)
     assert exact.output.dtype == "float64"
 
