@@ -39,6 +39,7 @@ def main():
         images.compiled(distiller, images.steps_of(data.train[0], epochs))
         batches = targets.join(dataset(*data.train)).shuffle(len(data.train[0])).batch(images.BATCH)
         distiller.fit(batches.prefetch(2), epochs=epochs, shuffle=False, verbose=0)
+        model.save(record.folder / f"distilled-{seed}.keras")  # for calibration.py
         return judged(model)
 
     def judged(model):
