@@ -33,8 +33,9 @@ def run(script, *arguments, folder):
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("examples", "benchmarks")
+    for folder in ("examples", "examples/paper", "benchmarks")
     for path in (ROOT / folder).glob("*.py")
+    if "__main__" in path.read_text()
 )
 
 

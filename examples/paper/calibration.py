@@ -36,8 +36,12 @@ def trained_images(args):
     files = [folder / f"distilled-{seed}.keras" for seed in args.seeds[:3]]
     data = images.load(args)
     return data, {
-        "CIFAR-100, one net, labels": [images.teacher(args, data, s) for s in args.seeds[:3]],
-        "CIFAR-100, distilled from ten": [keras.saving.load_model(file) for file in files],
+        "CIFAR-100, one net, labels": [
+            images.teacher(args, data, s) for s in args.seeds[:3]
+        ],
+        "CIFAR-100, distilled from ten": [
+            keras.saving.load_model(file) for file in files
+        ],
     }
 
 
@@ -46,7 +50,7 @@ def figures_of(data, model):
     found = {"T": float(calibrated.get_layer("temperature_scaling").temperature)}
     for name, one in (("", model), (" calibrated", calibrated)):
         result = kd.evaluate(one, data.test, timing=False)
-        found |= {f"NLL{name}": result.nll, f"ECE{name}": result.ece}
+        found |= {f"NLL{name}": result.nll, f"ECE{name}": result.calibration_error}
     return found
 
 
@@ -63,11 +67,30 @@ def main():
                 record.run(f"{kind}-{number}", lambda d=data, m=model: figures_of(d, m))
                 for number, model in enumerate(models)
             ]
-            digits_shown = {"NLL": 4, "ECE": 4, "NLL calibrated": 4, "ECE calibrated": 4, "T": 2}
+            digits_shown = {
+                "NLL": 4,
+                "ECE": 4,
+                "NLL calibrated": 4,
+                "ECE calibrated": 4,
+                "T": 2,
+            }
             rows.append([kind, *[spread([one[key] for one in found[kind]], shown)
                                  for key, shown in digits_shown.items()]])  # fmt: skip
-    head = ["test images", "NLL", "ECE", "NLL, calibrated", "ECE, calibrated", "fitted T"]
-    write(args, "calibration", {"seeds": args.seeds, "networks": found}, table(head, rows), None)
+    head = [
+        "test images",
+        "NLL",
+        "ECE",
+        "NLL, calibrated",
+        "ECE, calibrated",
+        "fitted T",
+    ]
+    write(
+        args,
+        "calibration",
+        {"seeds": args.seeds, "networks": found},
+        table(head, rows),
+        None,
+    )
 
 
 if __name__ == "__main__":

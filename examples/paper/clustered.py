@@ -14,7 +14,9 @@ CHOICES = {"1": 1, "2": 2, "3": 3, "5": 5, "all": None}
 
 def clusters_of(data, generalist):
     """Returns clusters of what the generalist confuses, a class in one or two of them."""
-    covariance = kd.class_covariance(generalist, data.train[0], temperature=2.0, verbose=False)
+    covariance = kd.class_covariance(
+        generalist, data.train[0], temperature=2.0, verbose=False
+    )
     number, size = (3, 5) if data.quick else (12, 12)
     return kd.cluster_classes(covariance, number, max_size=size, clusters_per_class=2)
 
@@ -48,8 +50,14 @@ def with_superclasses(args, data, clusters):
     listed = [[data.names[c] for c in cluster] for cluster in clusters]
     if data.quick:
         return listed, float("nan"), []
-    split = tfds.load("cifar100", split="test[:3000]", data_dir=args.data_dir, download=False)
+    split = tfds.load(
+        "cifar100", split="test[:3000]", data_dir=args.data_dir, download=False
+    )
     coarse = {int(one["label"]): int(one["coarse_label"]) for one in split}
-    pairs = [(index, coarse[c]) for index, cluster in enumerate(clusters) for c in cluster]
-    shown = [[data.names[c] for c in coarse if coarse[c] == number] for number in range(20)]
+    pairs = [
+        (index, coarse[c]) for index, cluster in enumerate(clusters) for c in cluster
+    ]
+    shown = [
+        [data.names[c] for c in coarse if coarse[c] == number] for number in range(20)
+    ]
     return listed, float(normalized_mutual_info_score(*zip(*pairs, strict=True))), shown

@@ -37,26 +37,38 @@ def main():
         model = images.network(data)
         distiller = kd.Distiller(model, temperature=temperature, alpha=alpha)
         images.compiled(distiller, images.steps_of(data.train[0], epochs))
-        batches = targets.join(dataset(*data.train)).shuffle(len(data.train[0])).batch(images.BATCH)
+        batches = (
+            targets.join(dataset(*data.train))
+            .shuffle(len(data.train[0]))
+            .batch(images.BATCH)
+        )
         distiller.fit(batches.prefetch(2), epochs=epochs, shuffle=False, verbose=0)
         model.save(record.folder / f"distilled-{seed}.keras")  # for calibration.py
         return judged(model)
 
     def judged(model):
-        return {s: images.accuracy(model, getattr(data, s)) for s in ("validation", "test")}
+        return {
+            s: images.accuracy(model, getattr(data, s)) for s in ("validation", "test")
+        }
 
     def tried(temperature, alpha):
         epochs = max(1, data.epochs // 4)
         found = record.run(
-            f"tried-{temperature:g}-{alpha:g}", lambda: student(100, epochs, temperature, alpha)
+            f"tried-{temperature:g}-{alpha:g}",
+            lambda: student(100, epochs, temperature, alpha),
         )
         return found["validation"]
 
     grid = list(itertools.product(TEMPERATURES, ALPHAS))[: 2 if args.quick else None]
     chosen = max(grid, key=lambda setting: tried(*setting))
-    single = [record.run(f"net-{k}", lambda k=k: judged(nets[k]))["test"] for k in range(len(nets))]
+    single = [
+        record.run(f"net-{k}", lambda k=k: judged(nets[k]))["test"]
+        for k in range(len(nets))
+    ]
     taught = [
-        record.run(f"distilled-{seed}", lambda s=seed: student(s, data.epochs, *chosen))["test"]
+        record.run(
+            f"distilled-{seed}", lambda s=seed: student(s, data.epochs, *chosen)
+        )["test"]
         for seed in args.seeds
     ]
     x, y = data.test

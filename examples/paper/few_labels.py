@@ -15,7 +15,16 @@ import digits
 import images
 import keras
 import numpy as np
-from records import Record, arguments, dataset, paired, soft_targets, spread, table, write
+from records import (
+    Record,
+    arguments,
+    dataset,
+    paired,
+    soft_targets,
+    spread,
+    table,
+    write,
+)
 
 import keras_distill as kd
 
@@ -32,7 +41,9 @@ POINTS = 20  # of a curve
 def trained(name, args, data, percent, seed, temperature=None):
     """Returns a student's accuracy over time, and where the validation images stop it."""
     module, (x, y) = MODULES[name], data.train
-    kept = np.random.default_rng(seed).permutation(len(x))[: max(20, len(x) * percent // 100)]
+    kept = np.random.default_rng(seed).permutation(len(x))[
+        : max(20, len(x) * percent // 100)
+    ]
     train = x[kept], y[kept]
     examples = dataset(*train)
     keras.utils.set_random_seed(seed)
@@ -52,7 +63,9 @@ def trained(name, args, data, percent, seed, temperature=None):
             right = module.logits_of(network, x[:10_000]).argmax(-1) == y[:10_000]
             curves[split].append(100 * float(right.mean()))
 
-    batches = examples.shuffle(len(kept), seed=seed).repeat().batch(module.BATCH).prefetch(2)
+    batches = (
+        examples.shuffle(len(kept), seed=seed).repeat().batch(module.BATCH).prefetch(2)
+    )
     model.fit(
         batches, epochs=POINTS, steps_per_epoch=steps, shuffle=False, verbose=0,
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=judge)],
@@ -67,7 +80,9 @@ def students(name, args, data, record, percents):
 
     def run(percent, seed, temperature=None):
         key = f"{percent}-{temperature or 'labels'}-{seed}"
-        return record.run(key, lambda: trained(name, args, data, percent, seed, temperature))
+        return record.run(
+            key, lambda: trained(name, args, data, percent, seed, temperature)
+        )
 
     temperature = max(TEMPERATURES[name], key=lambda t: run(3, 100, t)["validation"])
     kinds = {"labels": None, "soft targets": temperature}
@@ -116,7 +131,13 @@ def main():
             "soft targets, % of all", "difference"]  # fmt: skip
     figures = {"temperature": temperature, "seeds": args.seeds, "students":
                {f"{percent} %, {kind}": rows for (percent, kind), rows in found.items()}}  # fmt: skip
-    write(args, f"few_labels_{name}", figures, table(head, rows), lambda: draw(name, found, percents))
+    write(
+        args,
+        f"few_labels_{name}",
+        figures,
+        table(head, rows),
+        lambda: draw(name, found, percents),
+    )
 
 
 if __name__ == "__main__":

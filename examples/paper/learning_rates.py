@@ -34,12 +34,16 @@ def trained(data, seed, rate, epochs, targets=None):
         model = kd.Distiller(network, temperature=TEMPERATURE, alpha=0.0)
         examples = targets.join(examples)
     model.compile(keras.optimizers.Adam(rate), digits.LOSS)
-    batches = examples.shuffle(len(data.train[0]), seed=seed).batch(digits.BATCH).prefetch(2)
+    batches = (
+        examples.shuffle(len(data.train[0]), seed=seed).batch(digits.BATCH).prefetch(2)
+    )
     curves = {"validation": [], "test": [], "processor": []}
     spent = 0.0
     for epoch in range(epochs):
         began = time.process_time()
-        model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0)
+        model.fit(
+            batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0
+        )
         spent += time.process_time() - began
         curves["processor"].append(spent)
         for split in ("validation", "test"):
@@ -58,15 +62,25 @@ def reached(curve, goal):
 def draw(found, rates, kinds):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(10, 3.8), layout="constrained", sharey=True
+    )
     colours = plt.cm.viridis(np.linspace(0, 0.9, len(rates)))
     for ax, kind in zip(axes, kinds, strict=True):
         for rate, colour in zip(rates, colours, strict=True):
             mean = np.mean([row["test"] for row in found[kind, rate]], 0)
-            ax.plot(np.arange(1, len(mean) + 1), mean, color=colour, label=f"{rate:g}", marker=".")
+            ax.plot(
+                np.arange(1, len(mean) + 1),
+                mean,
+                color=colour,
+                label=f"{rate:g}",
+                marker=".",
+            )
         ax.set_title(kind)
         ax.set_xlabel("epochs")
-    best = max(np.mean([row["test"] for row in rows], 0).max() for rows in found.values())
+    best = max(
+        np.mean([row["test"] for row in rows], 0).max() for rows in found.values()
+    )
     axes[0].set_ylim(best - 3, best + 0.2)
     axes[0].set_ylabel("test accuracy, %")
     axes[1].legend(title="learning rate")
@@ -95,19 +109,32 @@ def main():
     # The best rate for labels, then for either kind the rate that reaches its best soonest.
     best = max(max(run("labels", rate, 100)["validation"]) for rate in rates)
     chosen = {
-        kind: min(rates, key=lambda r, k=kind: reached(run(k, r, 100)["validation"], best))
+        kind: min(
+            rates, key=lambda r, k=kind: reached(run(k, r, 100)["validation"], best)
+        )
         for kind in KINDS
     }
-    found = {(k, r): [run(k, r, seed) for seed in args.seeds] for k in KINDS for r in rates}
+    found = {
+        (k, r): [run(k, r, seed) for seed in args.seeds] for k in KINDS for r in rates
+    }
     rows, examples = [], len(data.train[0])
     for number, seed in enumerate(args.seeds):
         curves = {kind: found[kind, chosen[kind]][number] for kind in KINDS}
         goal, row = max(curves["labels"]["test"]), []
         for kind in KINDS:
             epoch = reached(curves[kind]["test"], goal)
-            spent = curves[kind]["processor"][int(epoch) - 1] if epoch < np.inf else np.inf
+            spent = (
+                curves[kind]["processor"][int(epoch) - 1] if epoch < np.inf else np.inf
+            )
             row += [epoch * examples, spent + (writing if kind != "labels" else 0.0)]
-        rows.append([seed, f"{goal:.2f}", *[f"{value:.0f}" for value in row], f"{row[3] / row[1]:.2f}"])
+        rows.append(
+            [
+                seed,
+                f"{goal:.2f}",
+                *[f"{value:.0f}" for value in row],
+                f"{row[3] / row[1]:.2f}",
+            ]
+        )
     head = ["seed", "best of labels, %", "examples, labels", "seconds, labels",
             "examples, soft targets", "seconds, soft targets", "ratio of seconds"]  # fmt: skip
     ends = [[f"{r:g}", *[f"{np.mean([max(row['test']) for row in found[k, r]]):.2f}" for k in KINDS]]

@@ -21,7 +21,9 @@ PAPER = {"teacher": 67, "labels": 146, "distilled": 74}
 def choose(data, targets, record):
     """Returns T, alpha and epochs of the fewest errors in validation."""
     short, lengths = (10, (10, 20)) if data.quick else (30, (30, 100))
-    temperatures, alphas = ((4.0, 20.0), (0.0,)) if data.quick else ((4.0, 8.0, 20.0), (0.0, 0.1))
+    temperatures, alphas = (
+        ((4.0, 20.0), (0.0,)) if data.quick else ((4.0, 8.0, 20.0), (0.0, 0.1))
+    )
 
     def tried(epochs, temperature=None, alpha=None):
         taught = {"targets": targets, "temperature": temperature, "alpha": alpha}
@@ -42,7 +44,9 @@ def choose(data, targets, record):
 def main():
     args = arguments(__doc__, 5)
     data, record = digits.load(args), Record(args.work / "mnist")
-    teachers = [digits.teacher(args, data, seed) for seed in range(1 if args.quick else 3)]
+    teachers = [
+        digits.teacher(args, data, seed) for seed in range(1 if args.quick else 3)
+    ]
     one = soft_targets(args, "mnist-0", teachers[0], data.train)
     three = soft_targets(args, "mnist-all", teachers, data.train)
     temperature, alpha, epochs = choose(data, one, record)
@@ -92,7 +96,10 @@ def main():
         f"seed, with its 95 % interval: {paired(test['distilled'], test['labels'])}; from all: "
         f"{paired(test['distilled from all'], test['labels'])}.",
     ]  # fmt: skip
-    tried = {p.stem: record.run(p.stem, dict) for p in sorted(record.folder.glob("tried-*.json"))}
+    tried = {
+        p.stem: record.run(p.stem, dict)
+        for p in sorted(record.folder.glob("tried-*.json"))
+    }
     figures = {**chosen, "epochs": epochs, "seeds": args.seeds, "teachers": big, "paper": PAPER,
                "students": students, "together": test["all teachers"], "tried": tried}  # fmt: skip
     write(args, "mnist", figures, "\n".join(lines), None)

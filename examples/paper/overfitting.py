@@ -19,7 +19,11 @@ def draw(curves):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(curves), figsize=(5 * len(curves), 3.8), layout="constrained", squeeze=False
+        1,
+        len(curves),
+        figsize=(5 * len(curves), 3.8),
+        layout="constrained",
+        squeeze=False,
     )
     colours = {"labels": "tab:gray", "soft targets": "tab:blue"}
     for ax, (title, kinds) in zip(axes[0], curves.items(), strict=True):
@@ -27,7 +31,9 @@ def draw(curves):
             for split, style in (("train", ":"), ("test", "-")):
                 mean = np.mean([row["curves"][split] for row in rows], 0)
                 steps = rows[0]["steps"] * np.arange(1, len(mean) + 1)
-                ax.plot(steps, mean, style, color=colours[kind], label=f"{kind}, {split}")
+                ax.plot(
+                    steps, mean, style, color=colours[kind], label=f"{kind}, {split}"
+                )
         ax.set_title(title)
         ax.set_xlabel("steps")
     axes[0, 0].set_ylabel("accuracy, %")
@@ -44,10 +50,15 @@ def main():
         seeds = args.seeds if name == "mnist" else args.seeds[:3]
         there = type(args)(**{**vars(args), "seeds": seeds})
         _, found = few_labels.students(name, there, data, record, [percent])
-        title = f"{'MNIST' if name == 'mnist' else 'CIFAR-100'}, {percent} % of the images"
+        title = (
+            f"{'MNIST' if name == 'mnist' else 'CIFAR-100'}, {percent} % of the images"
+        )
         curves[title] = {kind: rows for (_, kind), rows in found.items()}
         for kind, rows in curves[title].items():
-            ends = [spread([row["curves"][split][-1] for row in rows], 2) for split in ("train", "test")]
+            ends = [
+                spread([row["curves"][split][-1] for row in rows], 2)
+                for split in ("train", "test")
+            ]
             best = spread([row["test"] for row in rows], 2)
             losses = spread([row["test"] - row["end"] for row in rows], 2)
             lines.append([f"{title}, {kind}", *ends, best, losses])

@@ -23,7 +23,10 @@ RATES = {"specialists": (0.003, 0.01, 0.03), "control": (0.003, 0.01, 0.03, 0.1)
 
 
 def judged(data, model):
-    return {split: images.accuracy(model, getattr(data, split)) for split in ("validation", "test")}
+    return {
+        split: images.accuracy(model, getattr(data, split))
+        for split in ("validation", "test")
+    }
 
 
 def judged_ensemble(data, ensemble):
@@ -32,7 +35,12 @@ def judged_ensemble(data, ensemble):
     found = {name: judged(data, model) for name, model in models.items()}
     n = max(found, key=lambda name: found[name]["validation"])
     report = kd.specialist_report(models[n], data.test)
-    return {**found[n], "n": n, "each n": found, "coverage": [vars(s) for s in report.by_coverage]}
+    return {
+        **found[n],
+        "n": n,
+        "each n": found,
+        "coverage": [vars(s) for s in report.by_coverage],
+    }
 
 
 def main():
@@ -43,7 +51,9 @@ def main():
         def train():
             generalist = images.teacher(args, data, seed)
             if which in STAGES:
-                return judged_ensemble(data, specialists(generalist, which, rate, seed)[0])
+                return judged_ensemble(
+                    data, specialists(generalist, which, rate, seed)[0]
+                )
             _, steps = specialists(generalist, "labels", chosen["specialists"], seed)
             epochs = max(1, round(steps / images.steps_of(data.train[0], 1)))
             model = images.continued(data, generalist, epochs, rate, seed)
@@ -58,7 +68,9 @@ def main():
     chosen = {}
     for name, which in (("specialists", "labels"), ("control", "control")):
         rates = RATES[name][1:2] if args.quick else RATES[name]
-        chosen[name] = max(rates, key=lambda r, w=which: run(w, r, args.seeds[0])["validation"])
+        chosen[name] = max(
+            rates, key=lambda r, w=which: run(w, r, args.seeds[0])["validation"]
+        )
     nets = {seed: images.teacher(args, data, seed) for seed in args.seeds}
     found = {"generalist": [judged(data, nets[seed]) for seed in args.seeds]}
     for which in ("control", *STAGES):
@@ -71,7 +83,10 @@ def main():
         label = f"specialists, {name}" if name in STAGES else name
         rows.append([label, spread(values, 2), ", ".join(f"{one:.2f}" for one in values),
                      f"{relative:+.1f} %", paired(values, test["control"], 2)])  # fmt: skip
-    text = table(["test accuracy, %", "mean", "each", "relative (paper: +4.4 %)", "- control"], rows)
+    text = table(
+        ["test accuracy, %", "mean", "each", "relative (paper: +4.4 %)", "- control"],
+        rows,
+    )
     for which in STAGES:
         shares = {}
         for row in found[which]:
@@ -83,14 +98,26 @@ def main():
         head = ["specialists that cover the right class", "test images, all seeds", "generalist right",
                 "change", "relative"]  # fmt: skip
         text += f"\n\nSpecialists, {which}:\n\n" + table(head, lines)
-    grouped = [with_superclasses(args, data, clusters_of(data, net)) for net in nets.values()]
+    grouped = [
+        with_superclasses(args, data, clusters_of(data, net)) for net in nets.values()
+    ]
     listed, _, superclasses = grouped[0]
-    text += "\n\nClusters of the first seed:\n\n" + "\n".join("- " + ", ".join(c) for c in listed)
-    text += "\n\nThe superclasses:\n\n" + "\n".join("- " + ", ".join(c) for c in superclasses)
+    text += "\n\nClusters of the first seed:\n\n" + "\n".join(
+        "- " + ", ".join(c) for c in listed
+    )
+    text += "\n\nThe superclasses:\n\n" + "\n".join(
+        "- " + ", ".join(c) for c in superclasses
+    )
     agreement = [one[1] for one in grouped]
     text += f"\n\nNMI with them: {', '.join(f'{one:.2f}' for one in agreement)}.\n\n"
     text += f"Chosen rates: {chosen}; n: {[row['n'] for row in found['labels']]}."
-    figures = {"chosen": chosen, "seeds": args.seeds, "nmi": agreement, "clusters": listed, **found}
+    figures = {
+        "chosen": chosen,
+        "seeds": args.seeds,
+        "nmi": agreement,
+        "clusters": listed,
+        **found,
+    }
     write(args, "specialists", figures, text, None)
 
 

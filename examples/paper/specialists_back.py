@@ -32,7 +32,10 @@ RATES = (0.01, 0.03, 0.1)
 
 
 def judged(data, model):
-    return {split: images.accuracy(model, getattr(data, split)) for split in ("validation", "test")}
+    return {
+        split: images.accuracy(model, getattr(data, split))
+        for split in ("validation", "test")
+    }
 
 
 def student(data, generalist, targets, seed, epochs, temperature, alpha, rate):
@@ -42,7 +45,11 @@ def student(data, generalist, targets, seed, epochs, temperature, alpha, rate):
     model.set_weights(generalist.get_weights())
     distiller = kd.Distiller(model, temperature=temperature, alpha=alpha)
     images.compiled(distiller, images.steps_of(data.train[0], epochs), rate)
-    batches = targets.join(dataset(*data.train)).shuffle(len(data.train[0])).batch(images.BATCH)
+    batches = (
+        targets.join(dataset(*data.train))
+        .shuffle(len(data.train[0]))
+        .batch(images.BATCH)
+    )
     distiller.fit(batches.prefetch(2), epochs=epochs, shuffle=False, verbose=0)
     return judged(data, model)
 
@@ -53,11 +60,15 @@ def seed_of_set(args, data, record, name, seed, rate):
     labelled = data
     if name == "unseen too":
         split = np.random.default_rng(0).permutation(len(x)) < 2 * len(x) // 3
-        labelled = types.SimpleNamespace(**{**vars(data), "train": (x[split], y[split])})
+        labelled = types.SimpleNamespace(
+            **{**vars(data), "train": (x[split], y[split])}
+        )
     net_args = args if labelled is data else types.SimpleNamespace(work=record.folder)
     generalist = images.teacher(net_args, labelled, seed)
     folder = args.work / "specialists" if labelled is data else record.folder
-    ensemble, _ = ensemble_of(folder, labelled, generalist, seed, STAGES["labels"], rate)
+    ensemble, _ = ensemble_of(
+        folder, labelled, generalist, seed, STAGES["labels"], rate
+    )
     models = by_choice(data, ensemble)
     best = record.run(f"{name}, n-{seed}", lambda: {
         n: images.accuracy(model, data.validation) for n, model in models.items()
@@ -70,7 +81,9 @@ def seed_of_set(args, data, record, name, seed, rate):
 
     def taught(setting, epochs, seed=seed):
         key = f"{name}, T {setting[0]:g}, alpha {setting[1]:g}, rate {setting[2]:g}, {epochs}-{seed}"
-        return record.run(key, lambda: student(data, generalist, targets, seed, epochs, *setting))
+        return record.run(
+            key, lambda: student(data, generalist, targets, seed, epochs, *setting)
+        )
 
     def control(rate, epochs):
         # As many steps as the student's, which has more images.
@@ -82,16 +95,25 @@ def seed_of_set(args, data, record, name, seed, rate):
     epochs, short = (2, 1) if data.quick else (EPOCHS, EPOCHS // 4)
     if seed == args.seeds[0]:
         # Where the third has no labels, the ensemble alone teaches.
-        grid = [s for s in GRID if s[1] == 0.0 or labelled is data][: 2 if data.quick else None]
+        grid = [s for s in GRID if s[1] == 0.0 or labelled is data][
+            : 2 if data.quick else None
+        ]
         first = max(grid, key=lambda setting: taught(setting, short)["validation"])
         settings = [(*first[:2], r) for r in RATES[: 1 if data.quick else None]]
         setting = max(settings, key=lambda s: taught(s, short)["validation"])
-        slow = max(RATES[: 1 if data.quick else None], key=lambda r: control(r, short)["validation"])
+        slow = max(
+            RATES[: 1 if data.quick else None],
+            key=lambda r: control(r, short)["validation"],
+        )
         record.run(f"{name}, chosen", lambda: {"student": setting, "control": slow})
     chosen = json.loads((record.folder / f"{name}, chosen.json").read_text())
     return {
-        "generalist": record.run(f"{name}, generalist-{seed}", lambda: judged(data, generalist)),
-        "ensemble": record.run(f"{name}, ensemble-{seed}", lambda: judged(data, teacher)),
+        "generalist": record.run(
+            f"{name}, generalist-{seed}", lambda: judged(data, generalist)
+        ),
+        "ensemble": record.run(
+            f"{name}, ensemble-{seed}", lambda: judged(data, teacher)
+        ),
         "control": control(chosen["control"], epochs),
         "student": taught(tuple(chosen["student"]), epochs),
     }, chosen
@@ -106,7 +128,9 @@ def main():
     rate = 0.01 if args.quick else float(max(tried, key=tried.get))
     rows, figures = [], {"seeds": args.seeds, "specialists' rate": rate}
     for name in ("seen", "unseen too"):
-        results = [seed_of_set(args, data, record, name, seed, rate) for seed in args.seeds]
+        results = [
+            seed_of_set(args, data, record, name, seed, rate) for seed in args.seeds
+        ]
         figures[name] = [one for one, _ in results]
         figures[f"{name}, chosen"] = results[0][1]
         test = {k: [one[k]["test"] for one, _ in results] for k in results[0][0]}
@@ -118,7 +142,8 @@ def main():
     head = ["transfer set: test accuracy, %", "generalist", "ensemble", "control", "student",
             "student - control", "of the ensemble's gain over the control"]  # fmt: skip
     text = table(head, rows) + "".join(
-        f"\n\n{name}: chosen {figures[f'{name}, chosen']}" for name in ("seen", "unseen too")
+        f"\n\n{name}: chosen {figures[f'{name}, chosen']}"
+        for name in ("seen", "unseen too")
     )
     write(args, "specialists_back", figures, text, None)
 

@@ -1,5 +1,7 @@
 """The nets of sections 4 and 5, trained once for all experiments on CIFAR-100.
 
+Every experiment trains what it needs itself; two of these may run beside each other.
+
     python examples/paper/teachers_cifar100.py --seeds 0 1 2     about 17 minutes each, one core
 """
 

@@ -1,5 +1,7 @@
 """The big networks of section 3, trained once for all experiments on MNIST.
 
+Every experiment trains what it needs itself; two of these may run beside each other.
+
     python examples/paper/teachers_mnist.py --seeds 0 1 2     about 40 minutes each, one core
 """
 

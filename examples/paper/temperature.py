@@ -22,13 +22,21 @@ def draw(temperatures, test, widths):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(widths), figsize=(3 * len(widths), 3.4), layout="constrained", squeeze=False
+        1,
+        len(widths),
+        figsize=(3 * len(widths), 3.4),
+        layout="constrained",
+        squeeze=False,
     )
     for ax, width in zip(axes[0], widths, strict=True):
         mean = [np.mean(test[width, t]) for t in temperatures]
         error = [np.std(test[width, t]) for t in temperatures]
-        ax.errorbar(temperatures, mean, error, marker="o", capsize=3, label="soft targets")
-        ax.axhline(np.mean(test[width, LABELS]), color="gray", linestyle="--", label=LABELS)
+        ax.errorbar(
+            temperatures, mean, error, marker="o", capsize=3, label="soft targets"
+        )
+        ax.axhline(
+            np.mean(test[width, LABELS]), color="gray", linestyle="--", label=LABELS
+        )
         ax.set_xscale("log")
         ax.set_xticks(temperatures, [f"{t:g}" for t in temperatures])
         ax.minorticks_off()
@@ -49,7 +57,11 @@ def main():
     targets = soft_targets(args, "mnist-0", teacher, data.train)
 
     def judged(seed, width, temperature):
-        taught = {} if temperature == LABELS else {"targets": targets, "temperature": temperature}
+        taught = (
+            {}
+            if temperature == LABELS
+            else {"targets": targets, "temperature": temperature}
+        )
         model = digits.student(data, seed, epochs, widths=(width, width), **taught)
         splits = {"validation": data.validation, "test": data.test}
         return {split: digits.errors(model, splits[split]) for split in splits}
@@ -59,7 +71,9 @@ def main():
         for t in (LABELS, *temperatures):
             name = f"{width}-{t}"
             figures[name] = [
-                record.run(f"{name}-{seed}", lambda s=seed, w=width, t=t: judged(s, w, t))
+                record.run(
+                    f"{name}-{seed}", lambda s=seed, w=width, t=t: judged(s, w, t)
+                )
                 for seed in args.seeds
             ]
             test[width, t] = [row["test"] for row in figures[name]]
@@ -73,7 +87,13 @@ def main():
     head = ["units per layer", LABELS, *[f"T = {t:g}" for t in temperatures],
             "best T in validation", "that - labels"]  # fmt: skip
     figures = {"epochs": epochs, "seeds": args.seeds, "alpha": 0.0, "students": figures}
-    write(args, "temperature", figures, table(head, rows), lambda: draw(temperatures, test, widths))
+    write(
+        args,
+        "temperature",
+        figures,
+        table(head, rows),
+        lambda: draw(temperatures, test, widths),
+    )
 
 
 if __name__ == "__main__":

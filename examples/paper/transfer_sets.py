@@ -31,7 +31,9 @@ def trained(data, teacher, seed, few, moved, taught):
     """Returns test errors after each part of the examples."""
     x, y = data.train
     if few:
-        kept = np.random.default_rng(seed).permutation(len(x))[: 200 if data.quick else few]
+        kept = np.random.default_rng(seed).permutation(len(x))[
+            : 200 if data.quick else few
+        ]
         x, y = x[kept], y[kept]
     keras.utils.set_random_seed(seed)
     model = network = digits.network(data)
@@ -62,7 +64,9 @@ def draw(found):
     for (name, rows), colour in zip(found.items(), colours, strict=True):
         mean = np.mean([row["curve"] for row in rows], 0)
         examples = rows[0]["examples"] * np.arange(1, len(mean) + 1) / 1e6
-        ax.plot(examples, mean, ":" if str(FEW) in name else "-", color=colour, label=name)
+        ax.plot(
+            examples, mean, ":" if str(FEW) in name else "-", color=colour, label=name
+        )
     ax.set_yscale("log")
     ax.set_xlabel("examples seen, millions")
     ax.set_ylabel("test errors of 10 000")
@@ -76,7 +80,9 @@ def main():
     teacher = digits.teacher(args, data, 0)
     found = {
         name: [
-            record.run(f"{name}-{seed}", lambda s=seed, g=given: trained(data, teacher, s, *g))
+            record.run(
+                f"{name}-{seed}", lambda s=seed, g=given: trained(data, teacher, s, *g)
+            )
             for seed in args.seeds
         ]
         for name, given in SETS.items()
@@ -88,7 +94,10 @@ def main():
         for name, rows in found.items()
     ]
     rows.append(["the teacher", *[""] * 3, digits.errors(teacher, data.test)])
-    head = ["test errors of 10 000 after", *[f"{k * examples:,} examples".replace(",", " ") for k in at]]
+    head = [
+        "test errors of 10 000 after",
+        *[f"{k * examples:,} examples".replace(",", " ") for k in at],
+    ]
     write(args, "transfer_sets", {"temperature": TEMPERATURE, "seeds": args.seeds, "students": found},
           table(head, rows), lambda: draw(found))  # fmt: skip
 

@@ -55,7 +55,12 @@ def main():
             ]  # fmt: skip
             first, of_3, then, of_3_then = (
                 [row[k] for row in figures[key]]
-                for k in ("as trained", "as trained, of 3s", "corrected", "corrected, of 3s")
+                for k in (
+                    "as trained",
+                    "as trained, of 3s",
+                    "corrected",
+                    "corrected, of 3s",
+                )
             )
             right = [100 * (1 - wrong / threes.sum()) for wrong in of_3_then]
             rows.append([key, spread(first), spread(of_3), spread(then), spread(right)])

@@ -139,10 +139,10 @@ class TrainingData:
         return sources.specs_of(spec, int(bool(self.batched)), None)
 
     def check_views(self, augment: Callable, generalist: keras.Model) -> None:
-        """Refuses views that the generalist does not take.
+        """Refuses views that the generalist does not take, or that come otherwise each time.
 
         Raises:
-            ValueError: with the shapes of both.
+            ValueError: with the shapes of both, or that the seed is not all that counts.
         """
         given = self.input_specs()
         made = tf.nest.flatten(views.output_specs(augment, given))
@@ -159,6 +159,24 @@ class TrainingData:
                 f"generalist takes {[tuple(one) for one in wanted]}; return the inputs of one "
                 "example as the generalist takes them."
             )
+        if self.is_arrays:
+            first = keras.tree.map_structure(lambda part: part[:16], self.data[0])
+        else:
+            dataset = sources.as_dataset(self.data, any_order=True)
+            batches = dataset if self.batched else dataset.batch(16)
+            first = next(iter(batches.map(lambda x, *rest: x).take(1)))
+        twice = [
+            keras.tree.flatten(
+                views.augmented(augment, first, 0, 0, tf.constant(0, tf.int64))
+            )
+            for _ in range(2)
+        ]
+        if not all(map(_are_same, *twice)):
+            raise ValueError(
+                "augment makes other views of the same examples by the same seeds, so no run "
+                "could be repeated or resumed; draw all randomness by stateless operations "
+                "(tf.random.stateless_uniform) from the seed that it is given."
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns what tells this data from other data.
@@ -170,6 +188,11 @@ class TrainingData:
         if self.is_arrays:
             digest = arrays_fingerprint(keras.tree.flatten(self.data))
         return {"examples_by_class": self.counts.tolist(), "inputs": digest}
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 @dataclasses.dataclass(frozen=True)

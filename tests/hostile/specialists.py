@@ -206,6 +206,11 @@ CALLS = {
                 lambda x, seed: (x, x),
                 r"augment makes examples of shapes \[\(5,\), \(5,\)\]",
             ),
+            (
+                "augment",
+                lambda x, seed: x + tf.random.normal((5,)),
+                "augment makes other views of the same examples by the same seeds",
+            ),
             ("hard_epochs", -1, "hard_epochs must be a whole number >= 0, got -1"),
             ("soft_epochs", 1.5, "soft_epochs must be a whole number >= 0, got 1.5"),
             ("hard_learning_rate", 0, "hard_learning_rate must be > 0, got 0"),
