@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -88,3 +89,11 @@ def test_jitter_moves_by_two_pixels_at_most(records):
     assert len(found) == 200
     assert found.min() == -2
     assert found.max() == 2
+
+
+def test_the_page_shows_the_tables_as_they_were_written(records):
+    page = (PAPER / "README.md").read_text()
+    assert importlib.import_module("page").filled(page) == page
+    shown = re.findall(r"results/(\w+\.png)", page)
+    there = {path.name for path in (PAPER / "results").glob("*.png")}
+    assert there <= set(shown)
