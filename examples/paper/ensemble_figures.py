@@ -12,8 +12,10 @@ def share(one, average, taught):
     """Returns the share of the gain, and all shares that a t test over speakers leaves."""
     gain, ours = np.subtract(average, one), np.subtract(taught, one)
     tried = np.linspace(-5, 5, 1001)
+    if len(gain) == 1:
+        return f"{100 * ours[0] / gain[0]:.0f} %"
     left = [s for s in tried if stats.ttest_1samp(ours - s * gain, 0).pvalue > 0.05]
-    interval = f" [{100 * left[0]:.0f}, {100 * left[-1]:.0f}]" if left else ""
+    interval = f" [{100 * left[0]:.0f}, {100 * left[-1]:.0f}]"
     return f"{100 * ours.mean() / gain.mean():.0f} %{interval}"
 
 
