@@ -77,5 +77,6 @@ def draw(found):
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_title("The speaker whom nobody has heard")
     axes[1].set_title("New recordings of the four who are heard, distorted")
-    axes[0].legend()
+    marks = axes[0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower center", ncols=3)
     return figure
