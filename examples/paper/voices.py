@@ -102,7 +102,7 @@ class Without:
             part.replace(path)
         return kd.DistillationInputs(x, np.load(path))
 
-    def student(self, seed, nets, mixed, temperature, alpha):
+    def student(self, seed, nets, mixed, temperature, alpha, rate):
         """Returns a network taught by the average of the first networks, in equal steps."""
         keras.utils.set_random_seed(100 + seed)  # not one of the networks that teach
         student = network(self.args.filters)
@@ -112,6 +112,7 @@ class Without:
             self.answers(nets, mixed),
             self.lesson[1],
             epochs=self.args.epochs,
+            rate=rate,
         )
         return student
 

@@ -7,9 +7,9 @@ from sound.stretching import Throat
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def fit(model, x, y, epochs):
+def fit(model, x, y, epochs, rate=3e-3):
     """Trains a model, or a `Distiller`, and returns it."""
-    rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * -(-len(y) // 64))
+    rate = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(y) // 64))
     model.compile(keras.optimizers.Adam(rate), LOSS)
     model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
     return model
