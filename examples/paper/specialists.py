@@ -19,7 +19,10 @@ from records import Record, arguments, paired, spread, table, write
 
 import keras_distill as kd
 
-RATES = {"specialists": (0.003, 0.01, 0.03), "control": (0.003, 0.01, 0.03, 0.1)}
+RATES = {
+    "specialists": (0.003, 0.01, 0.03, 0.1),
+    "control": (0.003, 0.01, 0.03, 0.1),
+}
 
 
 def judged(data, model):
