@@ -82,8 +82,10 @@ def shared_offset(rows: Rows, by: str) -> float:
     """
     # softmax over [the k, the others]: the k have the share sigmoid(offset - start).
     start = rows.rest_total - np.logaddexp.reduce(rows.special, axis=-1)
-    share = rows.shares.sum(-1)
-    weight = rows.weight / rows.weight.sum()
+    # Where all classes of one side are masked, by logits of minus infinity, none matters.
+    is_open = np.isfinite(start)
+    start, share = start[is_open], rows.shares[is_open].sum(-1)
+    weight = rows.weight[is_open] / rows.weight[is_open].sum()
     level = logit(weight @ share)
     low, high = start.min() + level, start.max() + level
     offset = _root(lambda b: weight @ (expit(b - start) - share), low, high)
@@ -94,29 +96,35 @@ def shared_offset(rows: Rows, by: str) -> float:
         return float(weight @ (np.logaddexp(0.0, b - start) - share * b))
 
     best = _intervals_of_fewest_errors(rows)
-    at = [nll(min(max(offset, low), high)) for low, high in best]
-    low, high = best[int(np.argmin(at))]
+    at = [nll(min(max(offset, low), high)) for low, high, _ in best]
+    low, high, clear = best[int(np.argmin(at))]
     if np.isfinite(low) and np.isfinite(high):
         return (low + high) / 2
-    # On a side without end the NLL says how far; half a nat is clear of the last margin.
-    return float(np.clip(offset, low + 0.5, high - 0.5))
+    # On a side without end the NLL says how far, at least clear of the last margin.
+    return float(np.clip(offset, low + clear, high - clear))
 
 
-def _intervals_of_fewest_errors(rows: Rows) -> list[tuple[float, float]]:
+def _intervals_of_fewest_errors(rows: Rows) -> list[tuple[float, float, float]]:
+    """Returns low, high, and how far from a margin it does not matter in float32."""
     special_is_wrong = rows.special.argmax(-1) != rows.label
     step = rows.weight * (special_is_wrong * 1.0 - ~rows.rest_is_right)
-    margins = rows.rest - rows.special.max(-1)
-    matters = step != 0
-    order = np.argsort(margins[matters], kind="stable")
-    edges = np.concatenate([[-np.inf], margins[matters][order], [np.inf]])
+    largest = rows.special.max(-1)
+    margins = rows.rest - largest
+    matters = (step != 0) & np.isfinite(margins)
+    order = np.flatnonzero(matters)[np.argsort(margins[matters], kind="stable")]
+    edges = np.concatenate([[-np.inf], margins[order], [np.inf]])
     # From the errors below the first margin on; which they are matters not.
-    errors = np.concatenate([[0.0], np.cumsum(step[matters][order])])
-    # Narrower ones are not to be met in float32.
-    scale = max(float(np.abs(rows.special).max()), 1.0)
-    is_wide = np.diff(edges) > 4 * _EPSILON * scale
-    errors = np.where(is_wide, errors, np.inf)
+    errors = np.concatenate([[0.0], np.cumsum(step[order])])
+    # What float32 makes of two logits that are nearly equal.
+    size = np.maximum(np.abs(rows.rest), np.abs(largest))[order]
+    blur = 2 * _EPSILON * np.concatenate([[0.0], size, [0.0]])
+    blur = blur[:-1] + blur[1:]
+    errors = np.where(np.diff(edges) > blur, errors, np.inf)
     least = errors.min() + 1e-9 * rows.weight.sum()
-    return [(edges[i], edges[i + 1]) for i in np.flatnonzero(errors <= least)]
+    return [
+        (edges[i], edges[i + 1], max(0.5, 2 * blur[i]))
+        for i in np.flatnonzero(errors <= least)
+    ]
 
 
 def separate_offsets(rows: Rows, by: str) -> np.ndarray:
@@ -160,7 +168,7 @@ def temperature(logits: np.ndarray, at_label: np.ndarray, weight: np.ndarray) ->
     With b = 1/T, the NLL's slope is the mean of E[z] - z[y], which grows with b.
 
     Args:
-        logits: `(n, classes)`.
+        logits: `(n, classes)`; minus infinity for a class that is masked.
         at_label: `(n,)`, the right class's logit; of soft labels their mean.
         weight: `(n,)`.
 
@@ -177,16 +185,19 @@ def temperature(logits: np.ndarray, at_label: np.ndarray, weight: np.ndarray) ->
             part = slice(first, first + rows)
             z = logits[part].astype("float64")
             z -= z.max(-1, keepdims=True)
+            is_masked = np.isneginf(z)
+            z[is_masked] = 0.0
             p = np.exp(b * z)
+            p[is_masked] = 0.0
             mean = (p * z).sum(-1) / p.sum(-1)
             largest = logits[part].max(-1).astype("float64")
             total += weight[part] @ (mean + (largest - at_label[part]))
         return float(total)
 
-    if not weight @ (logits.max(-1) - at_label) > 0:
-        return 0.0
     if not slope(0.0) < 0:
         return np.inf
+    if not weight @ (logits.max(-1) - at_label) > 0:
+        return 0.0
     low = high = 1.0
     while slope(high) < 0:
         low, high = high, high * 2

@@ -168,7 +168,8 @@ def calibrate_temperature(
     elif found.shares is None:
         at_label = np.take_along_axis(z, found.label[:, None], -1)[:, 0]
     else:
-        at_label = (found.shares * z).sum(-1)
+        # A masked class, of logit minus infinity, has no share.
+        at_label = (found.shares * np.where(found.shares > 0, z, 0.0)).sum(-1)
     temperature = fits.temperature(z, at_label, weight)
     if not 0 < temperature < np.inf:
         raise ValueError(
@@ -232,6 +233,7 @@ def _of_classes(
     totals = found.weight @ shares
     for c, total in zip(chosen, totals, strict=True):
         _check_seen(total > 0, f"is of class {c}", "minus infinity", "of that class")
+    _check_masked(z, shares, found.weight, chosen, shared)
     place = np.full(z.shape[1], -1)
     place[chosen] = range(len(chosen))
     rest, is_right = np.full(len(z), -np.inf), np.zeros(len(z), bool)
@@ -288,6 +290,27 @@ def _check_seen(is_seen: Any, what: str, where: str, wanted: str) -> None:
         )
 
 
+def _check_masked(
+    z: np.ndarray, shares: np.ndarray, weight: np.ndarray, chosen: list, shared: bool
+) -> None:
+    """Refuses data in which masked classes, of logit minus infinity, leave no choice."""
+    can = np.isfinite(z)
+    if can.all():
+        return
+    places = range(len(chosen))
+    for group in [list(places)] if shared else [[i] for i in places]:
+        classes = [chosen[i] for i in group]
+        is_open = can[:, classes].any(-1) & np.delete(can, classes, 1).any(-1)
+        theirs = weight[is_open] @ shares[is_open][:, group].sum(-1)
+        if not 0 < theirs < weight[is_open].sum() * (1 - 1e-12):
+            which = "class" if len(classes) == 1 else "classes"
+            raise ValueError(
+                f"where the model masks (by logits of minus infinity) neither {which} "
+                f"{', '.join(map(str, classes))} nor all others, validation examples of "
+                "one of the two sides are missing, so no offset fits best; give some."
+            )
+
+
 # What is made ------------------------------------------------------------------------
 
 
@@ -325,20 +348,27 @@ def _with_layer(
 def _graph(model: keras.Model, spec: Any) -> tuple[Any, Any]:
     """Returns a model's symbolic inputs and outputs; of a subclassed one of a call of it."""
     is_of_keras = type(model).__module__.startswith("keras.")
-    if is_of_keras and getattr(model, "outputs", None):
+    if getattr(model, "outputs", None):
         is_sequential = isinstance(model, keras.Sequential)
         inputs = model.inputs[0] if is_sequential else model.input
         # One that data built has the size of its first batch.
         if is_sequential and inputs.shape[0] and spec.shape[0] is None:
             inputs = keras.Input(inputs.shape[1:], dtype=inputs.dtype)
-            return inputs, model(inputs)
-        return inputs, symbolic_outputs(model)
-    try:
-        inputs = model.input
-    except AttributeError:  # never called on symbolic inputs
-        inputs = None
-    if inputs is None:
-        inputs = tf.nest.map_structure(
-            lambda one: keras.Input(one.shape[1:], dtype=one.dtype.name), spec
-        )
+        elif is_of_keras:
+            return inputs, symbolic_outputs(model)
+        return inputs, model(inputs)
+    # What Keras calls the inputs of a subclassed one is a flat list of one call's.
+    if isinstance(spec, dict):
+        inputs = {key: _input(one, model, key) for key, one in spec.items()}
+    else:
+        inputs = tf.nest.map_structure(lambda one: _input(one, model), spec)
     return inputs, model(inputs)
+
+
+def _input(spec: Any, model: keras.Model, name: str | None = None) -> Any:
+    if isinstance(spec, dict) or not hasattr(spec, "shape"):
+        return tf.nest.map_structure(lambda one: _input(one, model), spec)
+    # NumPy's own float64 says nothing of what the model is to be fed.
+    dtype = model.variable_dtype if spec.dtype == tf.float64 else spec.dtype.name
+    name = None if name is None or "/" in name else name
+    return keras.Input(spec.shape[1:], dtype=dtype, name=name)

@@ -49,6 +49,9 @@ class JudgedModel:
         self.loss = getattr(model, "loss", None)
         model = model.student if isinstance(model, Distiller) else model
         self.judge = as_teacher(model, from_logits, output_kinds=self.said)
+        if self.judge is not model:
+            for one in getattr(self.judge, "members", [self.judge]):
+                one.called = ("model", "from_logits")
         self.keys: list = []
         self._names: list[str] = []
 

@@ -22,7 +22,7 @@ class LabelledLogits(NamedTuple):
         kind: "softmax" or "sigmoid".
         is_logits: whether the model gives logits.
         spec: of the inputs of a batch.
-        z: logits `(n, K)`.
+        z: logits `(n, K)`; of a softmax minus infinity for a class that is masked.
         label: the class, int `(n,)`; of yes/no questions float `(n, K)`.
         shares: `(n, K)` of soft labels, which sum to 1; `None` for whole numbers or one-hot.
         weight: `(n,)`; of yes/no questions `(n, K)`, 0 for one that does not count.
@@ -51,6 +51,8 @@ class _Examples(Tally):
         self.kind = kind
         self._check = check
         self._parts: list[tuple] = []
+        #: Of how many a class is masked that is right.
+        self.impossible = 0
 
     def _add(self, z: np.ndarray, y: Any, weight: np.ndarray, teacher: Any) -> None:
         is_sigmoid, count = self.kind == "sigmoid", z.shape[-1]
@@ -77,7 +79,16 @@ class _Examples(Tally):
         self._parts.append((z, label, shares, weight))
         self.examples += len(z)
         self.total_weight += float(weight.sum())
-        self.bad += int((~np.isfinite(z)).any(-1).sum())
+        can = np.isfinite(z)
+        if is_sigmoid:
+            self.bad += int((~can).any(-1).sum())
+            return
+        # A class may be masked, by a logit of minus infinity, unless it is right.
+        self.bad += int((~(can | np.isneginf(z)).all(-1) | ~can.any(-1)).sum())
+        if shares is None:
+            self.impossible += int(np.isneginf(z[np.arange(len(z)), label]).sum())
+        else:
+            self.impossible += int((np.isneginf(z) & (shares > 0)).any(-1).sum())
 
     def whole(self) -> tuple:
         """Returns logits, labels, shares and weights of all."""
@@ -126,6 +137,12 @@ def read_logits(
     if examples is None:
         raise ValueError("the validation data is empty; check how it was split.")
     examples.check(None)
+    if examples.impossible:
+        raise ValueError(
+            f"the model's logit of the right class is minus infinity for {examples.impossible} "
+            f"of {examples.examples} labels, which no correction can change; leave these "
+            "examples out, or mask classes otherwise."
+        )
     is_logits = answer_for(subject.judge.from_logits, key)
     return LabelledLogits(
         examples.kind, bool(is_logits), dataset.element_spec[0], *examples.whole()

@@ -79,6 +79,8 @@ class Teacher:
         self.kinds = self.own_kinds = kinds
         self.model = model
         self.description = description
+        #: What it is called, and the argument that says `from_logits`, for warnings.
+        self.called = ("teacher", "teacher_from_logits")
         #: Shapes of the inputs with their batch axis, or how many axes they have; by name
         #: where they have names, `None` if not known.
         self.input_shapes: Any = None if model is None else shapes_of_inputs(model)
@@ -322,9 +324,7 @@ class Teacher:
             self.from_logits = gives_logits(self.model, outputs)
         if is_strict:
             check_told_apart(answer, self.from_logits, self.kinds, self.description)
-        self.from_logits = settle(
-            answer, self.from_logits, "teacher", "teacher_from_logits", self.kinds
-        )
+        self.from_logits = settle(answer, self.from_logits, *self.called, self.kinds)
         self.kinds = kinds_of_probabilities(answer, self.from_logits, self.kinds)
 
     @property

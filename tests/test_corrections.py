@@ -111,6 +111,44 @@ def test_a_threshold_of_a_question():
     assert found == [*offsets(corrected), *offsets(alone)]
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e8])
+def test_logits_of_any_size(size):
+    z, y = noisy()
+    z *= np.float32(size)
+    corrected = kd.correct_bias(of_logits(4), (z, y), 1)
+    wanted = errors(z / size, y, [0, offsets(corrected)[1] / size, 0, 0])
+    assert errors(corrected.predict(z, verbose=0), y) == wanted < errors(z, y)
+
+
+def test_examples_in_which_a_class_is_masked_tell_nothing_of_its_offset():
+    z, y = noisy()
+    kept = offsets(kd.correct_bias(of_logits(4), (z, y), 1))
+    wide = np.vstack([z, z])
+    labels = np.concatenate([y, np.where(y == 1, 0, y)])
+    for masked in (-1e9, -np.inf):
+        wide[200:, 1] = masked
+        found = offsets(kd.correct_bias(Given(), (wide, labels), 1, from_logits=True))
+        assert found == kept
+
+
+def test_masked_classes_are_no_part_of_a_temperature():
+    z, y = noisy()
+    wide = np.hstack([z, np.full((200, 1), -np.inf, "float32")])
+    kept = temperature(kd.calibrate_temperature(of_logits(4), (z, y)))
+    said = {"from_logits": True, "output_kinds": "softmax"}
+    calibrated = kd.calibrate_temperature(Given(), (wide, y), **said)
+    assert temperature(calibrated) == pytest.approx(kept)
+    soft = np.eye(5)[y] * 0.9 + np.eye(5)[(y + 1) % 4] * 0.1
+    shared = kd.calibrate_temperature(of_logits(4), (z, soft[:, :4]))
+    calibrated = kd.calibrate_temperature(Given(), (wide, soft), **said)
+    assert temperature(calibrated) == pytest.approx(temperature(shared))
+    with pytest.raises(ValueError, match="right class is minus infinity for 1 of 200"):
+        kd.calibrate_temperature(Given(), (wide, np.append(y[1:], 4)), **said)
+    wide[y != 1, 1] = -np.inf  # so it is right wherever it can be
+    with pytest.raises(ValueError, match="neither class 1 nor all others"):
+        kd.correct_bias(Given(), (wide, y), 1, **said)
+
+
 def temperature(model):
     return model.get_layer("temperature_scaling").temperature
 
@@ -186,12 +224,41 @@ def test_kinds_of_logits_are_known_after_loading(tmp_path):
     assert kd.evaluate(loaded, (z, np.eye(3)[y]), timing=False).kind == "sigmoid"
 
 
+class Given(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+class Difference(keras.Model):
+    def call(self, inputs):
+        return inputs["a"] - inputs["b"]
+
+
+def test_a_subclassed_model_of_named_inputs_is_corrected_twice():
+    x = {"a": Z.astype("float64"), "b": np.zeros_like(Z, "float64")}
+    model = Difference()
+    for _ in range(2):
+        corrected = kd.correct_bias(model, (x, Y), 1, from_logits=True)
+        assert offsets(corrected)[1] == 1.25
+        assert {k: v.dtype for k, v in corrected.input.items()} == dict.fromkeys(
+            "ab", "float32"
+        )
+        assert corrected.input["a"].name == "a"
+
+
+def test_the_warning_names_the_argument():
+    with pytest.warns(
+        UserWarning, match="layers of the model .* Pass from_logits=False"
+    ):
+        kd.correct_bias(Subclassed(), (Z, Y), 1)
+
+
 class Subclassed(keras.Model):
     def call(self, inputs):
         return keras.ops.softmax(inputs)
 
 
-@pytest.mark.filterwarnings("ignore:the layers of the teacher do not say")
+@pytest.mark.filterwarnings("ignore:the layers of the model do not say")
 def test_other_models_and_data():
     table = pd.DataFrame(Z, columns=["a", "b"]), pd.Series(Y)
     for model in (Subclassed(), of_logits(2, dtype="mixed_float16")):
