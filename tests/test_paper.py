@@ -1,10 +1,13 @@
 """The paper's experiments: each runs, and goes on where it was interrupted."""
 
+import concurrent.futures
 import importlib
 import json
 import pathlib
 import re
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ EXPERIMENTS = sorted(
 def records(monkeypatch):
     monkeypatch.syspath_prepend(PAPER)
     yield importlib.import_module("records")
-    for name in ("records", "digits", "images"):
+    for name in ("records", "digits", "images", "calibration"):
         sys.modules.pop(name, None)
 
 
@@ -60,6 +63,65 @@ def test_what_was_done_is_not_done_again(records, tmp_path, capsys):
     assert again.run("a", lambda: {"errors": 4})["errors"] == 3
     assert again.run("b", lambda: {"errors": 5})["errors"] == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_two_runs_beside_each_other_train_once(records, tmp_path):
+    calls, began = [], threading.Event()
+
+    def train():
+        calls.append(0)
+        began.set()
+        time.sleep(0.3)
+        return {"errors": len(calls)}
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: records.Record(tmp_path).run("a", train))
+        assert began.wait(10)
+        second = pool.submit(lambda: records.Record(tmp_path).run("a", train))
+        assert first.result()["errors"] == second.result()["errors"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--output", "/dev/null"], "--output /dev/null cannot be written to"),
+        (["--seeds", "1", "1"], "--seeds are different numbers from 0 on"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(
+    records, monkeypatch, tmp_path, capsys, given, told
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *given])
+    with pytest.raises(SystemExit):
+        records.arguments("Doc.", 2)
+    assert told in capsys.readouterr().err
+
+
+def test_what_must_be_run_before_is_named(records, monkeypatch, tmp_path):
+    calibration = importlib.import_module("calibration")
+    given = ["--work", str(tmp_path), "--output", str(tmp_path), "--seeds", "4"]
+    monkeypatch.setattr(sys, "argv", ["calibration.py", *given])
+    with pytest.raises(SystemExit, match=r"labels-4.keras is not there: run mnist.py"):
+        calibration.main()
+
+
+def test_calibration_keeps_figures_by_seed(records, monkeypatch, tmp_path):
+    calibration = importlib.import_module("calibration")
+    digits = importlib.import_module("digits")
+    given = ["--quick", "--seeds", "4"]
+    monkeypatch.setattr(sys, "argv", ["calibration.py", *given])
+    monkeypatch.setattr(digits, "load", lambda args: None)
+    nets = {"MNIST, labels": {4: None}}
+    monkeypatch.setattr(calibration, "trained", lambda args, data: nets)
+    kept = []
+    monkeypatch.setattr(
+        records.Record, "run", lambda self, name, train: kept.append(name)
+    )
+    with pytest.raises(TypeError):  # there are no figures to show
+        calibration.main()
+    assert kept == ["MNIST, labels-4"]
 
 
 def test_the_interval_of_pairs_is_students(records):

@@ -11,37 +11,57 @@ networks are those of `mnist.py` and `ensemble_cifar100.py`, which must have bee
 import digits
 import images
 import keras
-from records import Record, arguments, soft_targets, spread, table, write
+from records import (
+    Record,
+    arguments,
+    made_before,
+    soft_targets,
+    spread,
+    table,
+    write,
+)
 
 import keras_distill as kd
 
 
+def students_of(args):
+    """Returns the files of MNIST's students by kind."""
+    return {
+        f"MNIST, {kind}": {
+            seed: args.work / "mnist" / f"{kind}-{seed}.keras" for seed in args.seeds
+        }
+        for kind in ("labels", "distilled")
+    }
+
+
+def students_on_images(args):
+    folder = args.work / "ensemble_cifar100"
+    return {seed: folder / f"distilled-{seed}.keras" for seed in args.seeds[:3]}
+
+
+def loaded(files):
+    return {seed: keras.saving.load_model(file) for seed, file in files.items()}
+
+
 def trained(args, data):
-    """Returns the networks to be judged by kind: MNIST's."""
-    nets = {"MNIST, teacher": [digits.teacher(args, data, 0)]}
+    """Returns the networks to be judged by kind and seed: MNIST's."""
+    nets = {"MNIST, teacher": {0: digits.teacher(args, data, 0)}}
     if args.quick:
         targets = soft_targets(args, "mnist-0", nets["MNIST, teacher"][0], data.train)
         return nets | {
-            "MNIST, labels": [digits.student(data, 0, 20)],
-            "MNIST, distilled": [digits.student(data, 0, 20, targets)],
+            "MNIST, labels": {0: digits.student(data, 0, 20)},
+            "MNIST, distilled": {0: digits.student(data, 0, 20, targets)},
         }
-    for kind in ("labels", "distilled"):
-        files = [args.work / "mnist" / f"{kind}-{seed}.keras" for seed in args.seeds]
-        nets[f"MNIST, {kind}"] = [keras.saving.load_model(file) for file in files]
-    return nets
+    return nets | {kind: loaded(files) for kind, files in students_of(args).items()}
 
 
 def trained_images(args):
-    folder = args.work / "ensemble_cifar100"
-    files = [folder / f"distilled-{seed}.keras" for seed in args.seeds[:3]]
     data = images.load(args)
     return data, {
-        "CIFAR-100, one net, labels": [
-            images.teacher(args, data, s) for s in args.seeds[:3]
-        ],
-        "CIFAR-100, distilled from ten": [
-            keras.saving.load_model(file) for file in files
-        ],
+        "CIFAR-100, one net, labels": {
+            seed: images.teacher(args, data, seed) for seed in args.seeds[:3]
+        },
+        "CIFAR-100, distilled from ten": loaded(students_on_images(args)),
     }
 
 
@@ -56,6 +76,10 @@ def figures_of(data, model):
 
 def main():
     args = arguments(__doc__, 5)
+    if not args.quick:
+        for files in students_of(args).values():
+            made_before(files.values(), "mnist")
+        made_before(students_on_images(args).values(), "ensemble_cifar100")
     data, record = digits.load(args), Record(args.work / "calibration")
     groups = [(data, trained(args, data))]
     if not args.quick:
@@ -64,8 +88,8 @@ def main():
     for data, nets in groups:
         for kind, models in nets.items():
             found[kind] = [
-                record.run(f"{kind}-{number}", lambda d=data, m=model: figures_of(d, m))
-                for number, model in enumerate(models)
+                record.run(f"{kind}-{seed}", lambda d=data, m=model: figures_of(d, m))
+                for seed, model in models.items()
             ]
             digits_shown = {
                 "NLL": 4,

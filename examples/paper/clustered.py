@@ -3,6 +3,7 @@
 import images
 import keras
 import tensorflow_datasets as tfds
+from records import alone
 from sklearn.metrics import normalized_mutual_info_score
 
 import keras_distill as kd
@@ -25,13 +26,14 @@ def ensemble_of(folder, data, generalist, seed, stages, rate, train=None):
     """Returns the ensemble, trained or read again from the work folder, and its steps."""
     hard, soft = (1, int(stages[1] > 0)) if data.quick else stages
     builder = kd.SpecialistBuilder(generalist, clusters_of(data, generalist))
-    ensemble = builder.fit(
-        train or data.train, hard_epochs=hard, soft_epochs=soft, hard_learning_rate=rate,
-        soft_learning_rate=rate / 4, temperature=2.0, alpha=0.5, batch_size=images.BATCH,
-        optimizer=keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=5e-4),
-        augment=images.moved, seed=seed, verbose=False,
-        work_dir=folder / f"specialists-{seed}-{hard}-{soft}-{rate:g}",
-    )  # fmt: skip
+    work_dir = folder / f"specialists-{seed}-{hard}-{soft}-{rate:g}"
+    with alone(work_dir):
+        ensemble = builder.fit(
+            train or data.train, hard_epochs=hard, soft_epochs=soft, hard_learning_rate=rate,
+            soft_learning_rate=rate / 4, temperature=2.0, alpha=0.5, batch_size=images.BATCH,
+            optimizer=keras.optimizers.SGD(rate, 0.9, nesterov=True, weight_decay=5e-4),
+            augment=images.moved, seed=seed, verbose=False, work_dir=work_dir,
+        )  # fmt: skip
     steps = (hard + soft) * sum(record["steps_per_epoch"] for record in builder.records)
     return ensemble, steps
 

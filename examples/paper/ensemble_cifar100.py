@@ -11,11 +11,12 @@ image. T and alpha are chosen on validation images, by seed 100 and a quarter of
 """
 
 import itertools
+import sys
 
 import images
 import keras
 import numpy as np
-from records import Record, arguments, dataset, paired, spread, table, write
+from records import Record, alone, arguments, dataset, paired, spread, table, write
 
 import keras_distill as kd
 
@@ -25,12 +26,16 @@ PAPER = (58.9, 61.1, 60.8)
 
 def main():
     args = arguments(__doc__, 3)
+    count = 2 if args.quick else 10
+    if max(args.seeds) >= count:
+        sys.exit(f"--seeds are of the {count} nets, from 0 to {count - 1}")
     data, record = images.load(args), Record(args.work / "ensemble_cifar100")
-    nets = [images.teacher(args, data, seed) for seed in range(2 if args.quick else 10)]
-    targets = kd.SoftTargets.write(
-        args.work / "soft-targets" / "ten-nets", nets, dataset(*data.train),
-        views=VIEWS, augment=images.moved, batch_size=500,
-    )  # fmt: skip
+    nets = [images.teacher(args, data, seed) for seed in range(count)]
+    folder = args.work / "soft-targets" / "ten-nets"
+    with alone(folder):
+        targets = kd.SoftTargets.write(
+            folder, nets, dataset(*data.train), views=VIEWS, augment=images.moved, batch_size=500
+        )  # fmt: skip
 
     def student(seed, epochs, temperature, alpha):
         keras.utils.set_random_seed(seed)

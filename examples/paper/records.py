@@ -7,9 +7,11 @@ experiment (`--seeds 0 1` here, `--seeds 2 3 4` there).
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -28,7 +30,11 @@ HERE = pathlib.Path(__file__).parent
 def arguments(doc, seeds, **more):
     """Returns the arguments of an experiment; `--quick` never writes over results."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny, to see it run")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny, to see it run; in a temporary folder",
+    )
     parser.add_argument("--data-dir", help="TFDS data_dir; TFDS's own default")
     parser.add_argument("--work", default="paper-runs", type=pathlib.Path)
     parser.add_argument("--output", default=HERE / "results", type=pathlib.Path)
@@ -36,11 +42,41 @@ def arguments(doc, seeds, **more):
     for name, value in more.items():
         parser.add_argument(f"--{name}", **value)
     args = parser.parse_args()
+    repeated = [seed for seed in args.seeds if args.seeds.count(seed) > 1]
+    if repeated or min(args.seeds) < 0:
+        parser.error(f"--seeds are different numbers from 0 on, got {args.seeds}")
     if args.quick:
         args.seeds = args.seeds[:1]
         folder = pathlib.Path(tempfile.mkdtemp(prefix="paper-"))
         args.work, args.output = folder / "work", folder / "results"
+    for name in ("work", "output"):  # now, not after hours
+        folder = getattr(args, name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            parser.error(f"--{name} {folder} cannot be written to: {error.strerror}")
     return args
+
+
+def made_before(files, experiment):
+    """Leaves unless another experiment has written these files."""
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        sys.exit(
+            f"{missing[0]} is not there: run {experiment}.py first, with these --seeds"
+        )
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Waits while another process makes what shall be at this path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)  # whoever waits finds it made
 
 
 class Record:
@@ -53,14 +89,17 @@ class Record:
     def run(self, name, train):
         """Returns what `train()` gives, a dict, or gave when it was run before."""
         path = self.folder / f"{name}.json"
-        with contextlib.suppress(FileNotFoundError):
+        if path.exists():
             return json.loads(path.read_text())
-        began = time.monotonic()
-        figures = train()
-        figures = {**figures, "seconds": round(time.monotonic() - began, 1)}
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(figures, default=float))
-        part.replace(path)
+        with alone(path):
+            if path.exists():  # another process made it meanwhile
+                return json.loads(path.read_text())
+            began = time.monotonic()
+            figures = train()
+            figures = {**figures, "seconds": round(time.monotonic() - began, 1)}
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(figures, default=float))
+            part.replace(path)
         shown = {k: v for k, v in figures.items() if isinstance(v, int | float)}
         print(f"{time.strftime('%H:%M:%S')} {name}: {shown}", flush=True)
         return figures
@@ -68,13 +107,14 @@ class Record:
     def model(self, name, train):
         """Returns the model that `train()` gives, or gave when it was run before."""
         path = self.folder / f"{name}.keras"
-        if not path.exists():
-            began = time.monotonic()
-            model = train()
-            part = path.with_name(f"{name}.{os.getpid()}.part.keras")
-            model.save(part)
-            part.replace(path)
-            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        with alone(path):
+            if not path.exists():
+                began = time.monotonic()
+                model = train()
+                part = path.with_name(f"{name}.{os.getpid()}.part.keras")
+                model.save(part)
+                part.replace(path)
+                print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
         return keras.saving.load_model(path)
 
 
@@ -85,14 +125,12 @@ def dataset(x, y):
 def soft_targets(args, name, teachers, train):
     """Returns what a teacher, or a list of them, says of the images; asked once."""
     folder = args.work / "soft-targets" / name
-    return kd.SoftTargets.write(folder, teachers, dataset(*train), verbose=False)
+    with alone(folder):
+        return kd.SoftTargets.write(folder, teachers, dataset(*train), verbose=False)
 
 
 def write(args, name, figures, table, draw):
     """Writes what an experiment found, as JSON, as Markdown and as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     args.output.mkdir(parents=True, exist_ok=True)
     versions = {
         "keras_distill": kd.__version__,
@@ -104,6 +142,9 @@ def write(args, name, figures, table, draw):
     (args.output / f"{name}.json").write_text(text + "\n")
     (args.output / f"{name}.md").write_text(table + "\n")
     if draw is not None:
+        import matplotlib
+
+        matplotlib.use("Agg")
         figure = draw()
         figure.savefig(args.output / f"{name}.png", dpi=120)
     print(table)

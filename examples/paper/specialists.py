@@ -24,6 +24,8 @@ RATES = {
     "control": (0.003, 0.01, 0.03, 0.1),
 }
 
+CHOOSES = 0  # the seed, whichever --seeds are run
+
 
 def judged(data, model):
     return {
@@ -72,7 +74,7 @@ def main():
     for name, which in (("specialists", "labels"), ("control", "control")):
         rates = RATES[name][1:2] if args.quick else RATES[name]
         chosen[name] = max(
-            rates, key=lambda r, w=which: run(w, r, args.seeds[0])["validation"]
+            rates, key=lambda r, w=which: run(w, r, CHOOSES)["validation"]
         )
     nets = {seed: images.teacher(args, data, seed) for seed in args.seeds}
     found = {"generalist": [judged(data, nets[seed]) for seed in args.seeds]}

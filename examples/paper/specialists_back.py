@@ -16,17 +16,19 @@ validation images of seed 0, in a quarter of the steps. Two transfer sets:
 
 import itertools
 import json
+import sys
 import types
 
 import images
 import keras
 import numpy as np
 from clustered import STAGES, by_choice, ensemble_of
-from records import Record, arguments, dataset, paired, spread, table, write
+from records import Record, alone, arguments, dataset, paired, spread, table, write
 
 import keras_distill as kd
 
 EPOCHS, VIEWS = 20, 8
+CHOOSES = 0  # the seed, whichever --seeds are run
 GRID = list(itertools.product((1.0, 2.0, 4.0), (0.0, 0.3), (0.03,)))
 RATES = (0.01, 0.03, 0.1)
 
@@ -74,10 +76,12 @@ def seed_of_set(args, data, record, name, seed, rate):
         n: images.accuracy(model, data.validation) for n, model in models.items()
     })  # fmt: skip
     teacher = models[max(models, key=best.get)]
-    targets = kd.SoftTargets.write(
-        args.work / "soft-targets" / f"ensemble-{name.split()[0]}-{seed}", teacher, dataset(x, y),
-        views=VIEWS, augment=images.moved, batch_size=500, verbose=False,
-    )  # fmt: skip
+    cache = args.work / "soft-targets" / f"ensemble-{name.split()[0]}-{seed}"
+    with alone(cache):
+        targets = kd.SoftTargets.write(
+            cache, teacher, dataset(x, y), views=VIEWS, augment=images.moved, batch_size=500,
+            verbose=False,
+        )  # fmt: skip
 
     def taught(setting, epochs, seed=seed):
         key = f"{name}, T {setting[0]:g}, alpha {setting[1]:g}, rate {setting[2]:g}, {epochs}-{seed}"
@@ -93,7 +97,7 @@ def seed_of_set(args, data, record, name, seed, rate):
         ))  # fmt: skip
 
     epochs, short = (2, 1) if data.quick else (EPOCHS, EPOCHS // 4)
-    if seed == args.seeds[0]:
+    if seed == (args.seeds[0] if data.quick else CHOOSES):
         # Where the third has no labels, the ensemble alone teaches.
         grid = [s for s in GRID if s[1] == 0.0 or labelled is data][
             : 2 if data.quick else None
@@ -106,7 +110,10 @@ def seed_of_set(args, data, record, name, seed, rate):
             key=lambda r: control(r, short)["validation"],
         )
         record.run(f"{name}, chosen", lambda: {"student": setting, "control": slow})
-    chosen = json.loads((record.folder / f"{name}, chosen.json").read_text())
+    choice = record.folder / f"{name}, chosen.json"
+    if not choice.exists():
+        sys.exit(f"nothing is chosen yet: run --seeds {CHOOSES} first")
+    chosen = json.loads(choice.read_text())
     return {
         "generalist": record.run(
             f"{name}, generalist-{seed}", lambda: judged(data, generalist)
@@ -124,7 +131,9 @@ def main():
     data, record = images.load(args), Record(args.work / "specialists_back")
     of_specialists = Record(args.work / "specialists").folder.glob("labels-*.json")
     tried = {p.stem.split("-")[1]: json.loads(p.read_text())["validation"] for p in of_specialists
-             if p.stem.endswith(f"-{args.seeds[0]}")}  # fmt: skip
+             if p.stem.endswith(f"-{CHOOSES}")}  # fmt: skip
+    if not (tried or args.quick):
+        sys.exit(f"there are no specialists in {args.work}: run specialists.py first")
     rate = 0.01 if args.quick else float(max(tried, key=tried.get))
     rows, figures = [], {"seeds": args.seeds, "specialists' rate": rate}
     for name in ("seen", "unseen too"):
