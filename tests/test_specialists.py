@@ -383,6 +383,23 @@ def test_generalist_and_specialist_see_the_same_views_in_the_soft_stage(skewed):
     assert not known & {row[1] for one in drawn for row in one}
 
 
+def test_views_by_a_global_seed_are_refused(skewed):
+    builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
+    keras.utils.set_random_seed(0)  # with which each new graph draws the same
+    with pytest.raises(ValueError, match="other views of the same examples"):
+        builder.fit(skewed, augment=lambda x, seed: x + tf.random.uniform(()), **FAST)
+
+
+def test_views_of_named_inputs_have_their_names():
+    inputs = {n: keras.Input((2,), name=n) for n in "ab"}
+    outputs = keras.layers.Dense(4)(inputs["a"] - inputs["b"])
+    builder = kd.SpecialistBuilder(keras.Model(inputs, outputs), [[0, 1], [2, 3]])
+    data = {n: np.ones((6, 2), "float32") for n in "ab"}, np.arange(6) % 4
+    for wrong in (lambda x, seed: [x["b"], x["a"]], lambda x, seed: {"a": x["a"]}):
+        with pytest.raises(ValueError, match=r"of the inputs \['a', 'b'\]; return a d"):
+            builder.fit(data, augment=wrong)
+
+
 def test_views_change_what_is_learnt_and_a_resumed_run_ends_the_same(
     skewed, trained, tmp_path
 ):

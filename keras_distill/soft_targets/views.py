@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -100,16 +102,33 @@ def name_of_augment(augment: Any) -> str | None:
     """Returns module and name of a function that makes views; `None` for none.
 
     Raises:
-        TypeError: if it is no function.
+        TypeError: if it is no function of two arguments, or one of Keras's layers.
     """
     if augment is None:
         return None
-    if not callable(augment):
+    is_layer = isinstance(augment, keras.layers.Layer)
+    if is_layer and type(augment).__module__.startswith("keras."):
+        raise TypeError(
+            f"augment is a layer, {augment.name!r}, which draws from a seed of its own; give a "
+            "function of one example and an int64 seed (2,), of stateless operations "
+            "(tf.image.stateless_random_flip_left_right)."
+        )
+    if not callable(augment) or not _takes_two(augment):
         raise TypeError(
             "augment must be a function of one example and an int64 seed (2,), got "
             f"{augment!r}."
         )
     return name_of(augment)
+
+
+def _takes_two(function: Callable) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # one in C says nothing
+        return True
+    return True
 
 
 def augmented(
@@ -144,7 +163,23 @@ def output_specs(augment: Callable, inputs: Any) -> Any:
     Args:
         augment: as above.
         inputs: tensors or specs, batch first.
+
+    Raises:
+        TypeError: if it returns no tensors.
+        ValueError: if these do not say how many axes they have.
     """
     seed = tf.TensorSpec((2,), tf.int64)
     traced = tf.function(augment).get_concrete_function(specs_of(inputs, 1), seed)
-    return specs_of(traced.structured_outputs, 0)
+    made = traced.structured_outputs
+    for part in tf.nest.flatten(made):
+        if not isinstance(getattr(part, "shape", None), tf.TensorShape):
+            raise TypeError(
+                "augment must return the inputs of one example, tensors; it returns "
+                f"{made!r}."
+            )
+        if part.shape.rank is None:
+            raise ValueError(
+                "augment does not say the shape of what it makes; give it one by "
+                "tf.ensure_shape."
+            )
+    return specs_of(made, 0)

@@ -145,7 +145,9 @@ class TrainingData:
             ValueError: with the shapes of both, or that the seed is not all that counts.
         """
         given = self.input_specs()
-        made = tf.nest.flatten(views.output_specs(augment, given))
+        views_of = views.output_specs(augment, given)
+        _check_made(views_of, given)
+        made = tf.nest.flatten(views_of)
         plain = [one.shape[1:] for one in tf.nest.flatten(given)]
         wanted = [one.shape[1:] for one in generalist.inputs]
         # As Keras has it, an axis of 1 at the end may be left out, as in the data.
@@ -165,13 +167,16 @@ class TrainingData:
             dataset = sources.as_dataset(self.data, any_order=True)
             batches = dataset if self.batched else dataset.batch(16)
             first = next(iter(batches.map(lambda x, *rest: x).take(1)))
-        twice = [
-            keras.tree.flatten(
-                views.augmented(augment, first, 0, 0, tf.constant(0, tf.int64))
+
+        def seen(x: Any) -> list:
+            return tf.nest.flatten(
+                views.augmented(augment, x, 0, 0, tf.constant(0, tf.int64))
             )
-            for _ in range(2)
-        ]
-        if not all(map(_are_same, *twice)):
+
+        # Of a graph that is made once: else tf.random begins anew where there is a global seed.
+        made_once = tf.function(seen, reduce_retracing=True)
+        wanted, *others = made_once(first), made_once(first), seen(first)
+        if not all(all(map(_are_same, wanted, other)) for other in others):
             raise ValueError(
                 "augment makes other views of the same examples by the same seeds, so no run "
                 "could be repeated or resumed; draw all randomness by stateless operations "
@@ -188,6 +193,25 @@ class TrainingData:
         if self.is_arrays:
             digest = arrays_fingerprint(keras.tree.flatten(self.data))
         return {"examples_by_class": self.counts.tolist(), "inputs": digest}
+
+
+def _check_made(made: Any, given: Any) -> None:
+    """Refuses an example of other names than the data's, or of text for numbers."""
+    parts, wanted = tf.nest.flatten(made), tf.nest.flatten(given)
+    is_text = [part.dtype == tf.string for part in parts]
+    if len(parts) == len(wanted) and is_text != [w.dtype == tf.string for w in wanted]:
+        raise ValueError(
+            f"augment makes examples of dtypes {[p.dtype.name for p in parts]} of inputs of "
+            f"{[w.dtype.name for w in wanted]}; return them as the generalist takes them."
+        )
+    if isinstance(given, dict) and not (
+        isinstance(made, dict) and sorted(made) == sorted(given)
+    ):
+        names = sorted(made) if isinstance(made, dict) else type(made).__name__
+        raise ValueError(
+            f"augment makes {names} of the inputs {sorted(given)}; return a dict of the same "
+            "names."
+        )
 
 
 def _are_same(one: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import numpy as np
 import scipy.sparse
 import tensorflow as tf
@@ -210,6 +211,23 @@ CALLS = {
                 "augment",
                 lambda x, seed: x + tf.random.normal((5,)),
                 "augment makes other views of the same examples by the same seeds",
+            ),
+            (
+                "augment",
+                keras.layers.GaussianNoise(0.1),
+                "augment is a layer, '.*', which draws from a seed of its own",
+            ),
+            ("augment", lambda x: x, "augment must be a function of one example and"),
+            ("augment", lambda x, seed: None, "augment must return .* returns None"),
+            (
+                "augment",
+                lambda x, seed: tf.numpy_function(lambda a: a, [x], tf.float32),
+                "augment does not say the shape of what it makes",
+            ),
+            (
+                "augment",
+                lambda x, seed: tf.strings.as_string(x),
+                r"augment makes examples of dtypes \['string'\] of inputs of \['float",
             ),
             ("hard_epochs", -1, "hard_epochs must be a whole number >= 0, got -1"),
             ("soft_epochs", 1.5, "soft_epochs must be a whole number >= 0, got 1.5"),
