@@ -56,7 +56,8 @@ def correct_bias(
     Args:
         model: a trained `keras.Model`, or a `Distiller`, whose student it is; with one output
             of logits or probabilities `(batch, ..., classes)`. It is not changed.
-        validation: finite labelled data, as `evaluate` takes it; sample weights count.
+        validation: finite labelled data, as `evaluate` takes it; sample weights count. The
+            model may mask classes, by logits of minus infinity, but not the right one.
         classes: the class whose logit gets the offset, or several. Of yes/no questions their
             numbers: the offset moves the threshold of a yes.
         shared: bool, whether they have one offset together (default), or one each.
@@ -131,7 +132,8 @@ def calibrate_temperature(
             of logits or probabilities `(batch, ..., classes)`, of classes or yes/no
             questions. It is not changed.
         validation: finite labelled data, as `evaluate` takes it; sample weights count. Not
-            what the model was trained on, where it is surer than elsewhere.
+            what the model was trained on, where it is surer than elsewhere. The model may mask
+            classes, by logits of minus infinity, but not the right one.
         from_logits: bool, whether the model gives logits; `None` (default) finds out.
         output_kinds: "softmax" or "sigmoid"; `None` (default) finds out.
 
