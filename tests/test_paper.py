@@ -25,8 +25,8 @@ EXPERIMENTS = sorted(
 def records(monkeypatch):
     monkeypatch.syspath_prepend(PAPER)
     yield importlib.import_module("records")
-    for name in ("records", "digits", "images", "calibration"):
-        sys.modules.pop(name, None)
+    for path in PAPER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def quick(name, folder):
@@ -105,6 +105,16 @@ def test_what_must_be_run_before_is_named(records, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["calibration.py", *given])
     with pytest.raises(SystemExit, match=r"labels-4.keras is not there: run mnist.py"):
         calibration.main()
+
+
+def test_networks_of_another_size_need_another_folder(records, monkeypatch, tmp_path):
+    sounds = importlib.import_module("ensemble_spoken_digits")
+    given = ["--work", str(tmp_path), "--output", str(tmp_path), "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["ensemble_spoken_digits.py", *given])
+    record = records.Record(tmp_path / "voices")
+    record.run("settings", lambda: {"filters": [8, 12, 16], "epochs": 1})
+    with pytest.raises(SystemExit, match="networks of --epochs 1; give another --work"):
+        sounds.main()
 
 
 def test_calibration_keeps_figures_by_seed(records, monkeypatch, tmp_path):

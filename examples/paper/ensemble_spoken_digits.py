@@ -15,7 +15,7 @@ Another size (`--filters 16 32 48 --epochs 2`) needs another `--work`.
 import numpy as np
 from ensemble_figures import draw, tables
 from records import arguments, write
-from voices import Without, speakers
+from voices import Without, check_work, speakers
 
 SETTINGS = {  # mixtures, temperature, alpha
     "views, T = 1": (False, 1.0, 0.0),
@@ -64,6 +64,7 @@ def main():
     )
     args.filters = [4, 4, 4] if args.quick else args.filters
     args.nets, args.inner = (2, 1) if args.quick else (10, 6)
+    check_work(args)
     names, chosen, found = speakers(args.quick), {}, {}
     for i, test in enumerate(names[:1] if args.quick else names):
         neighbours = [names[i - 1], names[(i + 1) % len(names)]]

@@ -11,7 +11,7 @@ import types
 
 import keras
 import numpy as np
-from records import Record
+from records import Record, alone
 
 import keras_distill as kd
 
@@ -47,6 +47,17 @@ def load_voices(data_dir, quick):
 
 def logits_of(model, x):
     return model.predict(x, batch_size=500, verbose=0)
+
+
+def check_work(args):
+    """Leaves if the work folder has networks of another size, under the same names."""
+    wanted = {"filters": list(args.filters), "epochs": args.epochs}
+    found = Record(args.work / "voices").run("settings", lambda: wanted)
+    for name, value in wanted.items():
+        if found[name] != value:
+            sys.exit(
+                f"{args.work} has networks of --{name} {found[name]}; give another --work"
+            )
 
 
 class Without:
@@ -95,11 +106,12 @@ class Without:
         """Returns the mean logits of the first networks for views, or mixtures of them."""
         x = self.mixed if mixed else self.lesson[0]
         path = self.record.folder / f"{self.name}-{nets}-{mixed}.npy"
-        if not path.exists():
-            answers = np.mean([logits_of(self.net(i), x) for i in range(nets)], 0)
-            part = path.with_suffix(".part.npy")
-            np.save(part, answers)
-            part.replace(path)
+        with alone(path):
+            if not path.exists():
+                answers = np.mean([logits_of(self.net(i), x) for i in range(nets)], 0)
+                part = path.with_suffix(".part.npy")
+                np.save(part, answers)
+                part.replace(path)
         return kd.DistillationInputs(x, np.load(path))
 
     def student(self, seed, nets, mixed, temperature, alpha, rate):
