@@ -1,5 +1,7 @@
 import gc
 import os
+import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two workers of pytest share two cores; more threads only take turns on them.
@@ -19,6 +21,8 @@ import tensorflow as tf
 
 from keras_distill import latency
 from tests import forking
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
 def pytest_configure(config):
@@ -101,6 +105,24 @@ def _briefly_timed(request, monkeypatch):
     if request.node.get_closest_marker("fresh_process") is None:
         monkeypatch.setattr(latency, "_job", lambda model, path: None)
         monkeypatch.setattr(latency, "_SECONDS", 0.05)
+
+
+@pytest.fixture
+def examples_path(monkeypatch):
+    """The path to import the examples' modules from; they go with the test.
+
+    So does what they register with Keras: it is sent to other processes, which could not
+    import it.
+    """
+    registered = keras.saving.get_custom_objects()
+    before, modules = set(registered), set(sys.modules)
+    yield monkeypatch.syspath_prepend
+    for name in set(registered) - before:
+        del registered[name]
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if pathlib.Path(file).is_relative_to(EXAMPLES):
+            del sys.modules[name]
 
 
 @pytest.fixture

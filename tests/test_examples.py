@@ -97,17 +97,8 @@ def test_text_without_its_sentences_says_so(tmp_path):
 
 
 @pytest.fixture
-def sound(monkeypatch):
-    """The modules of spoken digits; they and what they register go with the test."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    registered = keras.saving.get_custom_objects()
-    before = set(registered)
-    yield
-    # Other processes could not import it.
-    for name in set(registered) - before:
-        del registered[name]
-    for name in [name for name in sys.modules if name.split(".")[0] == "sound"]:
-        del sys.modules[name]
+def sound(examples_path):
+    examples_path(ROOT / "examples")
 
 
 def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(

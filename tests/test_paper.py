@@ -22,11 +22,9 @@ EXPERIMENTS = sorted(
 
 
 @pytest.fixture
-def records(monkeypatch):
-    monkeypatch.syspath_prepend(PAPER)
-    yield importlib.import_module("records")
-    for path in PAPER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+def records(examples_path):
+    examples_path(PAPER)
+    return importlib.import_module("records")
 
 
 def quick(name, folder):

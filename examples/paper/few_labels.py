@@ -6,7 +6,7 @@ student sees 1, 3, 10, 30 or 100 % of the training images, the teacher has seen 
 student take equal steps and are stopped early alike, by the validation images; so is T chosen,
 by seed 100 on 3 %. Their curves over time are what `overfitting.py` draws.
 
-    python examples/paper/few_labels.py                      about 90 minutes on one core
+    python examples/paper/few_labels.py                      about an hour on one core
     python examples/paper/few_labels.py --dataset cifar100   about as long, without the teachers
     python examples/paper/few_labels.py --quick
 """
@@ -31,8 +31,8 @@ import keras_distill as kd
 MODULES = {"mnist": digits, "cifar100": images}
 #: Images in percent of all, and the steps that both kinds of student take on them.
 STEPS = {
-    "mnist": {1: 1500, 3: 2500, 10: 4000, 30: 5000, 100: 6300},
-    "cifar100": {1: 800, 3: 1200, 10: 2000, 30: 3000, 100: 3600},
+    "mnist": {1: 1000, 3: 1400, 10: 2000, 30: 3000, 100: 4200},
+    "cifar100": {1: 400, 3: 800, 10: 1400, 30: 2200, 100: 3000},
 }
 TEMPERATURES = {"mnist": (4.0, 20.0), "cifar100": (2.0, 4.0, 8.0)}
 POINTS = 20  # of a curve

@@ -20,7 +20,7 @@ PAPER = {"teacher": 67, "labels": 146, "distilled": 74}
 
 def choose(data, targets, record):
     """Returns T, alpha and epochs of the fewest errors in validation."""
-    short, lengths = (10, (10, 20)) if data.quick else (30, (30, 100))
+    short, lengths = (10, (10, 20)) if data.quick else (20, (20, 60))
     temperatures, alphas = (
         ((4.0, 20.0), (0.0,)) if data.quick else ((4.0, 8.0, 20.0), (0.0, 0.1))
     )

@@ -3,6 +3,7 @@
 python examples/paper/page.py
 """
 
+import argparse
 import pathlib
 import re
 
@@ -23,5 +24,6 @@ def filled(page):
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     readme = HERE / "README.md"
     readme.write_text(filled(readme.read_text()))

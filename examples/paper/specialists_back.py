@@ -10,7 +10,7 @@ validation images of seed 0, in a quarter of the steps. Two transfer sets:
 - unseen too: nobody trains on a third of the images, whose labels are never looked at; the student
   learns from the ensemble's answers on all, the control from the labels of two thirds.
 
-    python examples/paper/specialists_back.py       about six hours on one core, with all before it
+    python examples/paper/specialists_back.py       about four hours on one core, with all before it
     python examples/paper/specialists_back.py --quick
 """
 
@@ -27,7 +27,7 @@ from records import Record, alone, arguments, dataset, paired, spread, table, wr
 
 import keras_distill as kd
 
-EPOCHS, VIEWS = 20, 8
+EPOCHS, VIEWS = 12, 8
 CHOOSES = 0  # the seed, whichever --seeds are run
 GRID = list(itertools.product((1.0, 2.0, 4.0), (0.0, 0.3), (0.03,)))
 RATES = (0.01, 0.03, 0.1)

@@ -5,7 +5,7 @@ over and over; (b) views of them that never repeat, each image moved by up to tw
 every time, while the teacher watches; (c) 1000 of the images, (d) views of these; and, as
 control, from labels on (e) the images, (f) their views. How many errors, by examples seen?
 
-    python examples/paper/transfer_sets.py      about two hours on one core, without the teacher
+    python examples/paper/transfer_sets.py      about an hour on one core, without the teacher
     python examples/paper/transfer_sets.py --quick
 """
 
@@ -16,7 +16,7 @@ from records import Record, arguments, dataset, spread, table, write
 
 import keras_distill as kd
 
-FEW, POINTS, TEMPERATURE = 1000, 20, 20.0
+FEW, POINTS, TEMPERATURE = 1000, 16, 20.0
 SETS = {
     "soft targets, images": (None, False, True),
     "soft targets, endless views": (None, True, True),
@@ -87,7 +87,7 @@ def main():
         ]
         for name, given in SETS.items()
     }
-    at = [POINTS // 10, POINTS // 4, POINTS // 2, POINTS]
+    at = [POINTS // 8, POINTS // 4, POINTS // 2, POINTS]
     examples = found["labels, images"][0]["examples"]
     rows = [
         [name, *[spread([row["curve"][k - 1] for row in rows]) for k in at]]

@@ -5,7 +5,7 @@ same, from what the teacher says of other digits, and is merely too reluctant to
 bias is too low. Then a transfer set of nothing but 7s and 8s, with these two biases too high.
 `kd.correct_bias` finds the biases on validation images; the paper found them on the test set.
 
-    python examples/paper/unseen_class.py       about an hour on one core, without the teacher
+    python examples/paper/unseen_class.py       about half an hour on one core, without the teacher
     python examples/paper/unseen_class.py --quick
 """
 
@@ -15,7 +15,7 @@ from records import Record, arguments, soft_targets, spread, table, write
 
 import keras_distill as kd
 
-EPOCHS = 60
+EPOCHS = 20
 SETS = {"without 3": [0, 1, 2, 4, 5, 6, 7, 8, 9], "only 7 and 8": [7, 8]}
 CORRECTED = {"without 3": [3], "only 7 and 8": [7, 8]}
 PAPER = {"without 3": (206, 133, 109, 98.6), "only 7 and 8": (4730, "", 1320, "")}
