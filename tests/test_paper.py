@@ -105,16 +105,6 @@ def test_what_must_be_run_before_is_named(records, monkeypatch, tmp_path):
         calibration.main()
 
 
-def test_networks_of_another_size_need_another_folder(records, monkeypatch, tmp_path):
-    sounds = importlib.import_module("ensemble_spoken_digits")
-    given = ["--work", str(tmp_path), "--output", str(tmp_path), "--epochs", "2"]
-    monkeypatch.setattr(sys, "argv", ["ensemble_spoken_digits.py", *given])
-    record = records.Record(tmp_path / "voices")
-    record.run("settings", lambda: {"filters": [8, 12, 16], "epochs": 1})
-    with pytest.raises(SystemExit, match="networks of --epochs 1; give another --work"):
-        sounds.main()
-
-
 def test_calibration_keeps_figures_by_seed(records, monkeypatch, tmp_path):
     calibration = importlib.import_module("calibration")
     digits = importlib.import_module("digits")

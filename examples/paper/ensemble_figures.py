@@ -5,7 +5,7 @@ from records import paired, spread, table
 from scipy import stats
 
 KINDS = {"one": "one network", "average": "ten averaged", "taught": "taught by the ten"}
-PAPER = ["paper, speech", "58.9", "61.1", "60.8", "86 %"]
+PAPER = ["paper, speech", "58.9", "61.1", "60.8", "86 %", ""]
 
 
 def share(one, average, taught):
@@ -27,22 +27,28 @@ def tables(found):
             kind: [[score[where] for score in one[kind]] for one in found.values()]
             for kind in KINDS
         }
-        one, average, taught = (np.mean(scores[kind], 1) for kind in KINDS)
+        alone, average, taught = (np.mean(scores[kind], 1) for kind in KINDS)
         rows = [
-            [f"without {test}", *(spread(scores[kind][i]) for kind in KINDS), ""]
-            for i, test in enumerate(found)
+            [
+                f"without {test}",
+                *(spread(scores[kind][i]) for kind in KINDS),
+                "",
+                f"{one['T']:g}",
+            ]
+            for i, (test, one) in enumerate(found.items())
         ]
-        means = [f"{np.mean(means):.1f}" for means in (one, average, taught)]
-        rows += [["mean", *means, share(one, average, taught)], PAPER]
+        means = [f"{np.mean(means):.1f}" for means in (alone, average, taught)]
+        rows += [["mean", *means, share(alone, average, taught), ""], PAPER]
         head = [
             f"{where} speakers",
             "one network",
             "ten averaged",
             "taught by the ten",
             "kept",
+            "T",
         ]
-        text += [table(head, rows), "", f"Ten averaged - one: {paired(average, one)}; "
-                 f"taught - one: {paired(taught, one)} points.", ""]  # fmt: skip
+        text += [table(head, rows), "", f"Ten averaged - one: {paired(average, alone)}; "
+                 f"taught - one: {paired(taught, alone)} points.", ""]  # fmt: skip
     return "\n".join(text)
 
 

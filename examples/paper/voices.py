@@ -1,7 +1,8 @@
 """Spoken digits of five speakers, in distorted views, for the experiment of section 4.
 
 Recordings, network and distortions are those of examples/spoken_digits.py. A seventh of the
-recordings trains nothing: of speakers who are heard, it is the test that is as the training is.
+recordings trains nothing: of speakers who are heard, half of it is for choices and half is a test
+that is as the training is.
 """
 
 import functools
@@ -22,6 +23,8 @@ from sound.recordings import SPEAKERS, load
 from sound.stretching import in_other_voices
 from sound.teacher import fit
 
+FILTERS, EPOCHS, VIEWS = (16, 32, 48), 2, 24
+
 
 def speakers(quick):
     """Returns their names."""
@@ -31,17 +34,18 @@ def speakers(quick):
 @functools.cache
 def load_voices(data_dir, quick):
     """Returns the recordings as spectrograms: as they are, in views that train and others."""
-    names, copies = speakers(quick), 24
+    names, copies = speakers(quick), 1 if quick else VIEWS
     said = [load(data_dir, name)["judged"] for name in names]
     if quick:
-        said, copies = [(x[::25], y[::25]) for x, y in said], 1
+        said = [(x[::25], y[::25]) for x, y in said]
     x, y = (np.concatenate(arrays) for arrays in zip(*said, strict=True))
     views, _ = in_other_voices(x, y, copies + 4)
     views = views.reshape(copies + 4, len(y), *views.shape[1:])
+    number = np.arange(len(y))
     return types.SimpleNamespace(
         plain=LogMel()(x).numpy(), views=views[4:], others=views[:4], y=y,
-        who=np.repeat(names, [len(y) for _, y in said]),
-        kept=np.arange(len(y)) % 7 == 0,
+        who=np.repeat(names, [len(y) for _, y in said]), kept=number % 7 == 0,
+        validation=number % 14 == 0, test=number % 14 == 7,
     )  # fmt: skip
 
 
@@ -49,22 +53,11 @@ def logits_of(model, x):
     return model.predict(x, batch_size=500, verbose=0)
 
 
-def check_work(args):
-    """Leaves if the work folder has networks of another size, under the same names."""
-    wanted = {"filters": list(args.filters), "epochs": args.epochs}
-    found = Record(args.work / "voices").run("settings", lambda: wanted)
-    for name, value in wanted.items():
-        if found[name] != value:
-            sys.exit(
-                f"{args.work} has networks of --{name} {found[name]}; give another --work"
-            )
-
-
 class Without:
-    """What is trained on the recordings of all speakers but the unheard."""
+    """What is trained on the recordings of all speakers but one."""
 
-    def __init__(self, args, *unheard):
-        self.args, self.name, self.unheard = args, "+".join(unheard), unheard
+    def __init__(self, args, unheard):
+        self.args, self.unheard = args, unheard
         self.record = Record(args.work / "voices")
 
     @property
@@ -75,7 +68,7 @@ class Without:
     @property
     def heard(self):
         """Which of the recordings are of speakers who are heard."""
-        return ~np.isin(self.data.who, self.unheard)
+        return self.data.who != self.unheard
 
     @functools.cached_property
     def lesson(self):
@@ -84,28 +77,28 @@ class Without:
         x, y = self.data.views[:, train], self.data.y[train]
         return x.reshape(-1, *x.shape[2:]), np.tile(y, len(x))
 
-    @functools.cached_property
-    def mixed(self):
-        """As many mixtures of two views each: sounds that no network was trained on."""
-        x, rng = self.lesson[0], np.random.default_rng(0)
-        share = rng.uniform(size=(len(x), 1, 1, 1)).astype("float32")
-        return share * x + (1 - share) * x[rng.permutation(len(x))]
+    def empty(self):
+        """Returns a network, untrained."""
+        return network((4, 4, 4) if self.args.quick else FILTERS)
+
+    @property
+    def epochs(self):
+        """Of the views."""
+        return 1 if self.args.quick else EPOCHS
 
     def net(self, seed):
         """Returns a network taught by labels."""
 
         def train():
             keras.utils.set_random_seed(seed)
-            return fit(
-                network(self.args.filters), *self.lesson, epochs=self.args.epochs
-            )
+            return fit(self.empty(), *self.lesson, epochs=self.epochs)
 
-        return self.record.model(f"{self.name}-{seed}", train)
+        return self.record.model(f"{self.unheard}-{seed}", train)
 
-    def answers(self, nets, mixed):
-        """Returns the mean logits of the first networks for views, or mixtures of them."""
-        x = self.mixed if mixed else self.lesson[0]
-        path = self.record.folder / f"{self.name}-{nets}-{mixed}.npy"
+    def answers(self, nets):
+        """Returns the views with the mean logits of the first networks."""
+        x = self.lesson[0]
+        path = self.record.folder / f"{self.unheard}-{nets}.npy"
         with alone(path):
             if not path.exists():
                 answers = np.mean([logits_of(self.net(i), x) for i in range(nets)], 0)
@@ -114,46 +107,47 @@ class Without:
                 part.replace(path)
         return kd.DistillationInputs(x, np.load(path))
 
-    def student(self, seed, nets, mixed, temperature, alpha, rate):
+    def student(self, seed, nets, temperature):
         """Returns a network taught by the average of the first networks, in equal steps."""
-        keras.utils.set_random_seed(100 + seed)  # not one of the networks that teach
-        student = network(self.args.filters)
-        distiller = kd.Distiller(student, temperature=temperature, alpha=alpha)
-        fit(
-            distiller,
-            self.answers(nets, mixed),
-            self.lesson[1],
-            epochs=self.args.epochs,
-            rate=rate,
-        )
+        keras.utils.set_random_seed(1000 + seed)  # not one of the networks that teach
+        student = self.empty()
+        distiller = kd.Distiller(student, temperature=temperature, alpha=0.0)
+        fit(distiller, self.answers(nets), self.lesson[1], epochs=self.epochs)
         return student
 
-    def judge_student(self, setting, seed, *how):
-        """Returns the accuracy of a network taught in a setting."""
+    def judge_student(self, seed, nets, temperature):
+        """Returns the accuracies of a network that is taught."""
         return self.record.run(
-            f"{self.name}-{setting}-{seed}",
-            lambda: self.judge(self.student(seed, *how)),
+            f"{self.unheard}-taught-{temperature:g}-{seed}",
+            lambda: self.judge(self.student(seed, nets, temperature)),
         )
 
     def judge_nets(self, name, seeds):
-        """Returns the accuracy of the networks of these seeds, averaged."""
+        """Returns the accuracies of the networks of these seeds, averaged."""
         return self.record.run(
-            f"{self.name}-{name}",
+            f"{self.unheard}-{name}",
             lambda: self.judge(*(self.net(seed) for seed in seeds)),
         )
 
     def judge(self, *models):
-        """Returns the accuracy of the models' mean logits, in percent, by who speaks.
+        """Returns the accuracies of the models' mean logits, in percent.
 
-        Of the unheard, all recordings as they are; "heard" are other views of recordings
-        that were kept of the speakers who train.
+        "unheard": all recordings of that speaker, as they are; "validation" and "heard": other
+        views of the recordings that were kept of the speakers who train, half of them each.
         """
-        data, new = self.data, self.data.others[:, self.heard & self.data.kept]
-        x = np.concatenate([data.plain, new.reshape(-1, *new.shape[2:])])
-        y = np.concatenate([data.y, np.tile(data.y[self.heard & data.kept], len(new))])
-        who = np.concatenate([data.who, ["heard"] * (len(x) - len(data.y))])
-        right = np.mean([logits_of(model, x) for model in models], 0).argmax(-1) == y
+        data = self.data
+
+        def accuracy(x, y):
+            answers = np.mean([logits_of(model, x) for model in models], 0)
+            return 100 * float((answers.argmax(-1) == y).mean())
+
+        def others(split):
+            kept = self.heard & split
+            x = data.others[:, kept]
+            return x.reshape(-1, *x.shape[2:]), np.tile(data.y[kept], len(x))
+
         return {
-            name: 100 * float(right[who == name].mean())
-            for name in (*self.unheard, "heard")
+            "unheard": accuracy(data.plain[~self.heard], data.y[~self.heard]),
+            "validation": accuracy(*others(data.validation)),
+            "heard": accuracy(*others(data.test)),
         }
