@@ -26,7 +26,7 @@ def load(args):
         split: kd.datasets.to_arrays(getattr(data, split))
         for split in ("train", "validation", "test")
     }
-    big = (32, 32) if args.quick else (1200, 1200)
+    big = (100, 100) if args.quick else (1200, 1200)
     small = (16, 16) if args.quick else (800, 800)
     return types.SimpleNamespace(
         shape=data.input_shape, big=big, small=small, quick=args.quick, **splits
@@ -66,7 +66,7 @@ def steps_of(x, epochs):
 
 def teacher(args, data, seed):
     """Returns the big network: dropout, limited weights, jittered images."""
-    epochs = 40 if data.quick else TEACHER_EPOCHS
+    epochs = 150 if data.quick else TEACHER_EPOCHS
     record = Record(args.work / "teachers")
 
     def train():

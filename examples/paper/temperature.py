@@ -42,7 +42,7 @@ def draw(temperatures, test, widths):
         ax.minorticks_off()
         ax.set_title(f"{width} units per layer")
         ax.set_xlabel("temperature")
-    axes[0, 0].set_ylabel("test errors of 10 000")
+    axes[0, 0].set_ylabel("test errors")
     axes[0, 0].legend()
     return figure
 

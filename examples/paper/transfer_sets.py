@@ -69,7 +69,7 @@ def draw(found):
         )
     ax.set_yscale("log")
     ax.set_xlabel("examples seen, millions")
-    ax.set_ylabel("test errors of 10 000")
+    ax.set_ylabel("test errors")
     ax.legend(fontsize="small")
     return figure
 
@@ -95,7 +95,7 @@ def main():
     ]
     rows.append(["the teacher", *[""] * 3, digits.errors(teacher, data.test)])
     head = [
-        "test errors of 10 000 after",
+        f"errors on {len(data.test[1])} test images after",
         *[f"{k * examples:,} examples".replace(",", " ") for k in at],
     ]
     write(args, "transfer_sets", {"temperature": TEMPERATURE, "seeds": args.seeds, "students": found},

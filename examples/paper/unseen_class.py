@@ -66,7 +66,7 @@ def main():
             rows.append([key, spread(first), spread(of_3), spread(then), spread(right)])
             if kind == "soft targets":
                 rows.append([f"{name}, the paper", *PAPER[name]])
-    head = ["transfer set", "test errors of 10 000", "of these, 3s", "bias corrected",
+    head = ["transfer set", f"errors on {len(data.test[1])} test images", "of these, 3s", "bias corrected",
             f"3s right then, % of {threes.sum()}"]  # fmt: skip
     write(args, "unseen_class", {"epochs": EPOCHS, "seeds": args.seeds, "students": figures},
           table(head, rows), None)  # fmt: skip
