@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import first_batch, keras_compat, xla
+from keras_distill import first_batch, keras_compat, summaries, xla
 from keras_distill.arguments import check_output_kinds
 from keras_distill.faults import (
     Fault,
@@ -350,6 +350,32 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     def output_names(self) -> list[str]:
         """The student's, so that losses and metrics can be given by output name."""
         return self.student.output_names
+
+    # Shown ---------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        if "_state" not in vars(self):  # Keras may say of what it makes that it failed
+            return super().__repr__()
+        return summaries.in_a_line(self.name, self.student, self._state)
+
+    __str__ = __repr__
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints Keras's own table, and below it what is distilled.
+
+        That is: student and teacher with their numbers of parameters, the ratio of these,
+        temperature and alpha, and for each output its kind and both losses.
+
+        Args:
+            *args: as `keras.Model.summary` takes them.
+            **kwargs: likewise; `print_fn` is given every line.
+        """
+        given = inspect.signature(super().summary).bind(*args, **kwargs).arguments
+        super().summary(*args, **kwargs)
+        write = given.get("print_fn") or print
+        loss = getattr(self, "loss", None)
+        for line in summaries.lines_of(self.student, self._state, loss):
+            write(line)
 
     # The step ------------------------------------------------------------------------
 
@@ -724,7 +750,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             **kwargs: as for `keras.Model.fit`.
 
         Returns:
-            `keras.callbacks.History`.
+            `keras.callbacks.History`, of `loss`, `hard_loss`, `soft_loss` and the metrics; of
+            `temperature` and `alpha`, in the last step of each epoch, where they are
+            schedules, and where a `keras.callbacks.TensorBoard` draws them.
 
         Raises:
             ValueError: before training, if the data is empty, labels are of the wrong
@@ -770,6 +798,12 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         )
         callbacks: Any = given.get("callbacks")
         is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+        watch.is_drawn = any(
+            isinstance(one, keras.callbacks.TensorBoard)
+            for one in keras.tree.flatten(
+                callbacks.callbacks if is_list else callbacks or []
+            )
+        )
         watch.set_model(self)  # under a strategy it looks before Keras would
         if is_list:
             watch.set_params(callbacks.params or {})

@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_distill import run_directory
 from keras_distill.arguments import check_path
+from keras_distill.showing import html_of
 from keras_distill.units import size_unit, three_digits
 
 # Column name, unit and format of each figure, in the order of a printed table.
@@ -115,6 +116,14 @@ class Evaluation:
         known = f"there are {names}" if names else "the model has a single one"
         raise KeyError(f"no output {output!r}; {known}")
 
+    def __repr__(self) -> str:
+        figures = {k: v for k, v in vars(self).items() if v is not None and v != ()}
+        shown = (
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value!r}"
+            for name, value in figures.items()
+        )
+        return f"Evaluation({', '.join(shown)})"
+
 
 def _cell(value: float | str | None, form: str | Callable[[Any], str]) -> str:
     if value is None:
@@ -168,6 +177,23 @@ class Comparison:
         ]
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_of(self._rows())
+
+    def to_pandas(self) -> Any:
+        """Returns the figures as a `pandas.DataFrame`, unrounded.
+
+        A row for each model, or each output of one that has several, by its name; a column
+        for each figure that any of them has, by the name of `Evaluation`'s attribute.
+        """
+        import pandas as pd
+
+        rows = [vars(e) for e in self._by_output()]
+        frame = pd.DataFrame(rows).set_index("name").drop(columns="outputs")
+        return frame.dropna(axis="columns", how="all")
 
     def to_markdown(self) -> str:
         """Returns the table in Markdown."""

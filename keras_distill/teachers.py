@@ -44,6 +44,7 @@ from keras_distill.outputs import (
 )
 from keras_distill.preparation import Preparation
 from keras_distill.several_logits import mean_of_members
+from keras_distill.showing import model_in_brief
 from keras_distill.structures import (
     ModelOutputs,
     answer_for,
@@ -102,6 +103,11 @@ class Teacher:
         self.recorder: Recorder | None = None
         #: Shapes of these, as far as they are known.
         self.features: dict[str, tuple] = {}
+
+    def __repr__(self) -> str:
+        model = self.model
+        said = self.description if model is None else model_in_brief(model)
+        return f"<Teacher: {said}>"
 
     def matching(
         self, layer_names: Sequence[str] = (), from_logits: Any = None

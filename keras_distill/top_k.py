@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_distill.showing import in_brief
+
 
 class TopKLogits(NamedTuple):
     """The k largest logits of each example, and how much mass all others have.
@@ -20,6 +22,10 @@ class TopKLogits(NamedTuple):
     """
 
     packed: Any
+
+    def __repr__(self) -> str:
+        rest = " and the rest" if self.has_rest else ""
+        return f"TopKLogits({in_brief(self.values)}{rest})"
 
     @property
     def k(self) -> int:

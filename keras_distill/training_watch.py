@@ -166,6 +166,8 @@ class TrainingWatch(keras.callbacks.Callback):
         self.counter, self.scalars, self.check = counter, scalars, check
         self.has_looked = False
         self.epoch = self._unseen = 0
+        #: Whether a callback draws what each epoch's logs hold.
+        self.is_drawn = False
         #: What tells joined soft targets of the epoch.
         self.run: Run | None = None
 
@@ -183,8 +185,13 @@ class TrainingWatch(keras.callbacks.Callback):
         self._look()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Looks at the end of an epoch."""
+        """Looks at the end of an epoch; says temperature and alpha where they are drawn."""
         self._look()
+        shown = [s for s in self.scalars if self.is_drawn or s.schedule is not None]
+        if shown and logs is not None:
+            done = int(ops.convert_to_numpy(self.model.optimizer.iterations))
+            for scalar in shown:  # of the last step
+                logs[scalar.name] = scalar.value_at(max(0, done - 1))
 
     def check_schedules(self) -> None:
         """Holds schedules to their ranges, at both ends of the epoch."""

@@ -16,11 +16,11 @@ LAYERS = (
     (
         "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
         "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
-        "units",
+        "units", "showing",
     ),
     ("losses", "features", "feature_pairs", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing", "exported", "served", "copying", "resizing", "own_loss"),
-    ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "distiller"),
+    ("faults", "xla", "metrics", "training_watch", "step_state", "first_batch", "summaries", "distiller"),
     ("quantization",),
     ("tuning", "specialists", "export", "figures", "running_sums", "tallies", "judged_model",
      "evaluation", "latency", "plots", "correction_layers", "correction_fits", "corrections",

@@ -14,6 +14,7 @@ from keras import ops
 from keras_distill.arguments import KINDS, check_float
 from keras_distill.keras_compat import logits_of
 from keras_distill.outputs import last_layers
+from keras_distill.showing import as_call, as_sum
 
 PACKAGE = "keras_distill"
 
@@ -119,6 +120,9 @@ class DistillationLoss(keras.distillation.DistillationLoss):
         """Creates the distillation loss from `get_config`'s dict."""
         return cls(**config)
 
+    def __repr__(self) -> str:
+        return as_call(self, self.get_config())
+
     def __mul__(self, weight: float) -> SumOfLosses:
         return SumOfLosses([(weight, self)])
 
@@ -164,6 +168,9 @@ class SumOfLosses(DistillationLoss):
             for weight, term in terms
             for inner_weight, inner in weighted_terms(term)
         ]
+
+    def __repr__(self) -> str:
+        return as_sum(self.terms)
 
     def __mul__(self, weight: float) -> SumOfLosses:
         weight = check_weight(weight)

@@ -74,6 +74,13 @@ class Matching:
         keys = list(self.kinds) if isinstance(self.kinds, dict) else [None]
         return [term for _, _, term in self._terms(keys)]
 
+    def by_output(self, outputs: list) -> dict[Any, list[tuple[float, Any]]]:
+        """Returns weights and losses of each output, by its key; `...` is all at once."""
+        found: dict[Any, list[tuple[float, Any]]] = {}
+        for key, weight, term in self._terms_of_outputs(outputs):
+            found.setdefault(key, []).append((weight, term))
+        return found
+
     @property
     def takes_labels(self) -> bool:
         """Whether a loss compares by the label."""
@@ -235,6 +242,9 @@ class Matching:
         if self.features is not None:
             for weight, term in weighted_terms(self.features):
                 yield ..., weight, term
+        yield from self._terms_of_outputs(outputs)
+
+    def _terms_of_outputs(self, outputs: list) -> Iterator[tuple[Any, float, Any]]:
         if self.is_by_output:
             for key, loss in by_output(self.distillation_loss):
                 for weight, term in weighted_terms(loss):

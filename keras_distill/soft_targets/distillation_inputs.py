@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_distill.showing import in_brief
+
 
 class DistillationInputs(NamedTuple):
     """Model inputs joined with the teacher's cached answer for them.
@@ -26,6 +28,11 @@ class DistillationInputs(NamedTuple):
     inputs: Any
     soft_targets: Any
     layers: dict[str, Any] = {}  # never changed
+
+    def __repr__(self) -> str:
+        fields = {k: v for k, v in self._asdict().items() if k != "layers" or v}
+        said = (f"{name}={in_brief(value)}" for name, value in fields.items())
+        return f"DistillationInputs({', '.join(said)})"
 
 
 def kinds_taught(x: Any) -> dict[Any, str | None]:

@@ -21,6 +21,7 @@ from keras_distill.run_directory import teacher_fingerprint
 from keras_distill.several_logits import MeanLogits
 from keras_distill.soft_targets import digests, joining, shards, writing
 from keras_distill.soft_targets import sources as data_sources
+from keras_distill.soft_targets.contents import Contents
 from keras_distill.soft_targets.jobs import Job
 from keras_distill.soft_targets.joining import Cached
 from keras_distill.soft_targets.settings import (
@@ -34,7 +35,7 @@ from keras_distill.structures import each_output, keyed
 from keras_distill.teachers import as_teacher
 
 
-class SoftTargets:
+class SoftTargets(Contents):
     """A teacher's logits, cached on disk for every example of a dataset.
 
     Made by `SoftTargets.write` or `SoftTargets.open`; given to a student's training by
@@ -383,24 +384,8 @@ class SoftTargets:
         """What made the store, and what is in it: a copy of `manifest.json`."""
         return json.loads(json.dumps(self._content))
 
-    @property
-    def bytes_per_example(self) -> float:
-        """Size of all shards on disk, by example and view."""
-        total = sum(entry["bytes"] for entry in self._content["shards"])
-        return total / len(self) / self._content["views"]
-
     def __len__(self) -> int:
         return self._content["examples"]
-
-    def __repr__(self) -> str:
-        c = self._content
-        cached = "all logits" if c["top_k"] is None else f"top {c['top_k']}"
-        views = f", {c['views']} views" if c["views"] > 1 else ""
-        return (
-            f"SoftTargets({self.path!r}: {c['examples']} examples{views}, {cached} of "
-            f"{c['classes']} classes in {c['dtype']}, {self.bytes_per_example:.1f} bytes "
-            "each)"
-        )
 
 
 def _path(path: str | os.PathLike) -> str:

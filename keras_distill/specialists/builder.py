@@ -16,9 +16,14 @@ import numpy as np
 from keras_distill import live_objects, processes, progress, run_directory
 from keras_distill.arguments import check_bool, check_int, check_path, check_verbose
 from keras_distill.sharing import check_shares_nothing
+from keras_distill.showing import model_in_brief
 from keras_distill.soft_targets import views
 from keras_distill.specialists import heads, training
-from keras_distill.specialists.clusters import Cluster, check_clusters
+from keras_distill.specialists.clusters import (
+    Cluster,
+    check_clusters,
+    clusters_in_brief,
+)
 from keras_distill.specialists.ensemble import (
     SpecialistEnsemble,
     check_settings,
@@ -114,6 +119,12 @@ class SpecialistBuilder:
         self.n = n
         #: After `fit`, one dict per specialist: history, seconds, worker.
         self.records: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<SpecialistBuilder of {model_in_brief(self.generalist)}: "
+            f"{clusters_in_brief(self.clusters, self.classes)}>"
+        )
 
     def fit(
         self,

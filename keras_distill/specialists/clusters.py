@@ -135,6 +135,13 @@ def _overlap(
             counts[c] += 1
 
 
+def clusters_in_brief(clusters: Sequence[Sequence[int]], classes: int) -> str:
+    """Returns how many clusters there are, and of how many classes, in a few words."""
+    sizes = sorted(map(len, clusters)) or [0]
+    size = str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+    return f"{len(clusters)} clusters of {size} of {classes} classes"
+
+
 def check_clusters(
     clusters: Sequence[Sequence[int]], classes: int, minimum: int = 2
 ) -> list[Cluster]:

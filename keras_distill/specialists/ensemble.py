@@ -22,7 +22,8 @@ from keras_distill.arguments import (
 from keras_distill.inputs import inputs_for
 from keras_distill.losses.base import PACKAGE
 from keras_distill.outputs import symbolic_outputs, to_logits
-from keras_distill.specialists.clusters import check_clusters
+from keras_distill.showing import model_in_brief
+from keras_distill.specialists.clusters import check_clusters, clusters_in_brief
 from keras_distill.specialists.combination import combine
 from keras_distill.specialists.heads import HEADS, outputs_of, settled_logits
 
@@ -119,6 +120,17 @@ class SpecialistEnsemble(keras.Model):
         for row, cluster in zip(self.member, self.clusters, strict=True):
             row[cluster] = 1.0
         self.built = True
+
+    def __repr__(self) -> str:
+        if not self.built:
+            return super().__repr__()
+        return (
+            f"<SpecialistEnsemble name={self.name}, generalist="
+            f"{model_in_brief(self.generalist)}, specialists for "
+            f"{clusters_in_brief(self.clusters, self.classes)}>"
+        )
+
+    __str__ = __repr__
 
     @property
     def inputs(self) -> Any:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_distill.arguments import shown
 from keras_distill.labels import as_labelled, classes_of
+from keras_distill.showing import html_of
 from keras_distill.specialists.ensemble import SpecialistEnsemble
 
 
@@ -49,7 +50,7 @@ class SpecialistReport:
     by_coverage: tuple[Share, ...]
     by_cluster: tuple[Share, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = ["specialists covering  examples  change in correct  relative change"]
         lines += [
             f"{s.of:>20}  {s.examples:>8,}  {s.ensemble - s.generalist:>+17,}  "
@@ -63,6 +64,34 @@ class SpecialistReport:
             for s in self.by_cluster
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [["examples", "of", "number", "generalist", "ensemble", "change"]]
+        for by, shares in self._groups().items():
+            rows += [
+                [by, str(s.of), f"{s.examples:,}", f"{s.generalist / s.examples:.1%}",
+                 f"{s.ensemble / s.examples:.1%}", f"{s.relative_change:+.1%}"]
+                for s in shares
+            ]  # fmt: skip
+        return html_of(rows)
+
+    def to_pandas(self) -> Any:
+        """Returns the counts as a `pandas.DataFrame`, a row for each share of the examples.
+
+        Columns: `by` ("coverage" or "cluster") and `of`, which examples; `examples`,
+        `generalist` and `ensemble`, their number and how many each got right; and
+        `relative_change`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"by": by, **dataclasses.asdict(s), "relative_change": s.relative_change}
+            for by, shares in self._groups().items()
+            for s in shares
+        )
+
+    def _groups(self) -> dict[str, tuple[Share, ...]]:
+        return {"coverage": self.by_coverage, "cluster": self.by_cluster}
 
 
 def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistReport:

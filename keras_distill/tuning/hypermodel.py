@@ -159,6 +159,13 @@ class DistillationHyperModel(keras_tuner.HyperModel):
         self._names_are_checked = False
         self._students, self._handed_out = Students(), Things()
 
+    def __repr__(self) -> str:
+        name = getattr(self.build_student, "__name__", repr(self.build_student))
+        return (
+            f"<DistillationHyperModel of {name}: temperature={self.temperature}, "
+            f"alpha={self.alpha}>"
+        )
+
     def build(self, hp: keras_tuner.HyperParameters) -> Distiller:
         """Returns the compiled distiller of a trial.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from keras_distill.tuning.trials import SearchTuner
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_MOST_SHOWN = 20  # trials in a notebook
 
 
 class SearchResult:
@@ -206,6 +210,21 @@ class SearchResult:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = self.to_pandas().sort_values(
+            self.objective, ascending=not self._is_max, na_position="last"
+        )
+        shown = [n for n in ("kind", "status", *self.best_values) if n in rows]
+        rows = rows[[*shown, self.objective]].head(_MOST_SHOWN)
+        said = html.escape(str(self))
+        return (
+            f"<pre>{said}</pre>{rows.to_html(border=0, float_format='{:.5g}'.format)}"
+        )
+
+    def to_pandas(self) -> Any:
+        """Returns a copy of `trials`: a `pandas.DataFrame` with a row for each trial."""
+        return self.trials.copy()
 
 
 def _text(value: Any) -> str:
