@@ -544,7 +544,7 @@ def test_len_repr_manifest(path, many):
     targets = written(path, teacher, many, top_k=2)
     assert (
         repr(targets)
-        == f"SoftTargets({path!r}: 100 examples, top 2 of 5 classes in float16, 32.6 bytes each)"
+        == f"SoftTargets({path!r}: 100 examples, 32.6 bytes each: top 2 of 5 logits as float16)"
     )
     manifest = targets.manifest
     manifest["classes"] = 7  # a copy
