@@ -19,7 +19,7 @@ from keras_distill.distiller import Distiller
 from keras_distill.exported import Exported, size_on_disk
 from keras_distill.figures import Comparison, Evaluation
 from keras_distill.judged_model import JudgedModel, counterpart, ignored_by_loss
-from keras_distill.keras_compat import mask_of
+from keras_distill.keras_compat import mask_of, traced_quietly
 from keras_distill.labels import as_labelled
 from keras_distill.latency import Timed, timings
 from keras_distill.soft_targets.sources import specs_of
@@ -251,7 +251,7 @@ class Answering:
         self.function: Any = None
         if not isinstance(judge.exported, Exported):
             # One trace for every batch size.
-            self.function = tf.function(
+            self.function = traced_quietly(
                 self._logits_and_masks, input_signature=[specs_of(spec, 1, None)]
             )
 

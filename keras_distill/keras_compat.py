@@ -23,6 +23,21 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
     return model._loss_tracker
 
 
+def traced_quietly(function: Callable, **given: Any) -> Any:
+    """Returns a `tf.function` whose traces TensorFlow does not warn of.
+
+    It counts them by the code, and warns of the fifth model that is judged in a process: each
+    is a function of its own, and is traced once.
+
+    Args:
+        function: to be traced.
+        **given: as `tf.function` takes it.
+    """
+    traced = tf.function(function, **given)
+    traced._omit_frequent_tracing_warning = True
+    return traced
+
+
 def forget_loss(model: keras.Model) -> None:
     """Takes an earlier loss off a model that is compiled without one.
 

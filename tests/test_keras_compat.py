@@ -7,9 +7,11 @@ import pathlib
 
 import joblib.externals.loky.process_executor
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_distill as kd
 from keras_distill import keras_compat
 
 PACKAGE = pathlib.Path(keras_compat.__file__).parent
@@ -58,6 +60,7 @@ NAMES = {
     "_inputs": lambda: tf.data.Dataset.range(1).map(lambda x: x),
     "_map_func": lambda: tf.data.Dataset.range(1).flat_map(tf.data.Dataset.range),
     "_batch_size": lambda: tf.data.Dataset.range(1).batch(1),
+    "_omit_frequent_tracing_warning": lambda: tf.function(lambda: None),
     "_experimental_low_bit_qat": converter,
     "_MAX_MEMORY_LEAK_SIZE": lambda: joblib.externals.loky.process_executor,
 }
@@ -252,3 +255,28 @@ def test_the_installed_keras_reads_data_by_these_names(module, names):
 )
 def test_what_is_imported_from_private_modules_is_there(module, name):
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_what_is_judged_again_and_again_is_traced_without_a_warning(caplog):
+    x, y = np.eye(4, dtype="float32"), np.arange(4)
+
+    def model():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+
+    ensemble = kd.SpecialistEnsemble(
+        model(), [model(), model()], [[0, 1], [2, 3]], head="all"
+    )
+    logger = tf.get_logger()  # whose lines go to no other
+    logger.addHandler(caplog.handler)
+    caplog.set_level("WARNING", logger.name)
+    try:
+        for _ in range(6):
+            kd.evaluate(model(), (x, y), timing=False)
+            kd.class_covariance(model(), x, verbose=False)
+            kd.specialist_report(ensemble, (x, y))
+        assert "retracing" not in caplog.text
+        for _ in range(6):  # it does say so of others
+            tf.function(model().call)(x)
+        assert "retracing" in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)

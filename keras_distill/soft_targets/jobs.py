@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import user_functions
+from keras_distill.keras_compat import traced_quietly
 from keras_distill.outputs import NotToldApartError, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
@@ -88,7 +89,7 @@ class Job:
     def next_rows(self) -> Callable[[Any], tuple]:
         """What `_next_rows` is, compiled."""
         self.look()
-        return tf.function(self._next_rows, reduce_retracing=True)
+        return traced_quietly(self._next_rows, reduce_retracing=True)
 
     @property
     def rows(self) -> Rows:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_distill import progress, user_functions
 from keras_distill.arguments import check_int, check_temperature
+from keras_distill.keras_compat import traced_quietly
 from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.sources import Source
@@ -125,10 +126,10 @@ def _answers(
 ) -> Iterator[Any]:
     """Yields blocks of a generalist's logits."""
 
-    @tf.function(reduce_retracing=True)
-    def run(x: Any) -> tuple[Any, Any]:
+    def answer(x: Any) -> tuple[Any, Any]:
         return teacher(x, temperature).logits, nan_by_example(teacher.inputs_of(x))
 
+    run = traced_quietly(answer, reduce_retracing=True)
     done = 0
     for number, x in enumerate(batches):
         if number == 0:

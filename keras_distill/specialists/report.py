@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill.arguments import shown
+from keras_distill.keras_compat import traced_quietly
 from keras_distill.labels import as_labelled, classes_of
 from keras_distill.showing import html_of
 from keras_distill.specialists.ensemble import SpecialistEnsemble
@@ -118,7 +119,7 @@ def specialist_report(ensemble: SpecialistEnsemble, dataset: Any) -> SpecialistR
         )
     dataset = as_labelled(dataset, "dataset of the report", 256)
     models = (ensemble.generalist, ensemble)
-    run = tf.function(
+    run = traced_quietly(
         lambda x: [tf.argmax(model(x, training=False), -1) for model in models],
         reduce_retracing=True,
     )

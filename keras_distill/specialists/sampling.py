@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill import reading
+from keras_distill.keras_compat import traced_quietly
 from keras_distill.labels import weights_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import sources, views
@@ -174,7 +175,7 @@ class TrainingData:
             )
 
         # Of a graph that is made once: else tf.random begins anew where there is a global seed.
-        made_once = tf.function(seen, reduce_retracing=True)
+        made_once = traced_quietly(seen, reduce_retracing=True)
         wanted, *others = made_once(first), made_once(first), seen(first)
         if not all(all(map(_are_same, wanted, other)) for other in others):
             raise ValueError(
