@@ -13,6 +13,7 @@ import posixpath
 import re
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -26,6 +27,14 @@ PAGES = {
 INSTEAD = {"README.md": "index.md", "CONTRIBUTING.md": "inside.md"}
 #: Where the list of all modules goes.
 MAP = "<!-- map -->"
+#: What a browser asks for by itself; a link to click is none.
+_LOADED = {
+    ".html": re.compile(
+        r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc(?:set)?=["']?(?:https?:)?//[^>]*"""
+        r"""|<link\b(?![^>]*\brel=["']?(?:canonical|prev|next))[^>]*\bhref=["']?(?:https?:)?//[^>]*"""
+    ),
+    ".css": re.compile(r"""(?:@import\s*|url\()["']?(?:https?:)?//[^)"';]*"""),
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 
 
@@ -66,10 +75,32 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     if MAP in markdown:
         markdown = markdown.replace(MAP, _map())
+    if (notebook := _notebook_of(uri)) is not None:
+        to = posixpath.relpath(notebook, posixpath.dirname(uri) or ".")
+        markdown += f"\n[This page as a notebook]({to})\n"
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(
         part if part.startswith("```") else _LINK.sub(replaced, part) for part in parts
     )
+
+
+def on_post_build(config: Any) -> None:
+    """Refuses a site of which a page loads something from another host.
+
+    Raises:
+        PluginError: naming the first such page.
+    """
+    for path in sorted(pathlib.Path(config["site_dir"]).rglob("*")):
+        pattern = _LOADED.get(path.suffix)
+        if pattern and (found := pattern.search(path.read_text())):
+            raise PluginError(f"{path} loads {found[0]!r}; bring it into the site.")
+
+
+def _notebook_of(uri: str) -> str | None:
+    guide = re.fullmatch(r"guides/(\w+)\.md", uri)
+    name = guide[1] if guide else "start_here" if uri == "index.md" else None
+    notebook = f"notebooks/{name}.ipynb"
+    return notebook if (ROOT / "docs" / notebook).exists() else None
 
 
 def _in_repository(uri: str, link: str) -> str:
