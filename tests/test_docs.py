@@ -73,6 +73,17 @@ def test_commands_are_those_that_there_are(page):
                 _parser().parse_args(shlex.split(line)[1:])
 
 
+def test_every_command_is_shown():
+    shown = set(
+        re.findall(
+            r"^keras-distill (\S+)",
+            "".join(blocks("reference/commands.md", "sh")),
+            re.M,
+        )
+    )
+    assert shown == set(_parser()._subparsers._group_actions[0].choices)
+
+
 def test_every_guide_begins_with_a_title_and_says_what_is_next():
     guides = [page for page in PAGES if page.startswith("guides/")]
     assert len(guides) >= 12
