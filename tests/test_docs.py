@@ -66,6 +66,12 @@ def test_blocks_run_one_after_the_other(page, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_names_are_those_that_there_are(page):
+    used = set(re.findall(r"\bkd\.(\w+)", (DOCS / page).read_text()))
+    assert used <= set(kd.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_are_those_that_there_are(page):
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
