@@ -74,6 +74,8 @@ def test_blocks_run_one_after_the_other(page, tmp_path):
     program = f"import functools\n{BEFORE}\n{program}"
     done = forking.run(["-c", program], tmp_path, timeout=400)
     assert done.returncode == 0, done.stderr
+    if page == "guides/features.md":  # what is shown is what is printed
+        assert blocks(page, "text")[0] in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES)
