@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_distill import datasets, models
+from keras_distill.datasets import tfds as tfds_source
 from keras_distill.tuning import data as search_data
 from keras_distill.tuning.data import SearchData
 
@@ -108,9 +109,9 @@ def test_what_is_held_in_memory_is_limited_in_bytes(
     read = []
     to_arrays = datasets.to_arrays
     monkeypatch.setattr(
-        datasets, "to_arrays", lambda d, s: read.append(1) or to_arrays(d, s)
+        tfds_source, "to_arrays", lambda d, s: read.append(1) or to_arrays(d, s)
     )
-    monkeypatch.setattr(datasets, "_IN_MEMORY_BYTES", limit)
+    monkeypatch.setattr(tfds_source, "IN_MEMORY_BYTES", limit)
     data = datasets.load("doubles", data_dir=tmp_path, verbose=False)
     assert bool(read) == is_read_once
     assert sum(len(y) for _, y in data.train) == data.sizes["train"] == 14
@@ -246,5 +247,5 @@ def test_wrong_arguments(arguments, message, tmp_path):
     ],
 )
 def test_validation_comes_out_of_train(available, expected):
-    splits = datasets._split_names(available, 0.1)
+    splits = tfds_source._split_names(available, 0.1)
     assert tuple(splits.values()) == expected
