@@ -16,7 +16,7 @@ LAYERS = (
     (
         "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
         "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
-        "units", "showing",
+        "units", "showing", "named_functions",
     ),
     ("losses", "features", "feature_pairs", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing", "exported", "served", "copying", "resizing", "own_loss"),

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import keras_distill as kd
-from keras_distill.commands.options import DATA_DIR, add_command, loader
+from keras_distill.commands.options import DATA_DIR, DATASET, add_command, loader
 
 _SPLITS = ["train", "validation", "test"]
 _DTYPES = ["float16", "bfloat16", "float32"]
@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "batch_size=None).train).",
         {
             "teacher": "a .keras or .h5 file or a SavedModel directory",
-            "dataset": '"digits", or a TFDS dataset: mnist, ...',
+            "dataset": DATASET,
             "path": "folder for the soft targets",
         },
         [

@@ -18,6 +18,7 @@ from keras_distill.commands.options import (
     DATA_DIR,
     SEED,
     add_command,
+    add_image_size,
     as_path,
     best_on,
     save_results,
@@ -28,7 +29,7 @@ _EXAMPLES_SHOWN = 8
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the command line."""
-    add_command(
+    parser = add_command(
         commands,
         "demo",
         run,
@@ -43,7 +44,8 @@ def add_parser(commands: Any) -> None:
                 "--dataset",
                 str,
                 "digits",
-                '"digits", or a TFDS image dataset: mnist, ...',
+                '"digits", a TFDS image dataset such as mnist, or a folder of images by '
+                "class",
             ),
             DATA_DIR,
             (
@@ -58,6 +60,7 @@ def add_parser(commands: Any) -> None:
             SEED,
         ],
     )
+    add_image_size(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,50 +72,54 @@ def run(options: argparse.Namespace) -> None:
     """
     start = time.monotonic()
     dataset, epochs = options.dataset, options.epochs
-    output = options.output or f"keras-distill-demo-{dataset}"
+    output = options.output
     seed = check_int("seed", options.seed, 0)
     check_scalar("temperature", options.temperature)
     check_scalar("alpha", options.alpha)
     if epochs is not None:
         check_int("epochs", epochs, 1)
-    if os.path.exists(output) and not os.path.isdir(output):
+    if output and os.path.isfile(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
 
     def load() -> kd.datasets.Data:
         batch_size = 32 if dataset == "digits" else 128
         return kd.datasets.load(
-            dataset, data_dir=options.data_dir, batch_size=batch_size, seed=seed
+            dataset,
+            data_dir=options.data_dir,
+            batch_size=batch_size,
+            image_size=options.image_size,
+            seed=seed,
         )
 
     data = load()
-    if len(data.input_shape) != 3:
+    shape = data.input_shape
+    if isinstance(shape, dict) or len(shape) != 3:
         raise ValueError(
             f"the demo shows images, but an example of {dataset!r} has shape "
-            f"{data.input_shape}; see examples/ for other data."
+            f"{shape}; see examples/ for other data."
         )
+    output = output or f"keras-distill-demo-{data.name}"
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
     os.makedirs(output, exist_ok=True)
     epochs = epochs or int(np.clip(70_000 / data.sizes["train"], 5, 60))
     _heading("Data")
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
-    print(f"{data.name}: {data.classes} classes of {data.input_shape}; {sizes}")
+    print(f"{data.name}: {data.classes} classes of {shape}; {sizes}")
 
     _heading("Training")
     keras.utils.set_random_seed(seed)
     # One stage more for larger images.
-    large = data.input_shape[0] >= 16
+    large = shape[0] >= 16
     wide, narrow = ((16, 32, 64), (8, 16, 16)) if large else ((32, 64), (8, 16))
-    teacher = kd.models.cnn(
-        data.input_shape, data.classes, wide, dropout=0.3, name="teacher"
-    )
+    teacher = kd.models.cnn(shape, data.classes, wide, dropout=0.3, name="teacher")
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
     students, trained = {}, {}
     for name in ("hard labels", "distilled"):
         # The same initial weights for both, and the same order of batches.
         keras.utils.set_random_seed(seed + 1)
         data = load()
-        student = kd.models.cnn(
-            data.input_shape, data.classes, narrow, dense=16, name="student"
-        )
+        student = kd.models.cnn(shape, data.classes, narrow, dense=16, name="student")
         # At alpha = 1 a distiller without a teacher is plain training.
         model = (
             kd.Distiller(

@@ -20,9 +20,10 @@ from keras_distill.arguments import check_int
 from keras_distill.commands.options import (
     DATA_DIR,
     add_command,
-    add_image_size,
+    add_data_options,
     as_path,
     load_model,
+    loader,
     table,
 )
 from keras_distill.export import litert, onnx, savedmodel
@@ -99,7 +100,7 @@ def add_parser(commands: Any) -> None:
         "--format", nargs="+", default=["savedmodel"], metavar="FORMAT",
         help=f"one or several of {', '.join(FORMATS)}",
     )  # fmt: skip
-    add_image_size(parser)
+    add_data_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -234,14 +235,14 @@ def _loader(options: argparse.Namespace) -> Callable[[str], kd.datasets.Data]:
     """Returns what loads a dataset by name, in order and in single examples, once."""
 
     def load(name: str) -> kd.datasets.Data:
-        return kd.datasets.loader(name, options.data_dir, options.image_size)(None)
+        return loader(options, name)(None)
 
     return functools.cache(load)
 
 
 def _class_names(given: str, load: Callable[[str], kd.datasets.Data]) -> list[str]:
     if not os.path.isfile(given):
-        if os.sep in given or given.endswith(".txt"):
+        if not os.path.exists(given) and (os.sep in given or given.endswith(".txt")):
             raise FileNotFoundError(
                 f"the class names {given!r} are not there; give a text file, one name a "
                 "line, or the name of a dataset."

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ import keras
 
 import keras_distill as kd
 from keras_distill.arguments import check_int, check_keras_file, check_path
+from keras_distill.named_functions import function_named
 from keras_distill.teacher_files import load_model_file
 
 #: Name, kind (a type, a list of choices, or `bool` for a flag), default and help.
@@ -44,6 +43,11 @@ def _pixels(text: str) -> int:
 _PATHS = ("teacher", "generalist", "path", "model")
 
 DATA_DIR: Option = ("--data-dir", as_path, None, "where TFDS keeps prepared datasets")
+#: What a dataset may be, for the help of a command.
+DATASET = (
+    '"digits", a TFDS dataset such as mnist, a folder of images or .wav files by class, a '
+    ".csv, .tsv or .parquet file, or module:function"
+)
 SEED: Option = ("--seed", int, 0, "makes the run repeatable")
 BATCH_SIZE: Option = ("--batch-size", int, 128, "examples of a training step")
 
@@ -89,21 +93,53 @@ def add_command(
             parser.add_argument(option, type=kind, default=default, help=text)
     # Not for the demo, which takes its dataset as an option.
     if "dataset" in positional:
-        add_image_size(parser)
+        add_data_options(parser)
     return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what kinds of data take each, as `kd.datasets.load` has it."""
+    add_image_size(parser)
+    modes = ["grayscale", "rgb", "rgba"]
+    parser.add_argument(
+        "--color-mode", choices=modes, help="of a folder of images; default as they are"
+    )
+    parser.add_argument(
+        "--label",
+        help="column of a table's labels, by its name or place (0 is the first, -1 the "
+        "last); default label",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="length to cut or fill recordings to; default the longest in training",
+    )
+    parser.add_argument(
+        "--sample-rate", type=int, help="in Hz, to which recordings are resampled"
+    )
 
 
 def add_image_size(parser: argparse.ArgumentParser) -> None:
     """Adds what a dataset's images are resized to."""
     parser.add_argument(
         "--image-size", type=_pixels, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="for datasets whose images differ in size",
+        help="to resize images to, where they differ in size",
     )  # fmt: skip
 
 
-def loader(options: argparse.Namespace) -> Callable[..., kd.datasets.Data]:
-    """Returns `fn(batch_size=256)` that loads the command's dataset in order."""
-    return kd.datasets.loader(options.dataset, options.data_dir, options.image_size)
+def loader(
+    options: argparse.Namespace, dataset: str | None = None
+) -> Callable[..., kd.datasets.Data]:
+    """Returns `fn(batch_size=256)` that loads the command's dataset, or another, in order."""
+    return kd.datasets.loader(
+        dataset or options.dataset,
+        options.data_dir,
+        options.image_size,
+        color_mode=options.color_mode,
+        label=options.label,
+        seconds=options.seconds,
+        sample_rate=options.sample_rate,
+    )
 
 
 def load_model(role: str, path: str) -> keras.Model:
@@ -123,30 +159,8 @@ def function_of(path: str) -> Callable:
     Raises:
         ValueError: if there is no such module or function.
     """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(
-            f"the student must be module:function, got {path!r}; as in my_models:build "
-            "for the function build(hp) of my_models.py."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the student's module cannot be imported: {error}; run the command in its "
-            "folder, or install it."
-        ) from error
-    except Exception as error:  # whatever a user's module may raise
-        raise ValueError(
-            f"the student's module {module_name} cannot be imported: "
-            f"{type(error).__name__}: {error}."
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{module_name} has no function {name!r} to build a student.")
-    return function
+    example = "my_models:build for the function build(hp) of my_models.py"
+    return function_named(path, "student", example, "to build a student")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from keras_distill import progress
 from keras_distill.commands.options import (
     BATCH_SIZE,
     DATA_DIR,
+    DATASET,
     SEED,
     add_command,
     as_path,
@@ -34,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "judges the best student on test data, draws pictures and exports it.",
         {
             "teacher": "a .keras file",
-            "dataset": '"digits", or a TFDS dataset: mnist, ...',
+            "dataset": DATASET,
             "student": "module:function, with a function of hp that returns a model",
         },
         [

@@ -11,6 +11,7 @@ from keras_distill.arguments import check_int
 from keras_distill.commands.options import (
     BATCH_SIZE,
     DATA_DIR,
+    DATASET,
     SEED,
     add_command,
     as_path,
@@ -44,7 +45,7 @@ def add_parser(commands: Any) -> None:
         "and exports it. Started again, it goes on with the specialists that are missing.",
         {
             "generalist": "a .keras file",
-            "dataset": '"digits", or a TFDS dataset: cifar100, ...',
+            "dataset": DATASET,
         },
         [
             ("--clusters", int, 10, "number of clusters and specialists"),

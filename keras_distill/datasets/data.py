@@ -21,24 +21,31 @@ from keras_distill.arguments import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Data:
     """A classification dataset, ready for `fit`.
 
     Attributes:
         name: str.
-        train: `tf.data.Dataset` of `(x, y)` batches, shuffled anew each epoch; x float32
-            `(batch, *input_shape)`, y int64 `(batch,)`.
-        validation: likewise, in a fixed order; taken from the training examples.
+        train: `tf.data.Dataset` of `(x, y)` batches, shuffled anew each epoch; x float32 or
+            tf.string `(batch, *input_shape)`, or a dict of columns by name, which float32,
+            int64 or tf.string `(batch,)` fill; y int64 `(batch,)`, the index of a class.
+        validation: likewise, in a fixed order.
         test: likewise, in a fixed order.
         class_names: one str per class.
-        input_shape: of one example, without the batch axis.
+        input_shape: tuple of int, of one example, without the batch axis; `()` for a text;
+            for a dict of columns a dict of such tuples, by the same names.
         sizes: number of examples by split name.
         version: of the dataset, str; `None` where it has none.
+        column_names: list of str: what the numbers of x are where they were a table's
+            columns, in their order; the columns' names of a dict or a text. `None` for
+            other data.
+        sample_rate: of sound, int in Hz; `None` for other data.
 
     Raises:
         TypeError: if a split is no dataset, or the sizes are no dict.
-        ValueError: if another attribute is of another kind.
+        ValueError: if another attribute is of another kind, or the names of `input_shape`
+            are not those of the inputs that `train` yields.
     """
 
     name: str
@@ -46,9 +53,11 @@ class Data:
     validation: tf.data.Dataset
     test: tf.data.Dataset
     class_names: list[str]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...] | dict[str, tuple[int, ...]]
     sizes: dict[str, int]
     version: str | None = None
+    column_names: list[str] | None = None
+    sample_rate: int | None = None
 
     def __post_init__(self) -> None:
         check_str("name", self.name)
@@ -62,11 +71,14 @@ class Data:
                 "sizes must be a dict of the number of examples by split, got "
                 f"{shown(self.sizes)}."
             )
+        names, rate = self.column_names, self.sample_rate
         checked = {
             "class_names": check_names("class_names", self.class_names),
-            "input_shape": tuple(
-                check_each("input_shape", self.input_shape, _size, "whole numbers")
-            ),
+            "input_shape": _check_input_shape(self.input_shape, self.train),
+            "column_names": None
+            if names is None
+            else check_names("column_names", names),
+            "sample_rate": None if rate is None else check_int("sample_rate", rate, 1),
             "sizes": {
                 split: check_int(f"sizes[{split!r}]", size, 0, 2**63)
                 for split, size in self.sizes.items()
@@ -74,6 +86,13 @@ class Data:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{count:,} {split}" for split, count in self.sizes.items())
+        shape: Any = self.input_shape
+        if isinstance(shape, dict):
+            shape = f"{len(shape)} columns"
+        return f"Data({self.name!r}: {self.classes} classes of {shape}; {sizes})"
 
     def replace(self, **changes: Any) -> Data:
         """Returns the same data with some attributes replaced.
@@ -95,8 +114,24 @@ class Data:
         return len(self.class_names)
 
 
-def _size(name: str, value: Any) -> int | None:
-    return None if value is None else check_int(name, value, 1)
+def _check_input_shape(value: Any, train: Any) -> Any:
+    """Returns the shape of an example; by name, where the examples are dicts."""
+
+    def shape(name: str, sizes: Any) -> tuple[int, ...]:
+        size = lambda what, one: check_int(what, one, 1)  # noqa: E731
+        return tuple(check_each(name, sizes, size, "whole numbers"))
+
+    if not isinstance(value, Mapping):
+        return shape("input_shape", value)
+    spec = train.element_spec
+    x = spec[0] if isinstance(spec, tuple) else spec
+    if not value or not isinstance(x, Mapping) or set(x) != set(value):
+        has = ", ".join(map(repr, x)) if isinstance(x, Mapping) else "no dict"
+        raise ValueError(
+            "input_shape by name must name the inputs that train yields, which are "
+            f"{has}; got {shown(value)}."
+        )
+    return {name: shape(f"input_shape[{name!r}]", value[name]) for name in value}
 
 
 def _check_dataset(

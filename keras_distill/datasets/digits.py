@@ -10,9 +10,7 @@ import tensorflow as tf
 from keras_distill.datasets.parts import Parts
 
 #: What is said of options that they do not take.
-NO_OPTIONS = (
-    "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS datasets."
-)
+NO_OPTIONS = "digits are 8x8 images in [0, 1]; image_size and normalize are for TFDS datasets and images of your own."
 
 
 def digits_parts(validation_fraction: float) -> Parts:

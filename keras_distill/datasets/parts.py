@@ -30,7 +30,7 @@ class Parts:
 
     splits: dict[str, tf.data.Dataset]
     class_names: list[str]
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...] | dict[str, tuple[int, ...]]
     sizes: dict[str, int]
     prepare: Callable | None = None
     version: str | None = None

@@ -19,6 +19,19 @@ from keras_distill.datasets.parts import IN_MEMORY_BYTES, Parts
 _PROBE_SECONDS = 10.0
 
 
+def is_known(name: str, data_dir: str | os.PathLike | None) -> bool:
+    """Tells whether TFDS has a dataset of the name."""
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, TypeError):
+        return False
+    except AssertionError:  # of a version that is not there
+        return True
+    return True
+
+
 def tfds_parts(
     name: str,
     data_dir: str | os.PathLike | None,

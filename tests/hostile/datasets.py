@@ -26,7 +26,9 @@ def a_file():
 
 
 DIGITS = "digits are 8x8 images in .0, 1.; image_size and normalize are for TFDS"
-NAME = 'name must be "digits" or the name of a TFDS dataset, got'
+NAME = (
+    'name must be "digits", the name of a TFDS dataset, a path, or module:function, got'
+)
 LOAD = [
     Row("datasets.load", _load(**{name: value}), sentence)
     for name, value, sentence in [
@@ -36,7 +38,17 @@ LOAD = [
         ("name", ["mnist"], NAME),
         ("name", "no_such_dataset", "there is no dataset 'no_such_dataset'; give"),
         ("name", "a b", "no dataset can be made of the name 'a b': .*Names are as in"),
-        ("name", "../mnist", "no dataset can be made of the name '../mnist'"),
+        ("name", "../mnist", "there is no file or folder '../mnist'; give a folder"),
+        ("name", "no/such.CSV", "there is no file or folder 'no/such.CSV'"),
+        ("name", pathlib.Path("mnist"), "there is no file or folder 'mnist'; give a"),
+        ("name", "no_module:f", "the data's module cannot be imported: .*'no_module'"),
+        ("name", "json:nothing", "json has no function 'nothing' to load data"),
+        (
+            "name",
+            "json:loads",
+            "function json:loads raised TypeError: .*called without",
+        ),
+        ("name", "os:getcwd", "function os:getcwd returned '/.*'; return a Data"),
         ("name", "mnist:9.9.9", "cannot be loaded at version 9.9.9.*Names are as in"),
         ("name", "mnist/nope", "BuilderConfig nope not found.*Names are as in"),
         ("name", "mnist/width=3", "unexpected keyword argument 'width'. Names are"),
@@ -62,6 +74,17 @@ LOAD = [
         ("validation_fraction", 0.999, "fewer than one of each class for training or"),
         ("image_size", (8, 8), DIGITS),
         ("normalize", False, DIGITS),
+        ("label", "y", "label='y' is not for digits, which 'digits' is; leave it out"),
+        ("label", 1.0, "label must be a whole number .*, got 1.0"),
+        ("label", True, "label must be a whole number .*, got True"),
+        ("color_mode", "hsv", 'color_mode must be "grayscale" or "rgb" or "rgba", got'),
+        ("color_mode", "rgb", "color_mode='rgb' is not for digits"),
+        ("seconds", 0, "seconds must be a number > 0 and <= 86400, got 0"),
+        ("seconds", "1", "seconds must be a number > 0 and <= 86400, got '1'"),
+        ("seconds", NAN, "seconds must be a number > 0 and <= 86400, got nan"),
+        ("seconds", 1, "seconds=1.0 is not for digits"),
+        ("sample_rate", 8000.0, "sample_rate must be a whole number from 1 to 1000000"),
+        ("sample_rate", 8000, "sample_rate=8000 is not for digits"),
         ("normalize", 1, "normalize must be True or False, got 1"),
         ("shuffle", "no", "shuffle must be True or False, got 'no'"),
         ("shuffle", None, "shuffle must be True or False, got None"),
@@ -113,6 +136,11 @@ DATA = [
         ("validation", None, "validation must be a tf.data.Dataset, got None"),
         ("test", "test", "test must be a tf.data.Dataset, got 'test'"),
         ("input_shape", 64, "input_shape must be a list of whole numbers, got 64"),
+        ("input_shape", (8, None), r"input_shape\[1\] must be a whole number >= 1"),
+        ("input_shape", {"a": ()}, "must name the inputs that train yields.*no dict"),
+        ("input_shape", {}, "must name the inputs that train yields"),
+        ("column_names", "ab", "column_names must be a list of str, got 'ab'"),
+        ("sample_rate", 0, "sample_rate must be a whole number >= 1, got 0"),
         ("input_shape", (8, -1), r"input_shape\[1\] must be a whole number >= 1"),
         ("sizes", [1, 2, 3], "sizes must be a dict of the number of examples by split"),
         ("sizes", {"train": -1}, r"sizes\['train'\] must be a whole number from 0"),

@@ -1,0 +1,103 @@
+"""A folder of recordings by class: waveforms of one length and one sample rate."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+
+import numpy as np
+
+from keras_distill import progress
+from keras_distill.datasets.folders import (
+    Files,
+    Folder,
+    datasets_of_files,
+    draw_splits,
+)
+from keras_distill.datasets.parts import Parts
+from keras_distill.datasets.wav import Header, read_header, read_samples
+
+
+def sound_parts(
+    folder: Folder,
+    validation_fraction: float,
+    seconds: float | None,
+    sample_rate: int | None,
+    description: str | None,
+) -> Parts:
+    """Returns the recordings of a folder as waveforms of one length.
+
+    Raises:
+        ValueError: if a file is no recording, or corrupt, or they differ in their sample
+            rates and no `sample_rate` is given; naming the file.
+    """
+    splits = draw_splits(folder, validation_fraction)
+    headers = _headers(splits, description)
+    rate = sample_rate or _one_rate(headers)
+    if seconds is None:
+        train = [headers[path] for path in splits["train"].paths]
+        length = max(math.ceil(one.samples * rate / one.sample_rate) for one in train)
+    else:
+        length = max(1, round(seconds * rate))
+
+    read = functools.partial(
+        read_sound, headers=headers, sample_rate=rate, length=length
+    )
+    datasets, prepare = datasets_of_files(
+        splits, read, (length,), "float32", description
+    )
+    return Parts(
+        datasets,
+        folder.class_names,
+        (length,),
+        {split: len(files.paths) for split, files in splits.items()},
+        prepare,
+        sample_rate=rate,
+    )
+
+
+def _headers(splits: dict[str, Files], description: str | None) -> dict[str, Header]:
+    paths = [path for files in splits.values() for path in files.paths]
+    said = f"{description}: lengths"
+    each = progress.each(paths, said, "file", len(paths), description is not None)
+    return {path: read_header(path) for path in each}
+
+
+def _one_rate(headers: dict[str, Header]) -> int:
+    rates = Counter(header.sample_rate for header in headers.values())
+    rate, count = rates.most_common(1)[0]
+    for path, header in sorted(headers.items()):
+        if header.sample_rate != rate:
+            raise ValueError(
+                f"the recording {path!r} has {header.sample_rate} samples a second, and {count} "
+                f"of {len(headers)} have {rate}; pass sample_rate={rate} to resample to it, on "
+                f"the command line --sample-rate {rate}, or another rate."
+            )
+    return rate
+
+
+def read_sound(
+    path: str, headers: dict[str, Header], sample_rate: int, length: int
+) -> np.ndarray:
+    """Returns a recording, its end cut off or with zeros after it.
+
+    Raises:
+        ValueError: if it has samples that are NaN or infinite; naming the file.
+    """
+    from scipy.signal import resample_poly
+
+    header = headers[path]
+    if header.sample_rate == sample_rate:
+        samples = read_samples(path, header, length)
+    else:
+        common = math.gcd(header.sample_rate, sample_rate)
+        samples = resample_poly(
+            read_samples(path, header),
+            sample_rate // common,
+            header.sample_rate // common,
+        )
+    whole = np.zeros(length, "float32")
+    samples = samples[:length]
+    whole[: len(samples)] = samples
+    return whole
