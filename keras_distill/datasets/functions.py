@@ -87,7 +87,9 @@ def _splits(name: str, returned: Any) -> dict[str, Any]:
         is_pair(returned) and not all(is_pair(value, tuple) for value in returned)
     ):
         given = list(returned)
-        if len(given) == 2:  # as keras.datasets.mnist.load_data()
+        if (
+            all(map(is_pair, given)) and len(given) == 2
+        ):  # as keras.datasets.mnist.load_data()
             given.insert(1, None)
     is_split = lambda v: isinstance(v, tf.data.Dataset) or is_pair(v)  # noqa: E731
     if (
@@ -106,7 +108,7 @@ def _described(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         kinds = ", ".join(type(one).__name__ for one in value)
         return f"a {type(value).__name__} of {len(value)} ({kinds})"
-    return shown(value)
+    return "None" if value is None else f"one {type(value).__name__}"
 
 
 def _of_splits(name: str, given: dict[str, Any], validation_fraction: float) -> Parts:

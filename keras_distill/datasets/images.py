@@ -102,10 +102,11 @@ def read_image(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray
         raise ValueError(
             f"the image {path!r} is corrupt: {reason}; delete it, or write it anew."
         ) from error
-    image = _with_channels(image, channels)
-    if image.shape[:2] != (height, width):
-        image = tf.image.resize(image, (height, width))
-    array = image.numpy()
+    with tf.device("CPU:0"):  # beside a training on a GPU
+        image = _with_channels(image, channels)
+        if image.shape[:2] != (height, width):
+            image = tf.image.resize(image, (height, width))
+        array = image.numpy()
     return array if array.dtype == dtype else array.astype(dtype)
 
 

@@ -48,7 +48,7 @@ LOAD = [
             "json:loads",
             "function json:loads raised TypeError: .*called without",
         ),
-        ("name", "os:getcwd", "function os:getcwd returned '/.*'; return a Data"),
+        ("name", "os:getcwd", "function os:getcwd returned one str; return a Data"),
         ("name", "mnist:9.9.9", "cannot be loaded at version 9.9.9.*Names are as in"),
         ("name", "mnist/nope", "BuilderConfig nope not found.*Names are as in"),
         ("name", "mnist/width=3", "unexpected keyword argument 'width'. Names are"),
