@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.arguments import check_int, check_keras_file, check_path
+from keras_distill.inputs import shapes_of_inputs
 from keras_distill.named_functions import function_named
 from keras_distill.teacher_files import load_model_file
 
@@ -140,6 +142,30 @@ def loader(
         seconds=options.seconds,
         sample_rate=options.sample_rate,
     )
+
+
+def text_example(model: keras.Model, data: kd.datasets.Data) -> Any:
+    """Returns inputs for the check of an export, which makes up numbers but no text.
+
+    Returns:
+        Eight of the test examples' inputs, as `export_savedmodel(example=)` takes them; `None`
+        where none of them is text.
+    """
+    x, _ = next(iter(data.test.take(1)))
+    if not any(part.dtype == tf.string for part in tf.nest.flatten(x)):
+        return None
+    # Arrays, of which whole numbers become floats where a model takes such.
+    x = tf.nest.map_structure(lambda part: part[:8].numpy(), x)
+    shapes = shapes_of_inputs(model)
+    if shapes is None:
+        return x
+    if not isinstance(x, Mapping):
+        x = dict.fromkeys(shapes, x)
+    # Columns are of shape (batch,), which a model may take as (batch, 1).
+    return {
+        name: x[name].reshape(-1, 1) if len(shape) == 2 else x[name]
+        for name, shape in shapes.items()
+    }
 
 
 def load_model(role: str, path: str) -> keras.Model:

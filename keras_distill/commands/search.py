@@ -20,6 +20,7 @@ from keras_distill.commands.options import (
     load_model,
     loader,
     save_results,
+    text_example,
 )
 
 
@@ -127,6 +128,7 @@ def run(options: argparse.Namespace) -> None:
     exported = kd.export_savedmodel(
         result.student,
         os.path.join(directory, "savedmodel"),
+        example=text_example(result.student, data),
         class_names=data.class_names,
         card=kd.ModelCard(result, data=data, evaluation=comparison),
     )

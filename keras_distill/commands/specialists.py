@@ -19,6 +19,7 @@ from keras_distill.commands.options import (
     load_model,
     loader,
     save_results,
+    text_example,
 )
 from keras_distill.specialists.ensemble import classes_of
 
@@ -136,6 +137,7 @@ def run(options: argparse.Namespace) -> None:
     exported = kd.export_savedmodel(
         ensemble,
         os.path.join(work_dir, "savedmodel"),
+        example=text_example(ensemble, data),
         class_names=class_names,
         card={"data": data, "seeds": seed, "evaluation": comparison},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -98,9 +99,10 @@ def read_image(path: str, shape: tuple[int, int, int], dtype: str) -> np.ndarray
             asked = 4
         image = tf.io.decode_image(content, asked, expand_animations=False)
     except tf.errors.OpError as error:
-        reason = str(error.message).split("\n")[0].split(" [Op:")[0].rstrip(". ")
+        # Without TensorFlow's own place: "{{function_node ...}} Invalid PNG data [Op:...]".
+        reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.split("\n")[0])
         raise ValueError(
-            f"the image {path!r} is corrupt: {reason}; delete it, or write it anew."
+            f"the image {path!r} is corrupt: {reason.strip(' .')}; delete it, or write it anew."
         ) from error
     with tf.device("CPU:0"):  # beside a training on a GPU
         image = _with_channels(image, channels)
