@@ -44,6 +44,13 @@ def test_digits_splits_are_disjoint_whole_and_the_same_for_every_seed():
     assert (x.dtype, x.min(), x.max()) == (np.float32, 0.0, 1.0)
 
 
+def test_a_dataset_shows_what_it_is():
+    shown = (
+        "Data('digits': 10 classes of (8, 8, 1); 1,131 train, 126 validation, 540 test)"
+    )
+    assert repr(datasets.load("digits")) == shown
+
+
 def test_train_is_shuffled_anew_and_test_is_not():
     data = datasets.load("digits", batch_size=2000)
     first, second = (datasets.to_arrays(data.train)[1] for _ in range(2))

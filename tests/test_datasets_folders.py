@@ -125,6 +125,12 @@ def test_names_hidden_files_nested_folders_links_and_endings(tmp_path):
     data = load(root)
     assert data.class_names == ["chat à poil", "dog", "linked"]
     assert sum(data.sizes.values()) == 12
+    (root / os.fsdecode(b"\xff")).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match="has a name that is not UTF-8, and is a class"
+    ):
+        load(root)
+    (root / os.fsdecode(b"\xff")).unlink()
     (root / "dog" / "loop").symlink_to(root / "dog")
     with pytest.raises(ValueError, match=r"loop' is a link to a folder that it is in"):
         load(root)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,8 @@ import tensorflow as tf
 from keras_distill import progress
 from keras_distill.datasets.parts import IN_MEMORY_BYTES
 from keras_distill.datasets.splits import draw_missing, sort_names
+
+_T = TypeVar("_T")
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 SOUND = (".wav",)
@@ -164,6 +166,13 @@ def _classes(folder: str) -> dict[str, list[str]]:
             )
     if not classes:
         raise ValueError(f"{folder!r} has no folder of a class; {_LAYOUT}.")
+    for name, path in classes.items():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the folder {path!r} has a name that is not UTF-8, and is a class; rename it."
+            ) from error
     found = {name: _files_below(path, set()) for name, path in classes.items()}
     for name, paths in found.items():
         if not paths:
@@ -229,6 +238,27 @@ def draw_splits(folder: Folder, validation_fraction: float) -> dict[str, Files]:
     for split, chosen in drawn.items():
         splits[split] = Files([train.paths[i] for i in chosen], train.labels[chosen])
     return {split: splits[split] for split in SPLIT_NAMES}
+
+
+def read_headers(
+    splits: dict[str, Files], read: Callable[[str], _T], description: str | None
+) -> dict[str, _T]:
+    """Returns what a function says of each file, by path: what it can before it is decoded."""
+    paths = [path for files in splits.values() for path in files.paths]
+    return dict(zip(paths, _each(read, paths, description), strict=True))
+
+
+def _each(
+    do: Callable[[Any], _T], items: list[Any], description: str | None
+) -> Iterator[_T]:
+    """Yields what a function returns for each; reading lets other threads run."""
+    shown = (description or "", "file", len(items), description is not None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            yield from progress.each(pool.map(do, items), *shown)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def datasets_of_files(
@@ -297,13 +327,6 @@ def _read_all(
         array, i, path = job
         array[i] = read(path)
 
-    # Decoding lets other threads run.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        shown = (description or "", "file", len(jobs), description is not None)
-        try:
-            for _ in progress.each(pool.map(put, jobs), *shown):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for _ in _each(put, jobs, description):
+        pass
     return held

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill import progress
 from keras_distill.datasets.folders import (
-    Files,
     Folder,
     datasets_of_files,
     draw_splits,
+    read_headers,
 )
 from keras_distill.datasets.image_headers import Header, read_header
 from keras_distill.datasets.parts import Parts
@@ -39,7 +38,7 @@ def images_parts(
             `image_size` is given; naming the file.
     """
     splits = draw_splits(folder, validation_fraction)
-    headers = _headers(splits, description)
+    headers = read_headers(splits, read_header, description)
     if image_size is None:
         height, width = _one_size(headers)
     else:
@@ -60,13 +59,6 @@ def images_parts(
         {split: len(files.paths) for split, files in splits.items()},
         _scaling(prepare, normalize),
     )
-
-
-def _headers(splits: dict[str, Files], description: str | None) -> dict[str, Header]:
-    paths = [path for files in splits.values() for path in files.paths]
-    said = f"{description}: sizes"
-    each = progress.each(paths, said, "file", len(paths), description is not None)
-    return {path: read_header(path) for path in each}
 
 
 def _one_size(headers: dict[str, Header]) -> tuple[int, int]:

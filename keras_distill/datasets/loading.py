@@ -301,6 +301,11 @@ def _kind_of(name: Any, data_dir: str | None) -> tuple[str, str, str]:
         )
     if name == "digits":
         return "digits", name, name
+    if "://" in os.fspath(name) and not os.fspath(name).startswith("file://"):
+        raise ValueError(
+            f"data is read from local disks, not from {os.fspath(name)!r}; copy it here, or give "
+            "module:function, which may read it from there."
+        )
     path = os.path.abspath(check_path("name", name))
     is_path = is_path or name.startswith(("/", "~", "./", "../", "file://", os.sep))
     is_path = is_path or name in (".", "..") or is_table(name)

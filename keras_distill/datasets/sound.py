@@ -8,12 +8,11 @@ from collections import Counter
 
 import numpy as np
 
-from keras_distill import progress
 from keras_distill.datasets.folders import (
-    Files,
     Folder,
     datasets_of_files,
     draw_splits,
+    read_headers,
 )
 from keras_distill.datasets.parts import Parts
 from keras_distill.datasets.wav import Header, read_header, read_samples
@@ -33,7 +32,7 @@ def sound_parts(
             rates and no `sample_rate` is given; naming the file.
     """
     splits = draw_splits(folder, validation_fraction)
-    headers = _headers(splits, description)
+    headers = read_headers(splits, read_header, description)
     rate = sample_rate or _one_rate(headers)
     if seconds is None:
         train = [headers[path] for path in splits["train"].paths]
@@ -55,13 +54,6 @@ def sound_parts(
         prepare,
         sample_rate=rate,
     )
-
-
-def _headers(splits: dict[str, Files], description: str | None) -> dict[str, Header]:
-    paths = [path for files in splits.values() for path in files.paths]
-    said = f"{description}: lengths"
-    each = progress.each(paths, said, "file", len(paths), description is not None)
-    return {path: read_header(path) for path in each}
 
 
 def _one_rate(headers: dict[str, Header]) -> int:

@@ -41,6 +41,11 @@ LOAD = [
         ("name", "../mnist", "there is no file or folder '../mnist'; give a folder"),
         ("name", "no/such.CSV", "there is no file or folder 'no/such.CSV'"),
         ("name", pathlib.Path("mnist"), "there is no file or folder 'mnist'; give a"),
+        (
+            "name",
+            "gs://bucket/pets",
+            "read from local disks, not from 'gs://bucket/pets'",
+        ),
         ("name", "no_module:f", "the data's module cannot be imported: .*'no_module'"),
         ("name", "json:nothing", "json has no function 'nothing' to load data"),
         (
