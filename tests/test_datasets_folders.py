@@ -494,6 +494,12 @@ def test_rarer_wav_files(tmp_path):
         ),
         (riff([(b"fmt ", form()), (b"data", b"")]), "has no samples; delete it."),
         (
+            riff(
+                [(b"fmt ", form(1, 2, width=1)[:-4] + b"\3\0\x08\0"), (b"data", b"abc")]
+            ),
+            "has samples of format 1 in 0 bytes each",
+        ),
+        (
             riff([(b"fmt ", form(7, width=1)), (b"data", b"abcd")]),
             "has samples of format 7 in 1 bytes each, 800 a second; convert it to PCM",
         ),

@@ -359,6 +359,14 @@ def test_a_label_that_is_no_column(tmp_path, label, shown):
         load(path, label=label)
 
 
+def test_a_cell_may_be_a_whole_document(tmp_path):
+    table = pd.DataFrame(
+        {"text": ["long, " * 50_000, "short"] * 5, "label": [0, 1] * 5}
+    )
+    x, y = whole(load(write(table, tmp_path / "t.csv")))
+    assert {len(text) for text in x[y == 0]} == {300_000}
+
+
 def test_bytes_before_the_header_that_excel_writes(tmp_path):
     path = write(
         numbers()[["label", "count"]], tmp_path / "t.csv", encoding="utf-8-sig"

@@ -150,6 +150,7 @@ def _quoting(path: str) -> int:
 
 def _first_rows(path: str, most: int = 1000) -> list[list[str]]:
     """Returns the cells of the first lines, which say whether there is a header."""
+    limit = csv.field_size_limit(2**31 - 1)  # a cell may be a whole document
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             # csv's types are of its C code.
@@ -160,6 +161,8 @@ def _first_rows(path: str, most: int = 1000) -> list[list[str]]:
         raise ValueError(_no_text(path)) from error
     except csv.Error as error:
         raise ValueError(_damaged(path, error)) from error
+    finally:
+        csv.field_size_limit(limit)
     if not rows:
         raise ValueError(f"the table {path!r} has no rows; give one with examples.")
     return rows

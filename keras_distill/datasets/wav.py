@@ -78,7 +78,7 @@ def _described(
         raise ValueError(_corrupt(path, "it does not say its format")) from error
     if code == _EXTENSIBLE and len(said) >= 26:
         (code,) = struct.unpack(f"{order}H", said[24:26])
-    width = frame // channels if channels else 0
+    width = frame // channels if channels and not frame % channels else 0
     dtype = {
         (_PCM, 1): "u1", (_PCM, 2): "i2", (_PCM, 3): "V3", (_PCM, 4): "i4",
         (_FLOAT, 4): "f4", (_FLOAT, 8): "f8",
