@@ -356,8 +356,27 @@ def test_every_class_keeps_one_example_to_train_on():
     assert len(splits["validation"]) == 3  # three tenths of what is left
     given = draw_missing(labels, ["train", "test"], 0.3, list("abc"))
     assert set(given) == {"train", "validation"}
+    given = draw_missing(labels, ["validation", "train"], 0.3, list("abc"))
+    assert {split: len(part) for split, part in given.items()} == {
+        "train": 10,
+        "test": 3,
+    }
     with pytest.raises(ValueError, match="2 training examples are too few .* for test"):
         draw_missing(np.array([0, 1]), ["train"], 0.1, ["a", "b"])
+
+
+def test_one_file_of_each_class_is_too_few(tmp_path):
+    for name in ("a", "b", "c"):
+        picture(tmp_path / name / "1.png")
+    sentence = (
+        "3 training examples are too few .*class 'a' has 1. Give more of each class"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path)
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            picture(tmp_path / "whole" / split / name / "1.png")
+    assert load(tmp_path / "whole").sizes == {"train": 2, "validation": 2, "test": 2}
 
 
 def test_names_are_sorted_by_value_only_if_all_are_numbers():

@@ -384,7 +384,13 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"image_size": (2, 2)}, {"color_mode": "rgb"}, {"seconds": 1.0}]
+    "options",
+    [
+        {"image_size": (2, 2)},
+        {"color_mode": "rgb"},
+        {"seconds": 1.0},
+        {"normalize": False},
+    ],
 )
 def test_options_of_other_kinds_are_refused(tmp_path, options):
     path = write(numbers(), tmp_path / "t.csv")

@@ -189,14 +189,24 @@ def _parts(
 ) -> Parts:
     """Returns the data of a source."""
     name, place = source.name, source.place
+
+    def refuse(kind: str, *names: str) -> None:
+        """Refuses what a kind of data does not take."""
+        values = {**source._asdict(), "normalize": None if normalize else False}
+        for one in names:
+            if values[one] is not None:
+                raise ValueError(
+                    f"{one}={values[one]!r} is not for {kind}, which {name!r} is; leave it out."
+                )
+
     of_images, of_sound = ("image_size", "color_mode"), ("seconds", "sample_rate")
     if source.kind == "digits":
-        _refuse(source, "digits", "color_mode", "label", *of_sound)
+        refuse("digits", "color_mode", "label", *of_sound)
         if not normalize:
             raise ValueError(digits.NO_OPTIONS)
         return digits.digits_parts(validation_fraction)
     if source.kind == "tfds":
-        _refuse(source, "a TFDS dataset", "color_mode", "label", *of_sound)
+        refuse("a TFDS dataset", "color_mode", "label", *of_sound)
         return tfds.tfds_parts(
             place,
             source.data_dir,
@@ -206,7 +216,7 @@ def _parts(
             verbose,
         )
     if source.kind == "function":
-        _refuse(source, "a function's data", *of_images, *of_sound, "label")
+        refuse("a function's data", *of_images, *of_sound, "label", "normalize")
         return functions.function_parts(place, validation_fraction)
     if source.kind == "table":
         paths = {"train": place}
@@ -215,12 +225,12 @@ def _parts(
         has_folders = any(entry.is_dir() for entry in listed(place))
         paths = {} if has_folders else tables.tables_of(place)
     if paths:
-        _refuse(source, "a table", *of_images, *of_sound)
+        refuse("a table", *of_images, *of_sound, "normalize")
         return tables.tables_parts(paths, source.label, validation_fraction)
     folder = read_folder(place)
     description = f"reading {name}" if verbose else None
     if folder.kind == "sound":
-        _refuse(source, "a folder of sound", *of_images, "label")
+        refuse("a folder of sound", *of_images, "label", "normalize")
         return sound.sound_parts(
             folder,
             validation_fraction,
@@ -228,7 +238,7 @@ def _parts(
             source.sample_rate,
             description,
         )
-    _refuse(source, "a folder of images", *of_sound, "label")
+    refuse("a folder of images", *of_sound, "label")
     return images.images_parts(
         folder,
         validation_fraction,
@@ -237,16 +247,6 @@ def _parts(
         normalize,
         description,
     )
-
-
-def _refuse(source: _Source, kind: str, *names: str) -> None:
-    """Refuses what a kind of data does not take."""
-    for name in names:
-        value = getattr(source, name)
-        if value is not None:
-            raise ValueError(
-                f"{name}={value!r} is not for {kind}, which {source.name!r} is; leave it out."
-            )
 
 
 def _check_source(
