@@ -1,7 +1,5 @@
 """The commands on users' own data, in this process."""
 
-import json
-
 import keras
 import numpy as np
 import pandas as pd
@@ -101,58 +99,18 @@ def test_a_file_that_breaks_in_training_is_said_in_a_sentence(
     )
 
 
-def test_export_takes_the_class_names_of_a_folder(here):
+def test_export_takes_the_class_names_of_a_folder(here, capsys):
     pictures(here / "pets")
-    model = models.cnn((16, 16, 3), 2, (2,))
+    model = models.cnn((16, 16, 3), 3, (2,))
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     save(model, "model.keras")
-    assert (
-        main.main(
-            ["export", "model.keras", "--class-names", "./pets", "--output", "out"]
-        )
-        == 0
-    )
-    card = json.loads(
-        (here / "out" / "savedmodel" / "1" / "model_card.json").read_text()
-    )
-    assert "string (batch)" in card["export"]["outputs"]["label"]
-    served = tf.saved_model.load("out/savedmodel/1").signatures["serving_default"]
-    (name,) = served.structured_input_signature[1]
-    (label,) = served(**{name: tf.ones((1, 16, 16, 3))})["label"].numpy()
-    assert label in (b"cat", b"dog")
-
-
-@pytest.mark.slow
-def test_search_and_specialists_on_a_table(here):
-    rows = RNG.normal(size=(240, 4))
-    table = pd.DataFrame(rows, columns=list("abcd"))
-    table["kind"] = rows.argmax(axis=1)
-    table.to_csv("t.csv", index=False)
-    data = datasets.load("t.csv", label="kind")
-    teacher = models.mlp(data.input_shape, 4, (16,))
-    teacher.compile(
-        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    teacher.fit(data.train, epochs=5, verbose=0)
-    teacher.save("teacher.keras")
-    (here / "my_students.py").write_text(
-        "import keras_distill as kd\n"
-        "def build(hp):\n    return kd.models.mlp((4,), 4, (4,))\n"
-    )
-    command = [
-        "search",
-        "teacher.keras",
-        "t.csv",
-        "my_students:build",
-        "--label",
-        "kind",
-    ]
-    assert main.main([*command, "--trials", "2", "--epochs", "1"]) == 0
-    card = here / "keras-distill-search" / "savedmodel" / "1" / "model_card.json"
-    assert json.loads(card.read_text())["data"]["name"] == "t.csv"
-    command = ["specialists", "teacher.keras", "t.csv", "--label", "kind"]
-    command += ["--clusters", "2", "--hard-epochs", "1", "--soft-epochs", "0"]
-    assert main.main(command) == 0
+    command = ["export", "model.keras", "--output", "out", "--class-names"]
+    for path in ("pets", "./pets"):
+        assert main.main([*command, path]) == 1
+        said = capsys.readouterr().err
+        assert "class_names has 2 names, but the model has 3 classes" in said
+    assert main.main([*command, "./cats"]) == 1
+    assert "the class names './cats' are not there" in capsys.readouterr().err
 
 
 def columns(width):
@@ -168,35 +126,27 @@ def columns(width):
     return keras.Model([city, age], keras.layers.Dense(2)(joined))
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        lambda: columns(2),
-        lambda: keras.Sequential(
-            [
-                keras.Input((1,), dtype="string"),
-                keras.layers.Hashing(9, output_mode="multi_hot"),
-                keras.layers.Dense(2),
-            ]
-        ),
-        lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]),
-    ],
-)
-def test_text_is_exported_with_an_example_of_the_data(here, model):
-    model = model()
-    table = pd.DataFrame({"age": np.arange(20), "city": ["Bern", "Rom"] * 10})
-    if not isinstance(model, keras.Sequential):
-        table = table.assign(unused="x")  # which the model does not take
-    elif model.inputs[0].dtype == "string":
-        table = table[["city"]]
-    else:
-        table = pd.DataFrame(RNG.normal(size=(20, 3)), columns=list("abc"))
-    table.assign(label=[0, 1] * 10).to_csv("t.csv", index=False)
-    data = datasets.load("t.csv")
-    example = options.text_example(model, data)
-    assert (example is None) == (data.input_shape == (3,))
+def test_text_is_exported_with_an_example_of_the_data(here):
+    table = pd.DataFrame({"city": ["Bern", "Rom"] * 10, "label": [0, 1] * 10})
+    table.to_csv("text.csv", index=False)
+    table.assign(age=np.arange(20), unused="x").to_csv("mixed.csv", index=False)
+    table.assign(city=np.arange(20)).to_csv("numbers.csv", index=False)
+    text, mixed, numbers = (
+        datasets.load(f"{name}.csv") for name in ("text", "mixed", "numbers")
+    )
+    of_numbers = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+    assert options.text_example(of_numbers, numbers) is None
+    hashing = keras.layers.Hashing(9, output_mode="multi_hot")
+    for shape in ((), (1,)):
+        of_text = keras.Sequential([keras.Input(shape, dtype="string"), hashing])
+        (example,) = options.text_example(of_text, text).values()
+        assert example.shape == (len(example), *shape)
+    model = columns(2)
+    example = options.text_example(model, mixed)
+    assert {name: part.shape[1:] for name, part in example.items()} == {
+        "city": (1,), "age": (),
+    }  # fmt: skip
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model(data.train.map(lambda x, y: x).take(1).get_single_element())
     assert kd.export_savedmodel(model, "out", example=example).endswith("1")
 
 
