@@ -91,6 +91,13 @@ def test_splits_that_are_given_are_kept(returning, value):
     }
 
 
+def test_a_shuffled_dataset_is_taken_where_nothing_is_drawn_from_it(returning):
+    value = (dataset().shuffle(20), dataset(X[:4], Y[:4]), dataset(X[:4], Y[:4]))
+    assert load(returning(value)).sizes == {"train": 20, "validation": 4, "test": 4}
+    fixed = dataset().shuffle(20, seed=1, reshuffle_each_iteration=False)
+    assert load(returning(fixed)).sizes["train"] == 14
+
+
 def test_a_data_keeps_what_it_says(returning):
     whole = load("digits", batch_size=50, shuffle=False)
     whole = whole.replace(class_names=list("abcdefghij"), version="of Monday")
@@ -170,6 +177,7 @@ def test_in_the_working_folder_and_in_another_process(tmp_path, monkeypatch):
         ),
         (dataset().repeat(), "the train dataset of .* is endless; return it before"),
         (dataset().map(lambda x, y: x), "train dataset of .* yields .*map it to pairs"),
+        (dataset().shuffle(20), "comes in another order each time.*before shuffle"),
         (dataset().take(0), "the train dataset of .* is empty; check how it is made"),
         (
             tf.data.Dataset.from_generator(

@@ -130,6 +130,8 @@ def _of_splits(name: str, given: dict[str, Any], validation_fraction: float) -> 
         )
     class_names = [str(i) for i in range(classes)]
     drawn = draw_missing(labels["train"], labels, validation_fraction, class_names)
+    if len(drawn) > 1 and isinstance(splits["train"], tf.data.Dataset):
+        _check_order(name, splits["train"], labels["train"])
     train = splits["train"], labels["train"]
     for split, chosen in drawn.items():
         splits[split], labels[split] = _chosen(*train, chosen)
@@ -158,6 +160,18 @@ def _read_labels(name: str, split: str, dataset: tf.data.Dataset) -> np.ndarray:
             f"the {split} dataset of {name} is empty; check how it is made."
         )
     return _check_labels(name, split, np.concatenate(found))
+
+
+def _check_order(name: str, train: tf.data.Dataset, labels: np.ndarray) -> None:
+    """Refuses a dataset in another order each time: what is drawn from it by place would mix."""
+    first = train.take(1000)
+    again = _read_labels(name, "train", first)
+    if (again != labels[: len(again)]).any():
+        raise ValueError(
+            f"the train dataset of {name} comes in another order each time, so no "
+            "validation or test can be kept from it; return it before shuffle(), or with "
+            "reshuffle_each_iteration=False, or return all three splits."
+        )
 
 
 def _dataset(name: str, split: str, pair: Any) -> tf.data.Dataset:
