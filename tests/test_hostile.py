@@ -49,6 +49,7 @@ NO_ROWS = {
     "Distiller.make_train_function": _KERAS,
     "Distiller.predict_step": _KERAS,
     "Distiller.step_logs": _KERAS,
+    "Distiller.summary": "keras.Model.summary refuses what it does not take",
     "Distiller.test_step": _KERAS,
     "Distiller.train_step": _KERAS,
     "Evaluation": _RESULT,
