@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
 
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def bar(
@@ -26,8 +28,8 @@ def bar(
 ) -> Any:
     """Returns a bar that appears after two seconds and does not stay.
 
-    Where standard error is no terminal it is a line every 30 seconds instead, and none
-    for work that is shorter.
+    Where standard error is no terminal it is a line every 30 seconds instead, however seldom
+    it is told of progress, and none for work that is shorter.
 
     Args:
         description: what is done.
@@ -88,15 +90,20 @@ class _Lines:
         self.description, self.shown = description, shown
         self.n, self.total, self.postfix = shown["initial"], shown["total"], ""
         self.start = self.last = time.monotonic()
+        self.over, self.writing = threading.Event(), threading.Lock()
+        threading.Thread(
+            target=_refresh_until, args=(weakref.ref(self), self.over), daemon=True
+        ).start()
 
     def __enter__(self) -> _Lines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self.close()
 
     def close(self) -> None:
-        """Leaves what was written."""
+        """Writes no more lines; leaves those that were written."""
+        self.over.set()
 
     def update(self, n: int = 1) -> None:
         self.n += n
@@ -109,10 +116,11 @@ class _Lines:
 
     def refresh(self) -> None:
         """Writes a line, if the last one is old enough."""
-        now = time.monotonic()
-        if now - self.last < _SECONDS_BETWEEN_LINES:
-            return
-        self.last = now
+        with self.writing:
+            now = time.monotonic()
+            if now - self.last < _SECONDS_BETWEEN_LINES:
+                return
+            self.last = now
         line = tqdm.format_meter(
             self.n,
             elapsed=now - self.start,
@@ -121,6 +129,16 @@ class _Lines:
             **{**self.shown, "total": self.total},
         )
         print(line, file=sys.stderr, flush=True)
+
+
+def _refresh_until(lines: weakref.ref[_Lines], over: threading.Event) -> None:
+    """Refreshes lines until they are closed or forgotten: one step may take minutes."""
+    while not over.wait(_SECONDS_BETWEEN_LOOKS):
+        shown = lines()
+        if shown is None:
+            return
+        shown.refresh()
+        del shown
 
 
 @contextlib.contextmanager

@@ -8,12 +8,10 @@ import time
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill import progress
 from keras_distill.arguments import check_int, check_scalar
+from keras_distill.commands import pictures
 from keras_distill.commands.options import (
     DATA_DIR,
     SEED,
@@ -21,8 +19,10 @@ from keras_distill.commands.options import (
     add_image_size,
     as_path,
     best_on,
+    heading,
     save_results,
 )
+from keras_distill.commands.training import default_epochs, showing_progress
 
 _EXAMPLES_SHOWN = 8
 
@@ -102,12 +102,12 @@ def run(options: argparse.Namespace) -> None:
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
     os.makedirs(output, exist_ok=True)
-    epochs = epochs or int(np.clip(70_000 / data.sizes["train"], 5, 60))
-    _heading("Data")
+    epochs = epochs or default_epochs(data.sizes["train"])
+    heading("Data")
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
     print(f"{data.name}: {data.classes} classes of {shape}; {sizes}")
 
-    _heading("Training")
+    heading("Training")
     keras.utils.set_random_seed(seed)
     # One stage more for larger images.
     large = shape[0] >= 16
@@ -131,16 +131,23 @@ def run(options: argparse.Namespace) -> None:
         histories[name] = _train(model, data, epochs, name)
         students[name], trained[name] = student, model
 
-    _heading("Test data, each model judged once")
+    heading("Test data, each model judged once")
     judged = {f"student, {name}": student for name, student in students.items()}
     comparison = kd.compare({"teacher": teacher, **judged}, data.test, teacher=teacher)
     print(comparison)
 
-    _heading("Pictures")
-    pictures = _pictures(data, teacher, students["distilled"], comparison, histories)
-    save_results(output, comparison, pictures)
+    heading("Pictures")
+    drawn = pictures.draw(
+        data.test.unbatch().batch(pictures.BATCH_SIZE),
+        data.class_names,
+        teacher,
+        students["distilled"],
+        comparison,
+        histories,
+    )
+    save_results(output, comparison, drawn)
 
-    _heading("Export of the student that is better on validation data")
+    heading("Export of the student that is better on validation data")
     best = best_on(data.validation, students)
     path = kd.export_savedmodel(
         students[best],
@@ -153,33 +160,11 @@ def run(options: argparse.Namespace) -> None:
     print(f"the {best} student is in {path}, as TensorFlow Serving takes it")
     _ask_fresh_process(path, data)
 
-    _heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
+    heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
     served = os.path.abspath(os.path.dirname(path))
     print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
     print(f"- serve it:         tensorflow_model_server --model_base_path={served}")
     print(f"- look at results:  {os.path.abspath(output)}")
-
-
-def _heading(text: str) -> None:
-    print(f"\n{text}\n{'=' * len(text)}", flush=True)
-
-
-class _Bar(keras.callbacks.Callback):
-    """One progress bar for a whole training, and a line at its end."""
-
-    def __init__(self, name: str, epochs: int) -> None:
-        super().__init__()
-        self.name = name
-        self.bar = progress.bar(name, "epoch", epochs, True)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.said = f"val accuracy {logs['val_accuracy']:.2%}"
-        self.bar.set_postfix_str(self.said, False)
-        self.bar.update()
-
-    def on_train_end(self, logs: Any = None) -> None:
-        self.bar.close()
-        print(f"{self.name:<12} {self.said}", flush=True)
 
 
 def _train(
@@ -191,46 +176,17 @@ def _train(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    return model.fit(
-        data.train,
-        validation_data=data.validation,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[_Bar(name, epochs)],
-    ).history
-
-
-def _pictures(
-    data: kd.datasets.Data,
-    teacher: keras.Model,
-    student: keras.Model,
-    comparison: kd.Comparison,
-    histories: dict[str, dict],
-) -> dict[str, Any]:
-    from keras_distill.metrics import reliability
-
-    x, y = kd.datasets.to_arrays(data.test)
-    logits = teacher.predict(x[:500], verbose=0)
-    # The example with the most to say: the least sure of the teacher's right answers.
-    p = tf.nn.softmax(logits).numpy()
-    sureness = np.where(logits.argmax(-1) == y[:500], p.max(-1), np.inf)
-    example = int(sureness.argmin())
-    p_student = tf.nn.softmax(student.predict(x, verbose=0)).numpy()
-    return {
-        "temperature_curves": kd.plots.temperature_curves(),
-        "soft_targets": kd.plots.soft_targets(
-            logits[example],
-            class_names=data.class_names,
-            image=x[example],
-            label=int(y[example]),
-        ),
-        "training_curves": kd.plots.training_curves(histories),
-        "reliability": kd.plots.reliability_diagram(
-            *reliability(p_student, y), name="the distilled student"
-        ),
-        "size_against_accuracy": kd.plots.size_against_accuracy(comparison.evaluations),
-    }
+    with showing_progress(name, model, steps) as shown:
+        history = model.fit(
+            data.train,
+            validation_data=data.validation,
+            epochs=epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=[shown],
+        ).history
+    print(f"{name:<12} val accuracy {history['val_accuracy'][-1]:.2%}", flush=True)
+    return history
 
 
 def _ask_fresh_process(path: str, data: kd.datasets.Data) -> None:

@@ -42,7 +42,7 @@ _FILES = {
     "onnx": (".onnx", None),
 }
 FORMATS = ("savedmodel", *_FILES)
-_INT8 = "litert:int8"
+INT8 = "litert:int8"
 _KINDS = ["softmax", "sigmoid", "values"]
 #: As Python says it, and as the command line does.
 _SAID_OF_KINDS = (
@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> None:
         RuntimeError: if a format is not what the model is. Those before it stay.
     """
     formats = _checked(options)
-    _check_before_work(formats, options)
+    stem, _ = os.path.splitext(os.path.basename(options.model))
+    check_before_work(formats, options.output, stem)
     load = _loader(options)
     model = load_model("model", options.model)
     student = model.student if isinstance(model, kd.Distiller) else model
@@ -135,9 +136,16 @@ def run(options: argparse.Namespace) -> None:
         given["example"] = calibration[:_CHECKED]
     rows = [["format", "path", "size"]]
     try:
-        with _warned_once():
+        with warned_once():
             for name in formats:
-                path = _export(name, model, options, calibration, given)
+                path = export_as(
+                    name,
+                    model,
+                    path_of(name, options.output, stem),
+                    calibration,
+                    options.keep,
+                    **given,
+                )
                 rows.append([name, path, size_shown(size_on_disk(path))])
     finally:
         if len(rows) > 1:
@@ -145,7 +153,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _warned_once() -> Iterator[None]:
+def warned_once() -> Iterator[None]:
     """Has what every format warns of said once, and without a line of our code."""
     told = set()
 
@@ -166,16 +174,11 @@ def _checked(options: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: if they do not.
     """
-    formats = list(dict.fromkeys(options.format))
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(
-                f"there is no format {name!r}; --format takes {', '.join(FORMATS)}."
-            )
+    formats = formats_of(options.format)
     check_int("calibration_examples", options.calibration_examples, 1)
-    if _INT8 in formats and options.calibration is None:
+    if INT8 in formats and options.calibration is None:
         raise ValueError(
-            f"{_INT8} needs --calibration, a dataset whose training examples say which "
+            f"{INT8} needs --calibration, a dataset whose training examples say which "
             'range each layer has: "digits", or a name of TFDS; or take litert:dynamic.'
         )
     if options.keep is not None:
@@ -191,8 +194,27 @@ def _checked(options: argparse.Namespace) -> list[str]:
     return formats
 
 
-def _check_before_work(formats: list[str], options: argparse.Namespace) -> None:
+def formats_of(given: list[str]) -> list[str]:
+    """Returns the formats of the command line, each once.
+
+    Raises:
+        ValueError: if there is no such format.
+    """
+    for name in given:
+        if name not in FORMATS:
+            raise ValueError(
+                f"there is no format {name!r}; --format takes {', '.join(FORMATS)}."
+            )
+    return list(dict.fromkeys(given))
+
+
+def check_before_work(formats: list[str], output: str, stem: str) -> None:
     """Refuses what any of the formats lacks, before the first is exported.
+
+    Args:
+        formats: of `formats_of`.
+        output: folder for all.
+        stem: of the names of files.
 
     Raises:
         ImportError: without the package that one needs.
@@ -200,7 +222,7 @@ def _check_before_work(formats: list[str], options: argparse.Namespace) -> None:
         ValueError: if one cannot be written there.
     """
     for name in formats:
-        path = _path_of(name, options)
+        path = path_of(name, output, stem)
         if name == "savedmodel":
             savedmodel.check_directory(path)
             continue
@@ -264,31 +286,39 @@ def _class_names(given: str, load: Callable[[str], kd.datasets.Data]) -> list[st
     return names
 
 
-def _export(
+def export_as(
     name: str,
     model: keras.Model,
-    options: argparse.Namespace,
-    calibration: Any,
-    given: dict[str, Any],
+    path: str,
+    calibration: Any = None,
+    keep: int | None = None,
+    **given: Any,
 ) -> str:
-    """Returns the path of what was written."""
-    path = _path_of(name, options)
+    """Exports a model in a format, and returns the path of what was written.
+
+    Args:
+        name: of the format.
+        model: what it is of.
+        path: of `path_of`.
+        calibration: examples, for litert:int8 alone.
+        keep: versions of savedmodel that stay; `None` for all.
+        **given: what all exporters take.
+    """
     if name == "savedmodel":
-        return kd.export_savedmodel(model, path, keep=options.keep, **given)
+        return kd.export_savedmodel(model, path, keep=keep, **given)
     if name == "onnx":
         return kd.export_onnx(model, path, **given)
     return kd.export_litert(
         model,
         path,
         quantize=_FILES[name][1],
-        calibration=calibration if name == _INT8 else None,
+        calibration=calibration if name == INT8 else None,
         **given,
     )
 
 
-def _path_of(name: str, options: argparse.Namespace) -> str:
-    """Returns where a format is written."""
+def path_of(name: str, output: str, stem: str) -> str:
+    """Returns where a format is written: a folder of versions, or a file."""
     if name == "savedmodel":
-        return os.path.join(options.output, name)
-    stem, _ = os.path.splitext(os.path.basename(options.model))
-    return os.path.join(options.output, stem + _FILES[name][0])
+        return os.path.join(output, name)
+    return os.path.join(output, stem + _FILES[name][0])

@@ -23,10 +23,12 @@ from keras_distill.commands import (
     bench,
     cache,
     demo,
+    distill,
     export,
     inspect_export,
     search,
     specialists,
+    teach,
 )
 
 #: Kinds of error whose message says it all.
@@ -42,7 +44,17 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {kd.__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, cache, specialists, search, export, inspect_export, bench):
+    for command in (
+        demo,
+        distill,
+        teach,
+        cache,
+        search,
+        specialists,
+        export,
+        inspect_export,
+        bench,
+    ):
         command.add_parser(commands)
     return parser
 

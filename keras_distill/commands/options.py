@@ -50,6 +50,8 @@ DATASET = (
     '"digits", a TFDS dataset such as mnist, a folder of images or .wav files by class, a '
     ".csv, .tsv or .parquet file, or module:function"
 )
+#: What else may be said of a command's data, by the names of arguments.
+DATA_OPTIONS = ("image_size", "color_mode", "label", "seconds", "sample_rate")
 SEED: Option = ("--seed", int, 0, "makes the run repeatable")
 BATCH_SIZE: Option = ("--batch-size", int, 128, "examples of a training step")
 
@@ -168,6 +170,17 @@ def text_example(model: keras.Model, data: kd.datasets.Data) -> Any:
     }
 
 
+def data_words(options: argparse.Namespace) -> list[str]:
+    """Returns what says how the command's data is loaded, as it is typed."""
+    words: list[str] = []
+    for name in ("data_dir", *DATA_OPTIONS):
+        value = getattr(options, name)
+        if value is not None:
+            parts = value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, parts)]
+    return words
+
+
 def load_model(role: str, path: str) -> keras.Model:
     """Returns the model of a `.keras` file.
 
@@ -179,14 +192,19 @@ def load_model(role: str, path: str) -> keras.Model:
     return load_model_file(role, path)
 
 
-def function_of(path: str) -> Callable:
-    """Returns the function that "module:function" names, to build a student.
+def function_of(path: str, role: str = "student") -> Callable:
+    """Returns the function that "module:function" names, to build a network.
 
     Raises:
-        ValueError: if there is no such module or function.
+        ValueError: naming its role, if there is no such module or function.
     """
     example = "my_models:build for the function build(hp) of my_models.py"
-    return function_named(path, "student", example, "to build a student")
+    return function_named(path, role, example, f"to build a {role}")
+
+
+def heading(text: str) -> None:
+    """Prints the heading of a part of what a command does."""
+    print(f"\n{text}\n{'=' * len(text)}", flush=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,344 @@
+"""The stages of `keras-distill distill`, each done once however often it is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import glob
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import keras_tuner
+import tensorflow as tf
+
+import keras_distill as kd
+from keras_distill.commands import export, next_steps, pictures, report
+from keras_distill.commands.options import DATA_OPTIONS, heading, save_results
+from keras_distill.commands.search import Table
+from keras_distill.commands.training import (
+    EpochBatches,
+    Outcome,
+    Plan,
+    compiled,
+    train,
+)
+from keras_distill.exported import size_on_disk
+from keras_distill.processes import seeded
+from keras_distill.run_directory import RunDirectory
+from keras_distill.soft_targets.distillation_inputs import without_soft_targets
+from keras_distill.teachers import Teacher
+from keras_distill.units import size_shown
+
+_SOFT_TARGETS, _SEARCH, _TRAINING = "soft_targets", "search", "training"
+_DISTILLED, _BASELINE = "distilled", "hard labels"
+_STUDENTS = {_DISTILLED: "student", _BASELINE: "baseline"}
+_CALIBRATION_EXAMPLES, _CHECKED = 500, 8
+#: What the folder of a distillation has; in another it would be someone else's.
+FOLDERS = (_SOFT_TARGETS, _SEARCH, _TRAINING, "savedmodel", "student.keras")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be done, checked.
+
+    Attributes:
+        folder: of the results, locked.
+        teacher: one or several.
+        data: not in batches, in a fixed order.
+        build: a new student.
+        plan: of each training.
+        settings: by which the folder is known.
+        formats: of the export.
+        command: the words of the command line, without the output.
+    """
+
+    folder: RunDirectory
+    teacher: Teacher
+    data: kd.datasets.Data
+    build: Callable[[keras_tuner.HyperParameters], keras.Model]
+    plan: Plan
+    settings: dict[str, Any]
+    formats: list[str]
+    command: list[str]
+
+
+class Distillation:
+    """One run of a job, which leaves out what earlier runs have finished."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.folder, self.plan = job, job.folder, job.plan
+        self.validation = job.data.validation.batch(job.plan.batch_size)
+        self.values: dict[str, Any] = {}
+        self.distillers: dict[str, kd.Distiller] = {}
+        self.outcomes: dict[str, Outcome] = {}
+
+    def run(self, began: float) -> None:
+        """Does all stages.
+
+        Args:
+            began: when the command was started, of `time.monotonic`.
+        """
+        data = self.job.data
+        heading("Data")
+        sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
+        print(f"{data.name}: {data.classes} classes; {sizes}")
+        heading("Soft targets")
+        print(self.targets)
+        self._look_at_teacher()
+        self.values = self._searched() if self.job.settings["search"] else {}
+        heading("Training")
+        self._train()
+        heading("Test data, each model judged once")
+        comparison = self._judged()
+        print(comparison)
+        heading("Pictures")
+        drawn = self._drawn(comparison)
+        heading("Export")
+        exported = self._exported(comparison)
+        steps = next_steps.after_distill(
+            self.folder.path, exported, self.job.command, self.job.settings["search"]
+        )
+        results = report.Results(
+            title=f"{self.job.settings['student']} on {data.name}",
+            comparison=comparison,
+            pictures=drawn,
+            captions={**pictures.CAPTIONS, **_SEARCH_CAPTIONS},
+            settings=self._settings_shown(),
+            files=[(path, size_shown(size_on_disk(path))) for path in exported],
+            next_steps=steps,
+            class_names=data.class_names,
+        )
+        path = report.write(self.folder, results)
+        print(f"\nall of this on a page: {path}")
+        heading(f"Done in {time.monotonic() - began:.0f} s. What to do next")
+        print(next_steps.as_lines(steps))
+
+    # Stages --------------------------------------------------------------------------
+
+    @functools.cached_property
+    def targets(self) -> kd.SoftTargets:
+        """The teacher's soft targets, cached."""
+        found = kd.SoftTargets.write(
+            self.folder.file(_SOFT_TARGETS),
+            self.job.teacher,
+            self.job.data.train,
+            batch_size=self.plan.batch_size,
+            batched=False,
+        )
+        assert found is not None  # no part
+        return found
+
+    def _look_at_teacher(self) -> None:
+        """Says so where a teacher is no better than a guess."""
+        if self.folder.has("judged.json"):
+            return
+        some = self.job.data.validation.take(1000).batch(100)
+        found = kd.evaluate(self.job.teacher, some, timing=False).accuracy
+        print(f"the teacher is right on {found:.1%} of validation data")
+        if found is not None and found < 1.5 / self.job.data.classes:
+            print(
+                "That is hardly better than a guess: was it trained on inputs of another "
+                "range, such as 0 to 255, or on classes in another order?"
+            )
+
+    def _searched(self) -> dict[str, Any]:
+        """Returns the best trial's values; searches, or goes on with it."""
+        heading("Search")
+        found = self.folder.read_json("searched.json")
+        if found is None:
+            settings = self.job.settings
+            with seeded(self.plan.seed):
+                result = kd.search(
+                    self.job.build,
+                    self.job.data.train,
+                    self.job.data.validation.batch(self.plan.batch_size),
+                    soft_targets=self.targets,
+                    temperature=settings["temperature"],
+                    alpha=(0.0, 1.0)
+                    if settings["alpha"] is None
+                    else settings["alpha"],
+                    max_trials=settings["search"],
+                    epochs=self.plan.epochs,
+                    patience=self.plan.patience or 5,
+                    batch_size=self.plan.batch_size,
+                    optimizer=keras.optimizers.Adam(self.plan.learning_rate),
+                    directory=self.folder.file(_SEARCH),
+                    resume=True,
+                    seed=self.plan.seed,
+                    on_trial_end=Table().show,
+                )
+            print(f"\n{result}")
+            result.save(self.folder.file(_SEARCH))
+            found = {"values": {k: _plain(v) for k, v in result.best_values.items()}}
+            self.folder.write_json("searched.json", found)
+        values = found["values"]
+        print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                        for k, v in values.items()))  # fmt: skip
+        return values
+
+    @property
+    def temperature(self) -> float:
+        """T of the training, given or found."""
+        given = self.job.settings["temperature"]
+        return self.values.get("temperature", 4.0) if given is None else given
+
+    @property
+    def alpha(self) -> float:
+        """The weight of the hard loss, given or found."""
+        given = self.job.settings["alpha"]
+        return self.values.get("alpha", 0.1) if given is None else given
+
+    def _train(self) -> None:
+        data, plan = self.job.data, self.plan
+        joined = self.targets.join(self.job.data.train, batched=False)
+        batches = EpochBatches(joined, len(self.targets), plan.batch_size, plan.seed)
+        names = [_DISTILLED, *([_BASELINE] if self.job.settings["baseline"] else [])]
+        for name in names:
+            folder = RunDirectory(
+                self.folder.file(os.path.join(_TRAINING, _STUDENTS[name])),
+                f"the training of the student, {name}",
+            )
+            # The same initial weights for both, and the same order of batches.
+            with seeded(plan.seed + 1):
+                student = self._built(joined)
+                distiller = (
+                    kd.Distiller(
+                        student, temperature=self.temperature, alpha=self.alpha
+                    )
+                    if name == _DISTILLED
+                    else kd.Distiller(student, alpha=1.0)
+                )
+                compiled(distiller, plan, batches.steps, data.classes)
+                epochs = (
+                    None if name == _DISTILLED else self.outcomes[_DISTILLED].epochs
+                )
+                outcome = train(
+                    distiller, batches, self.validation, plan, folder, name, epochs
+                )
+            self.distillers[name], self.outcomes[name] = distiller, outcome
+            file = f"{_STUDENTS[name]}.keras"
+            if not self.folder.has(file):
+                with self.folder.whole(file) as path:
+                    student.save(path)
+
+    def _built(self, joined: tf.data.Dataset) -> keras.Model:
+        hp = keras_tuner.HyperParameters()
+        hp.values.update(
+            {k: v for k, v in self.values.items() if k not in ("temperature", "alpha")}
+        )
+        student = self.job.build(hp)
+        if not student.built:
+            student(without_soft_targets(next(iter(joined.batch(2)))[0]))
+        return student
+
+    def _judged(self) -> kd.Comparison:
+        found = self.folder.read_json("judged.json")
+        if found is None:
+            students = {
+                f"student, {name}": one.student for name, one in self.distillers.items()
+            }
+            comparison = kd.compare(
+                {"teacher": self.job.teacher, **students},
+                self.job.data.test.batch(self.plan.batch_size),
+                teacher=self.job.teacher,
+            )
+            rows = [dataclasses.asdict(one) for one in comparison.evaluations]
+            self.folder.write_json("judged.json", {"evaluations": rows})
+            return comparison
+        rows = [{**row, "outputs": ()} for row in found["evaluations"]]
+        return kd.Comparison(tuple(kd.Evaluation(**row) for row in rows))
+
+    def _drawn(self, comparison: kd.Comparison) -> dict[str, str]:
+        """Returns the paths of the pictures by name."""
+        found = self.folder.read_json("pictures.json")
+        if found is None:
+            drawn = pictures.draw(
+                self.job.data.test.batch(pictures.BATCH_SIZE),
+                self.job.data.class_names,
+                self.job.teacher,
+                self.distillers[_DISTILLED].student,
+                comparison,
+                {name: outcome.history for name, outcome in self.outcomes.items()},
+            )
+            save_results(self.folder.path, comparison, drawn)
+            found = {"names": list(drawn)}
+            self.folder.write_json("pictures.json", found)
+        paths = {name: f"{name}.png" for name in found["names"]}
+        if self.values:
+            paths |= {n: os.path.join(_SEARCH, f"{n}.png") for n in _SEARCH_CAPTIONS}
+        return {n: self.folder.file(p) for n, p in paths.items() if self.folder.has(p)}
+
+    def _exported(self, comparison: kd.Comparison) -> list[str]:
+        """Returns the path of each export; those that are there already stay."""
+        distiller, data = self.distillers[_DISTILLED], self.job.data
+        card = kd.ModelCard(
+            distiller,
+            teacher=self.targets,
+            data=data,
+            seeds=self.plan.seed + 1,
+            evaluation=comparison,
+        )
+        given: dict[str, Any] = {"class_names": data.class_names, "card": card}
+        paths = []
+        with export.warned_once():
+            for name in self.job.formats:
+                path = export.path_of(name, self.folder.path, "student")
+                there = glob.glob(os.path.join(glob.escape(path), "[0-9]*"))
+                if name != "savedmodel" and os.path.exists(path):
+                    there = [path]
+                if not there:
+                    calibration = self._calibration()
+                    given["example"] = tf.nest.map_structure(
+                        lambda part: part[:_CHECKED], calibration
+                    )
+                    there = [
+                        export.export_as(
+                            name, distiller.student, path, calibration, **given
+                        )
+                    ]
+                paths.append(there[0])
+                print(f"{name}: {there[0]}")
+        return paths
+
+    @functools.cache  # noqa: B019 - as long as the run
+    def _calibration(self) -> Any:
+        some = self.job.data.train.take(_CALIBRATION_EXAMPLES).map(lambda x, *_: x)
+        return kd.datasets.to_arrays(some.batch(100))
+
+    def _settings_shown(self) -> dict[str, Any]:
+        plan, distilled = self.plan, self.outcomes[_DISTILLED]
+        settings = self.job.settings
+        shown = {
+            "teacher": self.job.command[2],
+            "student": settings["student"],
+            "data": ", ".join(
+                f"{n:,} {split}" for split, n in self.job.data.sizes.items()
+            ),
+            "temperature": f"{self.temperature:.4g}",
+            "alpha": f"{self.alpha:.4g}",
+            "trials of the search": settings["search"],
+            "epochs": distilled.epochs,
+            "best epoch, distilled": distilled.best_epoch + 1,
+            "batch size": plan.batch_size,
+            "learning rate": f"{plan.learning_rate:g}, to 0 by a cosine",
+            "patience": plan.patience,
+            "seed": plan.seed,
+        }
+        if _BASELINE in self.outcomes:
+            shown["best epoch, hard labels"] = self.outcomes[_BASELINE].best_epoch + 1
+        shown |= {name.replace("_", " "): settings[name] for name in DATA_OPTIONS}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+_SEARCH_CAPTIONS = {
+    "search_plane": "What each trial of the search came to, by its temperature and alpha.",
+    "parallel_coordinates": "The trials of the search, a line each.",
+    "best_so_far": "The best trial of the search so far.",
+}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
