@@ -115,8 +115,6 @@ def add_parser(commands: Any) -> None:
             ),
             ("--no-baseline", bool, False, "leave out the student on labels alone"),
             DATA_DIR,
-    DATA_OPTIONS,
-    DATASET,
             SEED,
         ],
     )

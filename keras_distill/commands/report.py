@@ -7,6 +7,7 @@ import dataclasses
 import html
 import os
 import shlex
+import struct
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.metadata import version
@@ -109,12 +110,10 @@ def summary(comparison: kd.Comparison) -> str:
         said += f"; its weights take {sizes}"
         said += f", a {_ordinal(ratio)}" if ratio >= 1.5 else ""
     if others and others[0].accuracy is not None:
-        gain = student.accuracy - others[0].accuracy
-        way = "more" if gain >= 0 else "less"
-        said += (
-            f". On labels alone the same student reaches {others[0].accuracy:.1%}: "
-            f"distillation brings {abs(gain) * 100:.1f} points {way}"
-        )
+        points = 100 * (student.accuracy - others[0].accuracy)
+        said += f". On labels alone the same student reaches {others[0].accuracy:.1%}: "
+        way = "adds" if points >= 0 else "takes away"
+        said += f"distillation {way} {abs(points):.1f} points"
     return f"{said}."
 
 
@@ -133,9 +132,10 @@ def _text(value: Any) -> str:
 
 
 def _table(comparison: kd.Comparison) -> str:
-    head, *rows = comparison._rows()
-    cells = "".join(f"<th scope='col'>{_text(cell)}</th>" for cell in head)
-    lines = [f"<tr>{cells}</tr>"]
+    """Returns the figures with a column for each model: there are few, also on a phone."""
+    head, *rows = zip(*comparison._rows(), strict=True)
+    cells = "".join(f"<th scope='col'>{_text(name)}</th>" for name in head[1:])
+    lines = [f"<tr><td></td>{cells}</tr>"]
     for first, *others in rows:
         cells = "".join(f"<td>{_text(cell)}</td>" for cell in others)
         lines.append(f"<tr><th scope='row'>{_text(first)}</th>{cells}</tr>")
@@ -152,8 +152,14 @@ def _pairs(pairs: Any) -> str:
 
 def _picture(name: str, path: str, results: Results) -> str:
     with open(path, "rb") as file:
-        content = base64.b64encode(file.read()).decode()
+        content = file.read()
     caption = _text(results.captions.get(name, name.replace("_", " ")))
-    image = f"<img alt='{caption}' src='data:image/png;base64,{content}'>"
-    file_name = _text(os.path.basename(path))
-    return f"<figure>{image}<figcaption>{caption} <small>{file_name}</small></figcaption></figure>"
+    # A phone scrolls through what is much wider than high, or nobody could read it.
+    width, height = struct.unpack(">II", content[16:24])  # of PNG's first chunk
+    kind = " class='broad'" if width > 2 * height else ""
+    data = base64.b64encode(content).decode()
+    return (
+        f"<figure><div class='wide'><img{kind} alt='{caption}' "
+        f"src='data:image/png;base64,{data}'></div><figcaption>{caption} "
+        f"<small>{_text(os.path.basename(path))}</small></figcaption></figure>"
+    )

@@ -131,7 +131,11 @@ def _check_fits(role: str, text: str, build: Build, data: kd.datasets.Data) -> N
         model = build(keras_tuner.HyperParameters())
     x = next(iter(data.train.batch(2).take(1)))[0]
     check_answers(
-        f"the {role} {text!r}", lambda x: model(x, training=False), x, data.classes, model
+        f"the {role} {text!r}",
+        lambda x: model(x, training=False),
+        x,
+        data.classes,
+        model,
     )
 
 

@@ -20,8 +20,8 @@ from keras_distill.commands.options import (
     SEED,
     add_command,
     as_path,
-    heading,
     data_words,
+    heading,
     loader,
 )
 from keras_distill.commands.training import (
@@ -83,8 +83,6 @@ def add_parser(commands: Any) -> None:
                 "epochs without a better validation accuracy after which it stops",
             ),
             DATA_DIR,
-    DATA_OPTIONS,
-    DATASET,
             SEED,
         ],
     )
