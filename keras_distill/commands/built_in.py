@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -105,7 +106,11 @@ def _on(
     inputs, x = front()
     for index, units in enumerate(hidden, 1):
         x = keras.layers.Dense(units, activation="relu", name=f"hidden_{index}")(x)
-    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(x))
+    logits = keras.layers.Dense(classes, name="logits")(x)
+    with warnings.catch_warnings():
+        # Columns by the table's names, inputs by those that a server can ask for.
+        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")
+        return keras.Model(inputs, logits)
 
 
 def applications() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.commands import export, next_steps, pictures, report
+from keras_distill.commands.input_layers import input_names
 from keras_distill.commands.options import DATA_OPTIONS, heading, save_results
 from keras_distill.commands.search import Table
 from keras_distill.commands.training import (
@@ -23,6 +25,7 @@ from keras_distill.commands.training import (
     Outcome,
     Plan,
     compiled,
+    new_optimizer,
     train,
 )
 from keras_distill.exported import size_on_disk
@@ -137,8 +140,10 @@ class Distillation:
             return
         some = self.job.data.validation.take(1000).batch(100)
         found = kd.evaluate(self.job.teacher, some, timing=False).accuracy
+        assert found is not None  # the data has classes
         print(f"the teacher is right on {found:.1%} of validation data")
-        if found is not None and found < 1.5 / self.job.data.classes:
+        guessed = 1.0 / self.job.data.classes
+        if found < guessed + 0.1 * (1.0 - guessed):
             print(
                 "That is hardly better than a guess: was it trained on inputs of another "
                 "range, such as 0 to 255, or on classes in another order?"
@@ -149,8 +154,8 @@ class Distillation:
         heading("Search")
         found = self.folder.read_json("searched.json")
         if found is None:
-            settings = self.job.settings
-            with seeded(self.plan.seed):
+            settings, plan = self.job.settings, self.plan
+            with seeded(plan.seed):
                 result = kd.search(
                     self.job.build,
                     self.job.data.train,
@@ -161,13 +166,13 @@ class Distillation:
                     if settings["alpha"] is None
                     else settings["alpha"],
                     max_trials=settings["search"],
-                    epochs=self.plan.epochs,
-                    patience=self.plan.patience or 5,
-                    batch_size=self.plan.batch_size,
-                    optimizer=keras.optimizers.Adam(self.plan.learning_rate),
+                    epochs=plan.epochs,
+                    patience=plan.patience or max(5, plan.epochs // 4),
+                    batch_size=plan.batch_size,
+                    optimizer=new_optimizer(plan, self._steps),
                     directory=self.folder.file(_SEARCH),
                     resume=True,
-                    seed=self.plan.seed,
+                    seed=plan.seed,
                     on_trial_end=Table().show,
                 )
             print(f"\n{result}")
@@ -178,6 +183,11 @@ class Distillation:
         print(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                         for k, v in values.items()))  # fmt: skip
         return values
+
+    @property
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self.targets) / self.plan.batch_size)
 
     @property
     def temperature(self) -> float:
@@ -306,7 +316,12 @@ class Distillation:
     @functools.cache  # noqa: B019 - as long as the run
     def _calibration(self) -> Any:
         some = self.job.data.train.take(_CALIBRATION_EXAMPLES).map(lambda x, *_: x)
-        return kd.datasets.to_arrays(some.batch(100))
+        found = kd.datasets.to_arrays(some.batch(100))
+        if not isinstance(found, dict):
+            return found
+        inputs = {one.name for one in self.distillers[_DISTILLED].student.inputs}
+        names = input_names(found)
+        return {n if n in inputs else names[n]: column for n, column in found.items()}
 
     def _settings_shown(self) -> dict[str, Any]:
         plan, distilled = self.plan, self.outcomes[_DISTILLED]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -136,6 +136,18 @@ def _normalized(mean: np.ndarray, variance: np.ndarray) -> keras.layers.Layer:
     return keras.layers.Normalization(mean=mean.tolist(), variance=variance.tolist())
 
 
+def input_names(columns: Iterable[str]) -> dict[str, str]:
+    """Returns what the input of each column is called: what a server can ask for."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_")
+        name = name if name.isidentifier() else f"column_{name}".rstrip("_")
+        while name in names.values():
+            name += "_"
+        names[column] = name
+    return names
+
+
 def _columns(spec: dict[str, Any], inputs: tf.data.Dataset) -> Front:
     texts = [name for name, one in spec.items() if one.dtype == tf.string]
     numbers = [name for name in spec if name not in texts]
@@ -158,9 +170,11 @@ def _columns(spec: dict[str, Any], inputs: tf.data.Dataset) -> Front:
         for name, counts in values.items()
     }
 
+    names = input_names(spec)
+
     def build() -> tuple[Any, Any]:
         given = {
-            name: keras.Input((), dtype=one.dtype.name, name=_layer_name(name))
+            name: keras.Input((), dtype=one.dtype.name, name=names[name])
             for name, one in spec.items()
         }
         parts = []
@@ -179,10 +193,6 @@ def _columns(spec: dict[str, Any], inputs: tf.data.Dataset) -> Front:
         return given, parts[0] if len(parts) == 1 else ops.concatenate(parts, -1)
 
     return build
-
-
-def _layer_name(column: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", str(column)).strip("_") or "column"
 
 
 def _text(name: str, inputs: tf.data.Dataset, sizes: list[int]) -> Front:

@@ -30,7 +30,7 @@ def after_distill(
         path.endswith(".tflite") for path in exported
     ):
         words = ["export", student, "--format", "litert:dynamic", "--output", folder]
-        steps.append(("for phones, a quarter of the size", ["keras-distill", *words]))
+        steps.append(("for phones, weights of 8 bits", ["keras-distill", *words]))
     else:
         words = ["inspect", exported[0]]
         steps.append(("what the export takes and answers", ["keras-distill", *words]))

@@ -168,6 +168,14 @@ def _bytes_of(example: Any) -> float:
     return counted + (datasets.bytes_of(others) if others else 0)
 
 
+def new_optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of a plan, for epochs of so many steps."""
+    decay = keras.optimizers.schedules.CosineDecay(
+        plan.learning_rate, plan.epochs * steps
+    )
+    return keras.optimizers.Adam(decay)
+
+
 def compiled(distiller: kd.Distiller, plan: Plan, steps: int, classes: int) -> Any:
     """Compiles a distiller whose student answers a number for each class, and returns it.
 
@@ -182,11 +190,8 @@ def compiled(distiller: kd.Distiller, plan: Plan, steps: int, classes: int) -> A
         tf.nest.flatten(student.outputs)[0].shape[-1] if student.outputs else classes
     )
     kind = "sigmoid" if count == 1 else "softmax"
-    decay = keras.optimizers.schedules.CosineDecay(
-        plan.learning_rate, plan.epochs * steps
-    )
     distiller.compile(
-        optimizer=keras.optimizers.Adam(decay),
+        optimizer=new_optimizer(plan, steps),
         loss=default_loss(kind, distiller.student_from_logits, False),
         metrics=default_metrics(
             kind, count, lambda: distiller.student_from_logits is not False
