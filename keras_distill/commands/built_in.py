@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,9 +106,7 @@ def _on(
     for index, units in enumerate(hidden, 1):
         x = keras.layers.Dense(units, activation="relu", name=f"hidden_{index}")(x)
     logits = keras.layers.Dense(classes, name="logits")(x)
-    with warnings.catch_warnings():
-        # Columns by the table's names, inputs by those that a server can ask for.
-        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")
+    with input_layers.names_may_differ():
         return keras.Model(inputs, logits)
 
 

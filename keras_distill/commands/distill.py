@@ -14,6 +14,7 @@ import keras_distill as kd
 from keras_distill.arguments import check_float, check_int, check_path, check_scalar
 from keras_distill.commands import export, students
 from keras_distill.commands.distillation import FOLDERS, Distillation, Job
+from keras_distill.commands.input_layers import names_may_differ
 from keras_distill.commands.options import (
     DATA_DIR,
     DATA_OPTIONS,
@@ -137,7 +138,8 @@ def run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     formats = _check_options(options)
     paths = _teacher_paths(options.teacher)
-    teacher = as_teacher(paths[0] if len(paths) == 1 else paths)
+    with names_may_differ():
+        teacher = as_teacher(paths[0] if len(paths) == 1 else paths)
     data = loader(options)(None)
     count = _check_data(data, options.dataset)
     _check_teacher(teacher, options.teacher, data)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -134,6 +136,14 @@ def _numbers(spec: Any, inputs: tf.data.Dataset) -> Front:
 
 def _normalized(mean: np.ndarray, variance: np.ndarray) -> keras.layers.Layer:
     return keras.layers.Normalization(mean=mean.tolist(), variance=variance.tolist())
+
+
+@contextlib.contextmanager
+def names_may_differ() -> Iterator[None]:
+    """Has Keras not warn of columns by a table's names, which are no names of inputs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "When providing `inputs` as a dict")
+        yield
 
 
 def input_names(columns: Iterable[str]) -> dict[str, str]:

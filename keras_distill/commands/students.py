@@ -72,7 +72,12 @@ def _from_file(role: str, path: str) -> Build:
             f"the {role} {path!r} is no .keras file; give one, module:function, or "
             f"{built_in.NAMES}."
         )
-    return lambda hp: load_model_file(role, path)
+
+    def build(hp: keras_tuner.HyperParameters) -> keras.Model:
+        with input_layers.names_may_differ():
+            return load_model_file(role, path)
+
+    return build
 
 
 def _from_function(role: str, text: str, data: kd.datasets.Data) -> Build:
