@@ -1,12 +1,14 @@
 import io
 import pathlib
 import threading
+import time
 import types
 
 import pytest
 from tqdm.auto import tqdm
 
 from keras_distill import progress
+from tests.forking import wait_for
 
 
 class Terminal(io.StringIO):
@@ -66,6 +68,35 @@ def test_a_total_may_come_late_and_others_may_do_the_work(clock, monkeypatch):
     first, second = log.getvalue().splitlines()
     assert "5example [00:31" in first
     assert "7/10 [01:02<" in second
+
+
+def test_one_long_step_is_heard_of_too(clock, monkeypatch):
+    """Nobody calls it meanwhile, as in a trial of a search or an epoch of minutes."""
+    log = io.StringIO()
+    monkeypatch.setattr(progress.sys, "stderr", log)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.005)
+
+    def lines():
+        return log.getvalue().splitlines()
+
+    with progress.bar("search", "trial", 20, True) as shown:
+        shown.update(3)
+        time.sleep(0.05)
+        assert lines() == []
+        clock.now = 31
+        wait_for(lambda: len(lines()) == 1)
+        time.sleep(0.05)
+        assert len(lines()) == 1
+        clock.now = 62
+        wait_for(lambda: len(lines()) == 2)
+    clock.now = 93
+    time.sleep(0.05)
+    assert len(lines()) == 2  # it is over
+    assert "3/20 [00:31<02:55" in lines()[0]
+    forgotten = progress.bar("search", "trial", 20, True)
+    count = threading.active_count()
+    del forgotten
+    wait_for(lambda: threading.active_count() < count)
 
 
 def test_each_yields_all_and_counts_them_on_a_terminal(monkeypatch):

@@ -215,6 +215,7 @@ def _text(name: str, inputs: tf.data.Dataset, sizes: list[int]) -> Front:
         words = keras.layers.TextVectorization(vocabulary=vocabulary, name="words")(
             text
         )
+        words = ops.pad(words, ((0, 0), (0, 1)))  # of an empty text there are none
         x = keras.layers.Embedding(len(vocabulary) + 2, max(32, sizes[0]))(words)
         # Not Keras's mask, whose mean of an empty text is not a number.
         is_word = ops.expand_dims(ops.cast(ops.not_equal(words, 0), "float32"), -1)
