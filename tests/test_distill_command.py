@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 import signal
+import warnings
 
 import keras
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 import keras_distill as kd
 from keras_distill.commands import distillation, next_steps, training
 from keras_distill.commands.main import main
-from keras_distill.export import check
+from keras_distill.export import check, litert
 from keras_distill.run_directory import RunDirectory
 from tests import forking
 from tests.forking import answer_here, wait_for
+from tests.litert_models import convert_here
 
 ARGUMENTS = ["distill", "teacher.keras", "digits", "cnn:4,4", "--epochs", "3"]
 
@@ -98,7 +100,10 @@ def test_it_leaves_a_folder_that_explains_itself(folder, done):
         "teacher", "student, distilled", "student, hard labels",
     ]  # fmt: skip
     x, y = kd.datasets.to_arrays(kd.datasets.load("digits").test)
-    student = keras.saving.load_model(out / "student.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        student = keras.saving.load_model(out / "student.keras")
+    assert student.evaluate(x, y, verbose=0)[1] == pytest.approx(figures(out)[1][1])
     right = student.predict(x, verbose=0).argmax(-1) == y
     assert figures(out)[1][1] == pytest.approx(right.mean())
     card = json.loads((out / "savedmodel" / "1" / "model_card.json").read_text())
@@ -179,7 +184,7 @@ KILLED = """
 import sys
 from keras_distill.commands import training
 from keras_distill.commands.main import main
-from keras_distill.export import check
+from keras_distill.export import check, litert
 from tests.forking import answer_here
 check.ask_fresh_process = answer_here
 training._SECONDS_BETWEEN_CHECKPOINTS = 0.0
@@ -233,14 +238,17 @@ def test_killed_at_any_moment_it_ends_with_the_same_figures(folder, done):
 
 
 @pytest.mark.slow
-def test_the_next_steps_work_as_typed(folder, done, monkeypatch):
+def test_the_next_steps_work_as_typed(folder, done, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(litert, "_in_a_child", convert_here)
     steps = next_steps.after_distill("out", ["out/savedmodel/1"], ARGUMENTS, None)
     shown = next_steps.as_lines(steps)
     for line in shown.splitlines()[:2]:
         words = shlex.split(line.partition(":")[2])
         assert words[0] == "keras-distill"
         assert main(words[1:]) == 0
+    # Nothing is asked that the student's file could have said.
+    assert "output-kinds" not in capsys.readouterr().err
 
 
 def test_the_next_steps_can_be_typed_whatever_the_names():
@@ -380,8 +388,6 @@ def test_wrong_distillations_are_one_sentence(
 
 
 def test_a_missing_package_is_named_before_the_training(folder, capsys, monkeypatch):
-    from keras_distill.export import litert
-
     def missing():
         raise ImportError("give pip install keras-distill[litert].")
 

@@ -67,18 +67,18 @@ def draw(
         of_one, names = of_one[kept], [names[c] for c in kept]
         label = kept.tolist().index(label) if label in kept else None
     return {
-        "temperature_curves": kd.plots.temperature_curves(),
         "soft_targets": kd.plots.soft_targets(
             of_one,
             class_names=names,
             image=_image(inputs[batch], place),
             label=label,
         ),
+        "temperature_curves": kd.plots.temperature_curves(),
         "training_curves": kd.plots.training_curves(histories),
+        "size_against_accuracy": kd.plots.size_against_accuracy(comparison.evaluations),
         "reliability": kd.plots.reliability_diagram(
             *reliability(p_student, y), name="the distilled student"
         ),
-        "size_against_accuracy": kd.plots.size_against_accuracy(comparison.evaluations),
     }
 
 

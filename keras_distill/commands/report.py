@@ -72,7 +72,9 @@ def page(results: Results) -> str:
         "<p class='note'>Each model was judged once, on examples that chose nothing. "
         "NLL and ECE are better when lower.</p>",
         "<h2>Pictures</h2>",
+        "<div class='pictures'>",
         *(_picture(name, path, results) for name, path in results.pictures.items()),
+        "</div>",
         "<h2>What to do next</h2>",
         *(
             f"<p class='step'>{_text(what)}</p><pre><code>{_text(shlex.join(words))}"
@@ -159,7 +161,7 @@ def _picture(name: str, path: str, results: Results) -> str:
     kind = " class='broad'" if width > 2 * height else ""
     data = base64.b64encode(content).decode()
     return (
-        f"<figure><div class='wide'><img{kind} alt='{caption}' "
+        f"<figure{kind}><div class='wide'><img alt='{caption}' "
         f"src='data:image/png;base64,{data}'></div><figcaption>{caption} "
         f"<small>{_text(os.path.basename(path))}</small></figcaption></figure>"
     )

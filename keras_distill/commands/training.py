@@ -200,6 +200,16 @@ def compiled(distiller: kd.Distiller, plan: Plan, steps: int, classes: int) -> A
     return distiller
 
 
+def say_loss(distiller: kd.Distiller) -> None:
+    """Compiles the student of a distiller, so that its file says what its numbers are."""
+    student: Any = distiller.student
+    if not student.compiled:
+        has_classes = not isinstance(distiller.loss, keras.losses.BinaryCrossentropy)
+        metrics = ["accuracy"] if has_classes else []
+        # Of Adam the file would be three times as large, or loaded with a warning.
+        student.compile("sgd", distiller.loss, metrics=metrics)
+
+
 def train(
     distiller: kd.Distiller,
     batches: EpochBatches,
@@ -241,6 +251,7 @@ def train(
                 callbacks=[state, shown],
             )
     state.restore_best()
+    say_loss(distiller)
     outcome = state.outcome()
     print(f"{name:<12} val accuracy {outcome.accuracy:.2%}", flush=True)
     return outcome
