@@ -34,6 +34,15 @@ COMMANDS = {
          "--hard-epochs", "400", "--workers", "2"],
         "out",
     ),
+    "distill": (
+        ["distill", "teacher.keras", "digits", "cnn:8", "--epochs", "4000", "--output", "out"],
+        "out/training/student",
+    ),
+    "teach": (
+        ["teach", "digits", "cnn:8", "--epochs", "4000", "--patience", "4000", "--output",
+         "new.keras"],
+        "new.keras.teach/training",
+    ),
     "search": (
         ["search", "teacher.keras", "digits", "my_models:build", "--directory", "out",
          "--trials", "200", "--patience", "20", "--resume"],
