@@ -289,7 +289,9 @@ class Answering:
 
         members = getattr(self._judge, "members", [self._judge])
         held = [
-            one.model if one.exported is None else one.exported.loaded
+            one.model
+            if one.exported is None
+            else getattr(one.exported, "loaded", None)  # other runtimes hold it
             for one in members
         ]
         is_whole = all(one is not None for one in held)

@@ -266,3 +266,11 @@ def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path):
     (tmp_path / "a" / "b" / "one").write_bytes(b"123")
     (tmp_path / "two").write_bytes(b"45")
     assert size_on_disk(tmp_path) == 5
+
+
+def test_several_exports_are_judged_as_one(single, data):
+    model, paths = single
+    both = [paths["LiteRT"], paths["ONNX Runtime"]]
+    found = kd.evaluate(both, data)
+    assert found.accuracy == pytest.approx(kd.evaluate(model, data).accuracy)
+    assert found.throughput > 0

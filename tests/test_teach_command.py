@@ -123,16 +123,16 @@ def examples(count=40):
     return dataset(rng.normal(size=(count, 5)).astype("float32"), np.arange(count) % 2)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("in_memory", "seed"), [(True, 0), (False, 0), (False, 3)])
 def test_each_epoch_has_an_order_of_its_own_that_can_be_had_again(
-    in_memory, monkeypatch
+    in_memory, seed, monkeypatch
 ):
     if not in_memory:
         monkeypatch.setattr(training, "_IN_MEMORY_BYTES", 0)
     every = dataset(np.arange(20.0), np.arange(20))
 
     def orders(epochs, first=0):
-        batches = training.EpochBatches(every, 20, 8, 3)
+        batches = training.EpochBatches(every, 20, 8, seed)
         read, found = batches.dataset(), []
         assert int(read.cardinality()) == batches.steps == 3
         for epoch in range(first, epochs):

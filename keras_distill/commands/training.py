@@ -126,7 +126,8 @@ class EpochBatches:
             found = found.batch(self._batch_size).map(self._gathered)
         else:
             buffer = min(self._count, _SHUFFLE_EXAMPLES)
-            with seeded(self._seed):  # of which shuffle's depends
+            # Of this seed shuffle's depends too; 0 it takes for none.
+            with seeded(self._seed + 1):
                 found = start.map(lambda _: self._asked(self._epoch_seed, [])).flat_map(
                     lambda seed: self._examples.shuffle(
                         buffer, seed=seed, reshuffle_each_iteration=False
