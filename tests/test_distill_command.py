@@ -1,6 +1,5 @@
 """`keras-distill distill`: what it leaves, refuses, and goes on with after a kill."""
 
-import html.parser
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from keras_distill.run_directory import RunDirectory
 from tests import forking
 from tests.forking import answer_here, wait_for
 from tests.litert_models import convert_here
+from tests.test_report_page import Page
 
 ARGUMENTS = ["distill", "teacher.keras", "digits", "mlp:8", "--epochs", "3"]
 
@@ -251,31 +251,6 @@ def test_the_next_steps_work_as_typed(folder, done, monkeypatch, capsys):
     assert "output-kinds" not in capsys.readouterr().err
 
 
-def test_the_next_steps_can_be_typed_whatever_the_names():
-    command = ["keras-distill", "distill", "my teacher.keras", "d", "cnn:8"]
-    for trials in (None, 20):
-        steps = next_steps.after_distill("o u t", ["o u t/s"], command, trials)
-        assert len(steps) == 3
-        for (_, words), line in zip(
-            steps, next_steps.as_lines(steps).splitlines(), strict=True
-        ):
-            assert shlex.split(line.partition(":")[2]) == words
-    assert "tensorboard" in next_steps.as_lines(steps)
-
-
-class Page(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_report_asks_no_other_host(folder, done):
     text = (folder / "out" / "report.html").read_text()
     page = Page(text)
@@ -294,34 +269,6 @@ def test_the_report_asks_no_other_host(folder, done):
         "accuracy",
     ):
         assert said in page.text
-
-
-def test_the_report_escapes_names():
-    evil = "<script>alert(1)</script> & 'x'"
-    row = kd.Evaluation(evil, 10, 5, 200, accuracy=0.9)
-    smaller = kd.Evaluation("student", 10, 5, 50, accuracy=0.8)
-    page = kd_report().page(
-        kd_report().Results(
-            title=evil,
-            comparison=kd.Comparison((row, smaller)),
-            pictures={},
-            captions={},
-            settings={evil: evil},
-            files=[(evil, "1 kB")],
-            next_steps=[("x", ["keras-distill", evil])],
-            class_names=[evil] * 40,
-        )
-    )
-    assert "<script>" not in page
-    assert Page(page).text.count(evil) > 30
-    assert "and 10 more" in page
-    assert "a quarter" in page
-
-
-def kd_report():
-    from keras_distill.commands import report
-
-    return report
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill import progress
-from keras_distill.commands import teach, training
+from keras_distill.commands import epoch_batches, teach, training
 from keras_distill.commands.main import main
 from keras_distill.run_directory import RunDirectory
 from tests import forking
@@ -128,11 +128,11 @@ def test_each_epoch_has_an_order_of_its_own_that_can_be_had_again(
     in_memory, seed, monkeypatch
 ):
     if not in_memory:
-        monkeypatch.setattr(training, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(epoch_batches, "_IN_MEMORY_BYTES", 0)
     every = dataset(np.arange(20.0), np.arange(20))
 
     def orders(epochs, first=0):
-        batches = training.EpochBatches(every, 20, 8, seed)
+        batches = epoch_batches.EpochBatches(every, 20, 8, seed)
         read, found = batches.dataset(), []
         assert int(read.cardinality()) == batches.steps == 3
         for epoch in range(first, epochs):
@@ -151,7 +151,7 @@ def trained(folder, epochs=6, patience=None, stop_after=None, learning_rate=0.01
     """The weights of a training of a small network with dropout, perhaps interrupted."""
     keras.utils.set_random_seed(7)
     model = kd.models.mlp((5,), 2, (8,), dropout=0.5)
-    batches = training.EpochBatches(examples(), 40, 8, 1)
+    batches = epoch_batches.EpochBatches(examples(), 40, 8, 1)
     plan = training.Plan(epochs, 8, learning_rate, patience, 1)
     distiller = training.compiled(kd.Distiller(model, alpha=1.0), plan, 5, 2)
 

@@ -17,11 +17,11 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.commands import export, next_steps, pictures, report
+from keras_distill.commands.epoch_batches import EpochBatches
 from keras_distill.commands.input_layers import input_names
 from keras_distill.commands.options import DATA_OPTIONS, heading, save_results
 from keras_distill.commands.search import Table
 from keras_distill.commands.training import (
-    EpochBatches,
     Outcome,
     Plan,
     compiled,

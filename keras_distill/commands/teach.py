@@ -13,6 +13,7 @@ import keras_tuner
 import keras_distill as kd
 from keras_distill.arguments import check_float, check_int
 from keras_distill.commands import students
+from keras_distill.commands.epoch_batches import EpochBatches
 from keras_distill.commands.options import (
     DATA_DIR,
     DATA_OPTIONS,
@@ -25,7 +26,6 @@ from keras_distill.commands.options import (
     loader,
 )
 from keras_distill.commands.training import (
-    EpochBatches,
     Plan,
     compiled,
     default_batch_size,
