@@ -309,7 +309,9 @@ def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
         ["cache", "teacher.keras", "digits", "kept", "--top-k", "3"], tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "1131 examples, top 3 of 10 classes in float16" in done.stdout
+    assert (
+        "1,131 examples, 35.0 bytes each: top 3 of 10 logits as float16" in done.stdout
+    )
     assert "oneDNN" not in done.stderr
     targets = SoftTargets.open(tmp_path / "kept", teacher=teacher)
     count = sum(len(batch[0].inputs) for batch in targets.join(data.train).batch(100))
