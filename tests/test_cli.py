@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def test_demo_tells_the_whole_story(demo):
     assert {path.name for path in results.iterdir()} == {
         "comparison.json", "comparison.md", "savedmodel", "temperature_curves.png",
         "soft_targets.png", "training_curves.png", "reliability.png",
-        "size_against_accuracy.png",
+        "size_against_accuracy.png", "teacher.keras",
     }  # fmt: skip
     assert (results / "savedmodel" / "1" / "saved_model.pb").exists()
     card = json.loads((results / "savedmodel" / "1" / "model_card.json").read_text())
@@ -58,6 +59,18 @@ def test_demo_is_quiet(demo):
     for noise in ("oneDNN", "WARNING", "Warning", "cuda", "retracing"):
         assert noise not in done.stderr
         assert noise not in done.stdout
+
+
+@pytest.mark.slow
+def test_what_the_demo_says_to_do_next_works_as_typed(demo):
+    folder, done = demo
+    next_steps = done.stdout.split("What to do next")[1].splitlines()
+    for line in next_steps[-3:]:
+        name, *words = shlex.split(line.partition(":")[2])
+        assert name == "keras-distill"
+        words = ["2" if word == "20" else word for word in words]  # trials
+        typed = forking.command(words, folder)
+        assert typed.returncode == 0, typed.stderr
 
 
 @pytest.mark.slow

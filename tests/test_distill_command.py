@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import keras_distill as kd
-from keras_distill.commands import distillation, next_steps, training
+from keras_distill.commands import distillation, export, next_steps, training
+from keras_distill.commands.distillation import Distillation
 from keras_distill.commands.main import main
+from keras_distill.commands.training import Outcome
 from keras_distill.export import check, litert
 from keras_distill.run_directory import RunDirectory
 from tests import forking
@@ -184,6 +186,7 @@ KILLED = """
 import sys
 from keras_distill.commands import training
 from keras_distill.commands.main import main
+from keras_distill.commands.training import Outcome
 from keras_distill.export import check, litert
 from tests.forking import answer_here
 check.ask_fresh_process = answer_here
@@ -330,6 +333,42 @@ def test_a_missing_package_is_named_before_the_training(folder, capsys, monkeypa
     monkeypatch.setattr(litert, "check_installed", missing)
     assert main([*ARGUMENTS, "--output", "never", "--format", "litert"]) == 1
     assert "keras-distill[litert]" in capsys.readouterr().err
+
+
+def test_a_format_that_is_refused_leaves_all_else_done(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(check, "ask_fresh_process", answer_here)
+    whole = export.export_as
+
+    def refusing(name, *given, **more):
+        if name == "litert:int8":
+            raise ValueError("int8 changes the model.")
+        return whole(name, *given, **more)
+
+    monkeypatch.setattr(export, "export_as", refusing)
+    words = ["--epochs", "1", "--output", "partly", "--format", "litert:int8", "savedmodel"]  # fmt: skip
+    assert main(["distill", "teacher.keras", "digits", "mlp:4", *words]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        "keras-distill: error: all is done but litert:int8: int8 changes the model."
+    )
+    assert (folder / "partly" / "savedmodel" / "1").is_dir()
+    assert "int8 changes the model." in (folder / "partly" / "report.html").read_text()
+    assert "What to do next" in told.out
+
+
+@pytest.mark.parametrize(
+    ("distilled", "labels", "best"), [(0.5, 0.6, "hard labels"), (0.6, 0.6, "distilled")]
+)  # fmt: skip
+def test_what_is_exported_is_better_on_validation_data(distilled, labels, best):
+    found = object.__new__(Distillation)
+    scores = {"distilled": distilled, "hard labels": labels}
+    found.outcomes = {
+        name: Outcome({"val_accuracy": [score]}, 0, 0.0)
+        for name, score in scores.items()
+    }
+    assert found._best == best
+    assert found._which_is_better().endswith(f"on validation data: {best}")
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def test_the_report_escapes_names():
             captions={},
             settings={evil: evil},
             files=[(evil, "1 kB")],
+            refused={evil: evil},
             next_steps=[("x", ["keras-distill", evil])],
             class_names=[evil] * 40,
         )
@@ -52,3 +53,8 @@ def test_the_next_steps_can_be_typed_whatever_the_names():
         ):
             assert shlex.split(line.partition(":")[2]) == words
     assert "tensorboard" in next_steps.as_lines(steps)
+
+
+def test_without_an_export_the_next_step_is_to_make_one():
+    steps = next_steps.after_distill("out", [], ["keras-distill", "distill"], None)
+    assert steps[0][1][:3] == ["keras-distill", "export", "out/student.keras"]

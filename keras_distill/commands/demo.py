@@ -11,7 +11,7 @@ import keras
 
 import keras_distill as kd
 from keras_distill.arguments import check_int, check_scalar
-from keras_distill.commands import pictures
+from keras_distill.commands import next_steps, pictures
 from keras_distill.commands.options import (
     DATA_DIR,
     SEED,
@@ -19,6 +19,7 @@ from keras_distill.commands.options import (
     add_image_size,
     as_path,
     best_on,
+    data_words,
     heading,
     save_results,
 )
@@ -114,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
     wide, narrow = ((16, 32, 64), (8, 16, 16)) if large else ((32, 64), (8, 16))
     teacher = kd.models.cnn(shape, data.classes, wide, dropout=0.3, name="teacher")
     histories = {"teacher": _train(teacher, data, epochs, "teacher")}
+    teacher.save(os.path.join(output, "teacher.keras"))
     students, trained = {}, {}
     for name in ("hard labels", "distilled"):
         # The same initial weights for both, and the same order of batches.
@@ -161,10 +163,8 @@ def run(options: argparse.Namespace) -> None:
     _ask_fresh_process(path, data)
 
     heading(f"Done in {time.monotonic() - start:.0f} s. What to do next")
-    served = os.path.abspath(os.path.dirname(path))
-    print("- your own models:  keras_distill.Distiller(student, teacher), compile, fit")
-    print(f"- serve it:         tensorflow_model_server --model_base_path={served}")
-    print(f"- look at results:  {os.path.abspath(output)}")
+    steps = next_steps.after_demo(output, path, dataset, data_words(options))
+    print(next_steps.as_lines(steps))
 
 
 def _train(

@@ -99,8 +99,8 @@ class Distillation:
         print(comparison)
         heading("Pictures")
         drawn = self._drawn(comparison)
-        heading("Export")
-        exported = self._exported(comparison)
+        heading(f"Export of the student{self._which_is_better()}")
+        exported, refused = self._exported(comparison)
         steps = next_steps.after_distill(
             self.folder.path, exported, self.job.command, self.job.settings["search"]
         )
@@ -110,6 +110,7 @@ class Distillation:
             pictures=drawn,
             captions={**pictures.CAPTIONS, **_SEARCH_CAPTIONS},
             settings=self._settings_shown(),
+            refused=refused,
             files=[(path, size_shown(size_on_disk(path))) for path in exported],
             next_steps=steps,
             class_names=data.class_names,
@@ -118,6 +119,10 @@ class Distillation:
         print(f"\nall of this on a page: {path}")
         heading(f"Done in {time.monotonic() - began:.0f} s. What to do next")
         print(next_steps.as_lines(steps))
+        if refused:
+            raise ValueError(
+                f"all is done but {' and '.join(refused)}: {' '.join(refused.values())}"
+            )
 
     # Stages --------------------------------------------------------------------------
 
@@ -281,9 +286,22 @@ class Distillation:
             paths |= {n: os.path.join(_SEARCH, f"{n}.png") for n in _SEARCH_CAPTIONS}
         return {n: self.folder.file(p) for n, p in paths.items() if self.folder.has(p)}
 
-    def _exported(self, comparison: kd.Comparison) -> list[str]:
-        """Returns the path of each export; those that are there already stay."""
-        distiller, data = self.distillers[_DISTILLED], self.job.data
+    @property
+    def _best(self) -> str:
+        """The student that is better on validation data; of equals the distilled one."""
+        return max(self.outcomes, key=lambda name: self.outcomes[name].accuracy)
+
+    def _which_is_better(self) -> str:
+        if len(self.outcomes) == 1:
+            return ""
+        return f" that is better on validation data: {self._best}"
+
+    def _exported(self, comparison: kd.Comparison) -> tuple[list[str], dict[str, str]]:
+        """Returns the path of each export, and why others are refused, by format.
+
+        Those that are there already stay.
+        """
+        distiller, data = self.distillers[self._best], self.job.data
         card = kd.ModelCard(
             distiller,
             teacher=self.targets,
@@ -292,7 +310,7 @@ class Distillation:
             evaluation=comparison,
         )
         given: dict[str, Any] = {"class_names": data.class_names, "card": card}
-        paths = []
+        paths, refused = [], {}
         with export.warned_once():
             for name in self.job.formats:
                 path = export.path_of(name, self.folder.path, "student")
@@ -304,14 +322,18 @@ class Distillation:
                     given["example"] = tf.nest.map_structure(
                         lambda part: part[:_CHECKED], calibration
                     )
-                    there = [
-                        export.export_as(
+                    try:
+                        made = export.export_as(
                             name, distiller.student, path, calibration, **given
                         )
-                    ]
+                    except ValueError as error:  # this student in this format
+                        refused[name] = str(error)
+                        print(f"{name}: {error}")
+                        continue
+                    there = [made]
                 paths.append(there[0])
                 print(f"{name}: {there[0]}")
-        return paths
+        return paths, refused
 
     @functools.cache  # noqa: B019 - as long as the run
     def _calibration(self) -> Any:

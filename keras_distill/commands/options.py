@@ -174,7 +174,7 @@ def data_words(options: argparse.Namespace) -> list[str]:
     """Returns what says how the command's data is loaded, as it is typed."""
     words: list[str] = []
     for name in ("data_dir", *DATA_OPTIONS):
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None:
             parts = value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, parts)]

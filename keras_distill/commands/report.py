@@ -34,6 +34,7 @@ class Results:
         captions: of the pictures, by name.
         settings: names and values.
         files: paths and sizes of the exports.
+        refused: why other exports could not be made, by format.
         next_steps: what to do next.
         class_names: of the data.
     """
@@ -44,6 +45,7 @@ class Results:
     captions: Mapping[str, str]
     settings: Mapping[str, Any]
     files: Sequence[tuple[str, str]]
+    refused: Mapping[str, str]
     next_steps: Sequence[Step]
     class_names: Sequence[str]
 
@@ -82,7 +84,7 @@ def page(results: Results) -> str:
             for what, words in results.next_steps
         ),
         "<h2>Exports</h2>",
-        _pairs(results.files),
+        _pairs([*results.files, *results.refused.items()]),
         "<h2>Settings</h2>",
         _pairs(settings.items()),
         f"<footer>Made by keras-distill {_text(version('keras-distill'))}. The model card "

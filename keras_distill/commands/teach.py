@@ -192,7 +192,9 @@ def _train(
         RunDirectory(folder.file(_TRAINING), "the training"),
         "teacher",
     )
-    print(f"the best of {outcome.epochs} epochs is the {outcome.best_epoch + 1}.")
+    print(
+        f"epoch {outcome.best_epoch + 1} of {outcome.epochs} was the best, and is kept"
+    )
 
 
 def _save(model: keras.Model, output: str) -> None:
