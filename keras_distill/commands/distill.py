@@ -75,8 +75,8 @@ def add_parser(commands: Any) -> None:
         "distil a teacher's file into a small student, and judge and export it",
         "Caches a teacher's soft targets, trains the student on them, and the same student on "
         "labels alone for as many steps; judges both and the teacher once on test data, draws "
-        "pictures, exports the student, and writes report.html. The epoch that counts is the "
-        "best on validation data. Started again after a kill, it goes on.",
+        "pictures, exports the student that is better on validation data, and writes "
+        "report.html. The epoch that counts is the best there, too. Started again after a kill, it goes on.",
         {
             "teacher": "a .keras or .h5 file, a SavedModel directory, a .tflite or .onnx "
             "file; or several, with commas between them",
