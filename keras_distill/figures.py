@@ -143,33 +143,15 @@ class Comparison:
 
     def __getitem__(self, name: str) -> Evaluation:
         """Returns the evaluation of a model by its name, of an output by "model / output"."""
-        found = [*self.evaluations, *self._by_output()]
+        found = [*self.evaluations, *by_output(self)]
         for evaluation in found:
             if evaluation.name == name:
                 return evaluation
         names = ", ".join(dict.fromkeys(e.name for e in found))
         raise KeyError(f"no model {name!r}; there are {names}")
 
-    def _by_output(self) -> list[Evaluation]:
-        """Returns what is printed: a model with several outputs as one row for each."""
-        return [one for e in self.evaluations for one in e.outputs or (e,)]
-
-    def _rows(self) -> list[list[str]]:
-        every = self._by_output()
-        shown = [f for f in _COLUMNS if any(vars(e)[f] is not None for e in every)]
-        if {e.runtime for e in every} <= {"Keras", None}:
-            shown = [field for field in shown if field != "runtime"]
-        unit, size = size_unit(e.file_bytes for e in every)
-        columns = {**_COLUMNS, "file_bytes": (f"file, {unit}", "{:,.2f}")}
-        rows = [["model", *(columns[field][0] for field in shown)]]
-        for e in every:
-            values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / size}
-            cells = (_cell(values[field], columns[field][1]) for field in shown)
-            rows.append([e.name, *cells])
-        return rows
-
     def __str__(self) -> str:
-        rows = self._rows()
+        rows = rows_of(self)
         first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
         lines = [
             "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)])
@@ -181,7 +163,7 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_of(self._rows())
+        return html_of(rows_of(self))
 
     def to_pandas(self) -> Any:
         """Returns the figures as a `pandas.DataFrame`, unrounded.
@@ -191,13 +173,13 @@ class Comparison:
         """
         import pandas as pd
 
-        rows = [vars(e) for e in self._by_output()]
+        rows = [vars(e) for e in by_output(self)]
         frame = pd.DataFrame(rows).set_index("name").drop(columns="outputs")
         return frame.dropna(axis="columns", how="all")
 
     def to_markdown(self) -> str:
         """Returns the table in Markdown."""
-        rows = self._rows()
+        rows = rows_of(self)
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
         lines = (" | ".join(row) for row in [rows[0], rule, *rows[1:]])
@@ -205,7 +187,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """Returns the figures as a JSON list of objects, one for each row, unrounded."""
-        rows = [dataclasses.asdict(e) for e in self._by_output()]
+        rows = [dataclasses.asdict(e) for e in by_output(self)]
         for row in rows:
             del row["outputs"]
         return json.dumps(rows, indent=2)
@@ -222,3 +204,24 @@ class Comparison:
         if ending not in writers:
             raise ValueError(f"the path must end in .json or .md, got {path!r}.")
         run_directory.write_text(path, writers[ending]() + "\n")
+
+
+def by_output(comparison: Comparison) -> list[Evaluation]:
+    """Returns what is printed: a model with several outputs as one row for each."""
+    return [one for e in comparison.evaluations for one in e.outputs or (e,)]
+
+
+def rows_of(comparison: Comparison) -> list[list[str]]:
+    """Returns a comparison as a table of text, its first row the head."""
+    every = by_output(comparison)
+    shown = [f for f in _COLUMNS if any(vars(e)[f] is not None for e in every)]
+    if {e.runtime for e in every} <= {"Keras", None}:
+        shown = [field for field in shown if field != "runtime"]
+    unit, size = size_unit(e.file_bytes for e in every)
+    columns = {**_COLUMNS, "file_bytes": (f"file, {unit}", "{:,.2f}")}
+    rows = [["model", *(columns[field][0] for field in shown)]]
+    for e in every:
+        values = {**vars(e), "file_bytes": e.file_bytes and e.file_bytes / size}
+        cells = (_cell(values[field], columns[field][1]) for field in shown)
+        rows.append([e.name, *cells])
+    return rows

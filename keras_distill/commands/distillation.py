@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import glob
 import math
 import os
 import time
@@ -28,6 +27,7 @@ from keras_distill.commands.training import (
     new_optimizer,
     train,
 )
+from keras_distill.export.versions import newest_version
 from keras_distill.exported import size_on_disk
 from keras_distill.processes import seeded
 from keras_distill.run_directory import RunDirectory
@@ -304,7 +304,7 @@ class Distillation:
         distiller, data = self.distillers[self._best], self.job.data
         card = kd.ModelCard(
             distiller,
-            teacher=self.targets,
+            teacher=self.targets if self._best == _DISTILLED else None,
             data=data,
             seeds=self.plan.seed + 1,
             evaluation=comparison,
@@ -314,25 +314,24 @@ class Distillation:
         with export.warned_once():
             for name in self.job.formats:
                 path = export.path_of(name, self.folder.path, "student")
-                there = glob.glob(os.path.join(glob.escape(path), "[0-9]*"))
-                if name != "savedmodel" and os.path.exists(path):
-                    there = [path]
-                if not there:
+                there = path if os.path.exists(path) else None
+                if name == "savedmodel":
+                    there = newest_version(path)
+                if there is None:
                     calibration = self._calibration()
                     given["example"] = tf.nest.map_structure(
                         lambda part: part[:_CHECKED], calibration
                     )
                     try:
-                        made = export.export_as(
+                        there = export.export_as(
                             name, distiller.student, path, calibration, **given
                         )
                     except ValueError as error:  # this student in this format
                         refused[name] = str(error)
                         print(f"{name}: {error}")
                         continue
-                    there = [made]
-                paths.append(there[0])
-                print(f"{name}: {there[0]}")
+                paths.append(there)
+                print(f"{name}: {there}")
         return paths, refused
 
     @functools.cache  # noqa: B019 - as long as the run

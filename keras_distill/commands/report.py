@@ -15,6 +15,7 @@ from typing import Any
 
 import keras_distill as kd
 from keras_distill.commands.next_steps import Step
+from keras_distill.figures import rows_of
 from keras_distill.run_directory import RunDirectory
 from keras_distill.units import size_shown
 
@@ -137,7 +138,7 @@ def _text(value: Any) -> str:
 
 def _table(comparison: kd.Comparison) -> str:
     """Returns the figures with a column for each model: there are few, also on a phone."""
-    head, *rows = zip(*comparison._rows(), strict=True)
+    head, *rows = zip(*rows_of(comparison), strict=True)
     cells = "".join(f"<th scope='col'>{_text(name)}</th>" for name in head[1:])
     lines = [f"<tr><td></td>{cells}</tr>"]
     for first, *others in rows:
