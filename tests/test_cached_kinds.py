@@ -89,7 +89,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "activation", "units", "loss"), KINDS)
 def test_live_equals_cached_with_weights(tmp_path, kind, activation, units, loss):
     teacher = dense(units, activation, loss)
@@ -107,6 +107,7 @@ def test_live_equals_cached_with_weights(tmp_path, kind, activation, units, loss
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("structure", [dict, list])
 def test_heads_of_all_kinds_in_one_store(tmp_path, structure):
     teacher = mixed(structure)
@@ -142,6 +143,7 @@ def test_views_of_yes_or_no_are_taught_by_epoch(tmp_path):
             np.testing.assert_allclose(tf.sigmoid(inputs.soft_targets), live, atol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["sigmoid", "values"])
 def test_parts_and_a_killed_run_give_the_same_bytes(tmp_path, kind):
     teacher = dense(3, "sigmoid" if kind == "sigmoid" else None, MSE)
@@ -217,6 +219,7 @@ def test_logits_of_a_sigmoid_are_exact_from_before_it(tmp_path):
     np.testing.assert_allclose(logits_of(store), z, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_are_kept_pixel_by_pixel(tmp_path):
     images = np.random.default_rng(3).normal(size=(20, 6, 6, 2)).astype("float32")
     inputs = keras.Input((6, 6, 2))
@@ -260,7 +263,7 @@ def ensemble(kind, units):
     return [dense(units, activation, loss, seed=seed) for seed in (1, 5, 9)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("kind", "units"), [("softmax", 3), ("sigmoid", 1), ("sigmoid", 3), ("values", 2)]
 )
@@ -288,6 +291,7 @@ def test_a_mean_of_what_nothing_tells_is_refused(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_top_k_is_for_classes_that_exclude_each_other(tmp_path):
     for teacher, kind in (
         (dense(3, "sigmoid"), "sigmoid"),
@@ -378,6 +382,7 @@ def test_another_kind_teaches_nothing(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_logits_in_few_bits_teach_no_values(tmp_path):
     y = labels("values", 3)
     store = write(tmp_path / "s", dense(3), (x, y), dtype="float16")
@@ -398,6 +403,7 @@ def test_the_soft_targets_say_what_a_student_is(tmp_path):
     assert distiller.output_kinds == "sigmoid"
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("teacher_units", [1, 2])
 def test_a_yes_or_no_and_its_two_classes_teach_each_other(tmp_path, teacher_units):

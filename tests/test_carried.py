@@ -139,6 +139,7 @@ def test_a_frozen_backbone_with_batch_normalization_is_common_to_all(
         np.testing.assert_array_equal(then, now)
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_trained_backbone_starts_the_same_in_every_trial(
     tmp_path,
     search,  # noqa: F811
@@ -157,6 +158,7 @@ def test_a_copy_of_a_trained_backbone_starts_the_same_in_every_trial(
     )
 
 
+@pytest.mark.slow
 def test_a_loss_or_optimizer_that_a_function_returns_again_is_copied(data):
     loss = kd.FeatureLoss("hidden", "hidden", adapter="auto")
     optimizer = keras.optimizers.SGD(0.1)

@@ -48,6 +48,7 @@ def test_any_form_of_data(x, form):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_from_a_store_without_the_generalist(x, tmp_path):
     model = mlp()
     targets = kd.SoftTargets.write(

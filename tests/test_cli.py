@@ -92,6 +92,7 @@ def test_same_seed_gives_the_same_figures(demo, tmp_path):
         assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_control_c_stops_a_fresh_process_calmly_and_quietly(tmp_path):
     """A real one: the start-up log of TensorFlow is part of what is kept quiet."""
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
@@ -314,6 +315,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("keras-distill ")
 
 
+@pytest.mark.slow
 def test_cache_keeps_the_soft_targets_of_a_file(tmp_path):
     data = datasets.load("digits", shuffle=False, batch_size=None)
     teacher = models.mlp(data.input_shape, data.classes, (16,))

@@ -36,6 +36,7 @@ def pictures(root, count=6, size=(16, 16)):
             (root / name / f"{i}.png").write_bytes(tf.io.encode_png(pixels).numpy())
 
 
+@pytest.mark.slow
 def test_cache_takes_images_sound_and_tables(here):
     pictures(here / "my pets")
     teacher = save(models.cnn((8, 8, 1), 2, (2,)))
@@ -126,6 +127,7 @@ def columns(width):
     return keras.Model([city, age], keras.layers.Dense(2)(joined))
 
 
+@pytest.mark.slow
 def test_text_is_exported_with_an_example_of_the_data(here):
     table = pd.DataFrame({"city": ["Bern", "Rom"] * 10, "label": [0, 1] * 10})
     table.to_csv("text.csv", index=False)

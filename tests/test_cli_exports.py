@@ -93,6 +93,7 @@ PATHS = {
 # export --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_export_writes_each_format_once_and_ends_with_a_table(exported):
     folder, lines = exported
     assert lines[0].split() == ["format", "path", "size"]

@@ -50,6 +50,7 @@ def check(here, there):
     assert f":{os.getpid()}" not in str(there[2])
 
 
+@pytest.mark.slow
 def test_dask_workers_give_the_same(here, tmp_path):
     import distributed
 

@@ -1,6 +1,7 @@
 """Invariants of the combination of a generalist and specialists, for random problems."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr
@@ -63,6 +64,7 @@ def seeded(examples):
     return settings(max_examples=examples, derandomize=True, deadline=None)
 
 
+@pytest.mark.slow
 @seeded(25)
 @given(problems())
 def test_the_divergence_never_rises(problem):
@@ -83,6 +85,7 @@ def test_the_answer_is_a_distribution_in_float32_and_float64(problem):
         np.testing.assert_allclose(q.sum(-1), 1.0, atol=tolerance)
 
 
+@pytest.mark.slow
 @seeded(15)
 @given(problems(), st.randoms(use_true_random=False))
 def test_neither_the_batch_nor_the_order_of_specialists_counts(problem, random):

@@ -257,6 +257,7 @@ def test_quantized_layers_are_refused():
         kd.copy_weights(teacher, encoder(2), {"block_1": "block_1"})
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_left_alone_and_training_goes_on(data):
     x, y = data[0][:, :4], data[1] % 3
     student, teacher = nested(2), nested(4, seed=1)

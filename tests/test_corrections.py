@@ -190,6 +190,7 @@ def test_a_model_of_probabilities_stays_one_and_is_corrected_exactly():
     assert (judged.kind, judged.accuracy) == ("softmax", pytest.approx(5 / 6))
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_exported_and_shares_the_weights(tmp_path):
     x, y = noisy(3)
     inputs = {n: keras.Input((k,), name=n) for n, k in (("a", 1), ("b", 2))}

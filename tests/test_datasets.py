@@ -76,6 +76,7 @@ def test_mnist_by_name():
     assert not train & validation
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_images_are_resized_and_left_unnormalised_on_request():
     data = datasets.load("mnist", batch_size=8, image_size=(14, 14), normalize=False)

@@ -54,6 +54,7 @@ def teacher():
     return retina_net(2, 16, seed=1)
 
 
+@pytest.mark.slow
 def test_a_detector_learns_from_labels_and_teacher(teacher):
     student = retina_net()
     distiller = kd.Distiller(
@@ -118,6 +119,7 @@ def heads(width, seed=0, kind="sigmoid"):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_values_are_weighed_by_the_teachers_confidence(kind, weighted):
@@ -171,6 +173,7 @@ class OwnLoss(keras.Sequential):
         return 2 * super().compute_loss(x, y["twice"], y_pred, sample_weight)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "how", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str
 )

@@ -340,6 +340,7 @@ def test_a_missing_package_is_named_before_the_training(folder, capsys, monkeypa
     assert "keras-distill[litert]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_format_that_is_refused_leaves_all_else_done(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(check, "ask_fresh_process", answer_here)

@@ -36,6 +36,7 @@ def compiled(student=None, teacher=None, *, loss=SPARSE, optimizer=None, **kwarg
 # What a batch may be ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_hot_labels_train_like_integers(data):
     x, y = data
     student, teacher = mlp(6), mlp(32)
@@ -92,6 +93,7 @@ def test_weight_zero_under_kerass_default_reduction(data):
         assert 8 * with_zero[name] == pytest.approx(7 * without[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_class_weight_acts_on_both_terms(data):
     x, y = data
     class_weight = {0: 0.0, 1: 3.0}
@@ -374,6 +376,7 @@ def two_heads(width, as_list=False):
     return keras.Model(inputs, outputs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("as_list", [False, True])
 def test_several_outputs_add_up(data, as_list):
     x, y = data
@@ -414,6 +417,7 @@ def test_metrics_by_output_name(data):
     assert "first_accuracy" in history
 
 
+@pytest.mark.slow
 def test_probabilities_and_features_in_one_model(data):
     """Only what ends in softmax is turned into logits; features are matched raw."""
     x, y = data
@@ -649,6 +653,7 @@ def test_jit_eager_and_many_steps_agree_with_graph(data, ways):
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-4
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("student_policy", "teacher_policy"),
     [
@@ -674,6 +679,7 @@ def test_mixed_precision_trains(data, student_policy, teacher_policy):
     assert teacher.dtype_policy.name == teacher_policy
 
 
+@pytest.mark.slow
 def test_mixed_float16_is_close_to_float32(data):
     x, y = data
     teacher, student = mlp(32), mlp(6)
@@ -686,6 +692,7 @@ def test_mixed_float16_is_close_to_float32(data):
     assert largest_difference(student.get_weights(), half.get_weights()) < 5e-3
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_by_the_optimizer(data):
     x, y = data
     student, teacher = mlp(6), mlp(32)
@@ -698,6 +705,7 @@ def test_gradient_accumulation_by_the_optimizer(data):
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
 
 
+@pytest.mark.slow
 def test_alpha_and_teacher_may_change_in_the_middle_of_fit(data):
     x, y = data
     distiller = Distiller(mlp(6), alpha=1.0)
@@ -715,6 +723,7 @@ def test_alpha_and_teacher_may_change_in_the_middle_of_fit(data):
     assert history["soft_loss"][1] > 0.0
 
 
+@pytest.mark.slow
 def test_unlabelled_first_and_labelled_later(data):
     x, y = data
     distiller = compiled(alpha=0.0, metrics=["accuracy"])
@@ -722,6 +731,7 @@ def test_unlabelled_first_and_labelled_later(data):
     assert "accuracy" in distiller.fit(x, y, verbose=0).history
 
 
+@pytest.mark.slow
 def test_bare_kept_soft_targets_are_an_unlabelled_transfer_set(data):
     x, _ = data
     teacher, student = mlp(32), mlp(6)
@@ -737,6 +747,7 @@ def test_bare_kept_soft_targets_are_an_unlabelled_transfer_set(data):
     assert largest_difference(student.get_weights(), same.get_weights()) < 1e-6
 
 
+@pytest.mark.slow
 def test_kept_probabilities_are_noticed_and_can_be_declared(data):
     x, y = data
     teacher = mlp(32, activation="softmax")
@@ -756,6 +767,7 @@ def test_kept_probabilities_are_noticed_and_can_be_declared(data):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_export_is_the_students(data, tmp_path):
     distiller = compiled()
     distiller.fit(*data, verbose=0)
@@ -787,6 +799,7 @@ def test_ignored_class_is_no_wrong_label(data):
     assert np.isfinite(compiled(loss=loss).fit(x, y, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_layer_and_weights_with_several_outputs(data):
     x, y = data
 
@@ -892,6 +905,7 @@ def test_wrong_labels_in_a_dataset(data):
         compiled().fit(dataset, verbose=0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_not_finite_teacher_stops_the_run_and_names_the_batch(data, jit_compile):
     x, y = data
@@ -939,6 +953,7 @@ def test_not_finite_kept_targets_or_layers_stop_the_run(data, part):
         distiller.fit(inputs, y, batch_size=8, shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_not_finite_teacher_with_several_steps_per_execution_and_by_hand(data):
     x, y = data
     teacher = mlp(32)
@@ -1189,6 +1204,7 @@ def test_validation_data_of_bare_cached_soft_targets_has_no_labels(data, as_data
     }
 
 
+@pytest.mark.slow
 def test_bare_cached_soft_targets_from_a_generator_are_no_labels(data):
     x, _ = data
     targets = mlp(32).predict(x, verbose=0)
@@ -1219,6 +1235,7 @@ def test_recompiled_without_a_loss_forgets_the_first_one(data):
 # What one call leaves for the next ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_class_weights_are_of_one_fit_alone(data):
     x, y = data
     distiller = compiled(alpha=1.0, optimizer=keras.optimizers.SGD(0.0))
@@ -1238,6 +1255,7 @@ def judged(distiller, *data):
     return distiller.evaluate(*data, verbose=0, return_dict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the batches have no labels")
 def test_data_without_labels_leaves_nothing_in_the_figures_of_labelled_data(data):
     x, y = data
@@ -1256,6 +1274,7 @@ def test_data_without_labels_leaves_nothing_in_the_figures_of_labelled_data(data
         assert again["val_loss"][0] == pytest.approx(truth[1]["loss"], rel=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 def test_labels_may_come_after_data_without_them(data, call):
     x, y = data

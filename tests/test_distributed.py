@@ -55,6 +55,7 @@ def test_two_replicas_equal_one(data, matched, mirrored):
         assert values == pytest.approx(logs_two[name], rel=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", ["mse", keras.losses.KLDivergence()])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -78,6 +79,7 @@ def test_two_replicas_with_a_keras_objective(data, mirrored, loss, weighted):
     )
 
 
+@pytest.mark.slow
 def test_teacher_made_outside_the_strategy(data, mirrored):
     keras.utils.set_random_seed(5)
     teacher = mlp(32)
@@ -86,6 +88,7 @@ def test_teacher_made_outside_the_strategy(data, mirrored):
     assert largest_difference(one, two) < 1e-5
 
 
+@pytest.mark.slow
 def test_cached_soft_targets_under_two_replicas(data, mirrored):
     x, y = data
     keras.utils.set_random_seed(5)
@@ -165,6 +168,7 @@ def test_keras_itself_cannot_fit_with_two_workers(tmp_path):
     assert "PerReplica" in errors[0]
 
 
+@pytest.mark.slow
 def test_the_correlation_of_two_replicas_is_that_of_one(data, mirrored):
     x, _ = data
     y, found = x[:, :1], []

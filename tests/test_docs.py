@@ -68,6 +68,7 @@ RUN = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("page", RUN)
 def test_blocks_run_one_after_the_other(page, tmp_path):
     program = quick("\n".join(blocks(page, "python")))

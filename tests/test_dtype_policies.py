@@ -91,7 +91,7 @@ def cases():
     yield from (("float64", name) for name in ("functional", "casts its inputs"))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("policy", "name"), list(cases()))
 def test_a_distiller_gives_the_student_what_the_student_alone_is_given(policy, name):
     make, x = MODELS[name]
@@ -142,6 +142,7 @@ def test_the_teacher_is_given_the_batch_as_it_is():
     assert set(seen) == {tf.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
 def test_every_part_says_of_a_model_what_it_says_alone(policy, tmp_path):

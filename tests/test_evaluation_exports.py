@@ -62,6 +62,7 @@ def single(tmp_path_factory):
     return model, exports(model, tmp_path_factory.mktemp("single"))
 
 
+@pytest.mark.slow
 def test_an_export_has_the_figures_of_its_model(several):
     model, paths = several
     found = kd.compare(
@@ -119,6 +120,7 @@ def test_an_export_is_timed_by_its_own_runtime(single, data, monkeypatch):
 job = latency._job  # other tests' models are timed without
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_process
 def test_keras_models_and_savedmodels_are_timed_by_one_thread_of_another_process(
     single, data, monkeypatch

@@ -52,6 +52,7 @@ def test_every_script_uses_names_that_there_are(script):
     assert used <= {*keras_distill.__all__, "__version__"}
 
 
+@pytest.mark.slow
 def test_a_benchmark_runs(tmp_path):
     script = ROOT / "benchmarks" / "specialist_routing.py"
     done = forking.run([script, "--quick"], tmp_path)
@@ -59,6 +60,7 @@ def test_a_benchmark_runs(tmp_path):
     assert done.stdout.splitlines()[-1].startswith("| 5 | 3 |")
 
 
+@pytest.mark.slow
 def test_each_kind_of_output_is_measured(tmp_path):
     script = ROOT / "benchmarks" / "kinds.py"
     asked = ["--quick", "--task", "regression", "--json", "kinds.json"]
@@ -69,6 +71,7 @@ def test_each_kind_of_output_is_measured(tmp_path):
     assert [len(row) for row in result["rows"]] == [3, 3]
 
 
+@pytest.mark.slow
 def test_temperature_curves(tmp_path):
     script = ROOT / "examples" / "temperature_curves.py"
     done = forking.run([script, "--epochs", "1"], tmp_path)
@@ -101,6 +104,7 @@ def sound(examples_path):
     examples_path(ROOT / "examples")
 
 
+@pytest.mark.slow
 def test_log_mel_is_what_numpy_makes_of_it_in_keras_and_as_a_file(
     tmp_path, monkeypatch, sound
 ):

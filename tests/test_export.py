@@ -41,6 +41,7 @@ def named(width=6, activation=None, classes=CLASSES):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "activation", [None, pytest.param("softmax", marks=pytest.mark.fresh_process)]
 )
@@ -79,6 +80,7 @@ def test_class_names_and_preprocessing_are_in_the_graph(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_process
 def test_preprocessing_layer_with_text_input(tmp_path):
     vectorize = keras.layers.TextVectorization(output_sequence_length=4)

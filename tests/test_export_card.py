@@ -316,6 +316,7 @@ def result(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_of_a_search(tmp_path, result):
     student = result.student
     content, text = written(export(student, tmp_path, card=result))

@@ -365,6 +365,7 @@ def test_a_turned_answer_is_found_but_not_at_the_threshold(tmp_path, monkeypatch
 # As a teacher ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_exported_teaches_as_what_it_is(tmp_path):
     inputs = keras.Input((4,), name="x")
     losses = {

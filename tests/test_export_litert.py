@@ -44,6 +44,7 @@ def _here(request, monkeypatch):
         monkeypatch.setattr(litert, "_in_a_child", convert_here)
 
 
+@pytest.mark.slow
 def test_layers_are_as_before_and_a_loop_stays_where_it_can(tmp_path):
     model = Reader()
     given = {**spec(None, 5, 4), "from_logits": True}
@@ -95,6 +96,7 @@ def scales(path):
     return {d["name"]: d["quantization"] for d in interpreter.get_tensor_details()}
 
 
+@pytest.mark.slow
 def test_ranges_are_of_all_examples_however_they_come(tmp_path):
     """The calibrator keeps the least and the greatest, over batches as within one."""
     model = depthwise()

@@ -138,7 +138,7 @@ SIZE = {"output_kinds": {"size": "values"}}
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("make", "given", "inputs"),
     [
@@ -212,6 +212,7 @@ def test_inputs_and_answers_are_those_of_the_savedmodel(
             np.testing.assert_array_equal(answer[name], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -251,6 +252,7 @@ def test_log1p_is_exact_to_the_last_bits(tmp_path, dtype):
     np.testing.assert_allclose(found, np.log1p(x).astype("float32"), rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_the_exact_gelu_is_that_of_keras(tmp_path):
     model = of(layers.Activation("gelu"), shape=(1,))
     given = {"output_kinds": "values"}
@@ -260,6 +262,7 @@ def test_the_exact_gelu_is_that_of_keras(tmp_path):
     kd.export_onnx(transformer(), tmp_path / "t.onnx", example=TOKENS, verbose=False)
 
 
+@pytest.mark.slow
 def test_what_cudnn_does_is_left_out_while_it_is_traced(tmp_path, monkeypatch):
     gru, seen = layers.GRU(3), []
     model = of(gru, layers.Dense(3), shape=(5, 4))

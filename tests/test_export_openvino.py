@@ -84,6 +84,7 @@ def test_images_masks_and_several_inputs_and_outputs(tmp_path):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("n", "routed", "batch"), [(1, True, None), (1, True, 1), (None, False, None)]
 )

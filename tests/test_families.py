@@ -169,6 +169,7 @@ def forgotten():
     keras.utils.clear_session()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name == "hub: Bert, Bert" else pytest.mark.slow) for name in PAIRS],

@@ -95,7 +95,7 @@ def generator(x, y, weight):
     return (tuple(p[i : i + 8] for p in parts) for i in range(0, 64, 8))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_later_batch_stops_the_run_and_teaches_nothing(data, kind):
     x, y = data
@@ -134,7 +134,7 @@ def test_arrays_are_looked_at_whole_before_training(data, kind):
     assert int(distiller.optimizer.iterations) == 0
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("run", "make"),
     [
@@ -152,6 +152,7 @@ def test_however_it_is_run(data, run, make, kind):
         compiled(loss, run=run).fit(make(x, *spoil(y)), verbose=0)
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_replica(data, mirrored):
     x, y = data
     with mirrored.scope():
@@ -175,6 +176,7 @@ def test_labels_that_are_right(data, dtype):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_a_row_of_zeros_where_nothing_counts(data):
     x, y = data
     labels, weight = with_one(rows(y), 0.0), with_one(np.ones(64), 0.0)
@@ -217,7 +219,7 @@ class Infinite(DistillationLoss):
         return infinite(student_outputs)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("run", [{}, {"jit_compile": True}, {"run_eagerly": True}])
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_alpha_0_or_1_leaves_the_other_term_out(data, run, activation):
@@ -304,6 +306,7 @@ def test_a_teacher_that_answers_for_others_later(data, answered):
         distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_leaves_its_range_between_the_ends_of_an_epoch(data):
     class Bump(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step):

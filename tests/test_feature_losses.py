@@ -277,6 +277,7 @@ OWN = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("adapter", ["auto", *OWN])
 def test_adapters_are_trained_saved_and_belong_to_one_distiller(adapter, tmp_path):
     x = np.random.normal(size=(8, 8, 8, 2)).astype("float32")
@@ -323,6 +324,7 @@ def test_an_adapter_that_does_not_fit_is_refused():
         kd.FeatureLoss("a", "b", keras.layers.Conv2D(6, 1)).bind((None, 4), (None, 6))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("setting", ["eager", "jit", "mixed", "replicas"])
 def test_every_loss_trains(setting, mirrored):
     x = np.random.default_rng(4).normal(size=(8, 8, 8, 2)).astype("float32")
@@ -390,6 +392,7 @@ def test_config_is_whole(loss):
     assert type(loss.copied()) is type(loss)
 
 
+@pytest.mark.slow
 def test_from_cached_layers_and_on_outputs(tmp_path, data):
     x, y = data
     teacher = mlp(9)

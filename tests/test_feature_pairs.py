@@ -115,6 +115,7 @@ def images():
     return x, np.arange(16) % CLASSES
 
 
+@pytest.mark.slow
 def test_features_auto_is_the_mean_over_the_pairs(images, tmp_path):
     student, teacher = cnn((4, 8)), cnn((8, 16), name="t")
     pairs = kd.suggest_feature_pairs(student, teacher)
@@ -168,6 +169,7 @@ def test_features_beside_losses_by_output(data):
     assert logs["soft_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_features_of_pairs(images, tmp_path):
     teacher = cnn((8, 16), name="t")
     pairs = [("c1_b", "t1_b")]
@@ -184,6 +186,7 @@ def test_cached_features_of_pairs(images, tmp_path):
     assert largest_difference(before, distiller.loss_layers[0].get_weights()) > 0
 
 
+@pytest.mark.slow
 def test_features_auto_in_a_search(data, tmp_path):
     def searched(directory, **arguments):
         return kd.search(

@@ -22,6 +22,7 @@ def feature(model, name, x):
     return keras.Model(model.input, model.get_layer(name).output)(x).numpy()
 
 
+@pytest.mark.slow
 def test_weights_of_pixels_reach_smaller_grid_and_vector():
     def segmenter(width):
         inputs = keras.Input((8, 8, 3))

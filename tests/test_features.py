@@ -88,6 +88,7 @@ def fitted(student, teacher, loss, data, epochs=1, **compiled):
     return distiller, history.history
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["graph", "eager", "jit"])
 @pytest.mark.parametrize("make", [functional, sequential, Subclassed])
 def test_a_layer_of_a_nested_backbone_is_matched(make, way, images):
@@ -156,6 +157,7 @@ def recurrent():
     return keras.Model(tokens, keras.layers.Dense(3)(x))
 
 
+@pytest.mark.slow
 def test_calls_and_outputs_of_a_layer(images):
     x = np.random.default_rng(0).integers(1, 10, (16, 7))
     x[:, 5:] = 0
@@ -227,6 +229,7 @@ def test_outputs_by_key_and_what_cannot_be_matched():
             kd.Distiller(heads(), heads(), distillation_loss=kd.FeatureLoss("a", path))
 
 
+@pytest.mark.slow
 def test_an_unbuilt_student_is_looked_up_on_the_first_batch(images):
     for path, message in (
         ("backbone/c7", "the student has no layer 'backbone/c7'; the closest are"),
@@ -275,6 +278,7 @@ def test_each_model_runs_forward_once_per_step(images):
     assert not features._wrapped
 
 
+@pytest.mark.slow
 def test_cached_features_teach_as_live_ones_do(images, tmp_path):
     x, y = images
     teacher = Subclassed()
@@ -296,6 +300,7 @@ def test_cached_features_teach_as_live_ones_do(images, tmp_path):
     assert largest_difference(*weights) < 1e-6
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_under_a_mixed_policy(policy, images):
     before = keras.config.dtype_policy()
@@ -322,6 +327,7 @@ def test_two_replicas_equal_one(images, mirrored):
     assert largest_difference(*weights) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_saved_distiller_still_matches_its_paths(images, tmp_path):
     loss = kd.FeatureLoss("blocks.0:1", "blocks.1")
     teacher = Subclassed()
@@ -335,6 +341,7 @@ def test_a_saved_distiller_still_matches_its_paths(images, tmp_path):
     assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_in_a_search(images, tmp_path):
     result = kd.search(
         lambda hp: functional(),

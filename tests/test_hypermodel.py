@@ -230,6 +230,7 @@ def test_works_with_every_tuner_of_keras_tuner(tmp_path, data):
     assert [t.status for t in oracle.trials.values()] == ["COMPLETED"] * 2
 
 
+@pytest.mark.slow
 def test_filled_hyperparameters_are_a_trial_of_this_very_space(tmp_path, data):
     """As of a search reopened in a new process, whose hypermodel has built nothing."""
 
@@ -281,6 +282,7 @@ class BuiltByData(keras.Model):
         return self.out(self.hidden(x["x"]))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["subclassed", "without Input"])
 def test_the_best_models_of_a_tuner_are_those_it_scored(kind, data, tmp_path):

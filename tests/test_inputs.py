@@ -43,6 +43,7 @@ def on_image(student):
 STRUCTURES = ["single", "list", "dict", "sequential"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("error:The structure of")
 @pytest.mark.parametrize("structure", ["dict", "sequential"])
 def test_an_image_only_student_of_a_teacher_of_all_modalities(structure, tmp_path):
@@ -65,6 +66,7 @@ def test_an_image_only_student_of_a_teacher_of_all_modalities(structure, tmp_pat
     np.testing.assert_allclose(cached.predict(X, verbose=0), on_image(student), **near)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:The structure of")
 def test_an_image_only_teacher_of_a_student_of_all_modalities(tmp_path):
     teacher = of("image", structure="dict", width=16)

@@ -171,6 +171,7 @@ def generated(count=None):
     return tf.data.Dataset.from_generator(lambda: steps, output_signature=spec)
 
 
+@pytest.mark.slow
 def test_what_never_ends_is_noticed_and_nothing_else():
     range_, keep = tf.data.Dataset.range, lambda *x: True
     endless = range_(3).repeat()
@@ -257,6 +258,7 @@ def test_what_is_imported_from_private_modules_is_there(module, name):
     assert hasattr(importlib.import_module(module), name)
 
 
+@pytest.mark.slow
 def test_what_is_judged_again_and_again_is_traced_without_a_warning(caplog):
     x, y = np.eye(4, dtype="float32"), np.arange(4)
 

@@ -94,6 +94,7 @@ def test_a_callable_of_a_preprocessor_is_not_looked_into():
         kd.Distiller(plain(), one)
 
 
+@pytest.mark.slow
 def test_without_its_preprocessor_a_task_is_a_model_like_any(with_preprocessor):
     """As the sentence says: the same model, and the data preprocessed."""
     bare = task(None)

@@ -180,6 +180,7 @@ def test_a_confidently_wrong_student_gets_its_whole_gradient(activation, last):
     np.testing.assert_allclose(gradient, np.ones((6, 1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_logit_loss_of_questions_is_the_limit_of_a_high_temperature():
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     found = [
@@ -303,6 +304,7 @@ def soft_losses(teacher, student):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("as_list", [False, True])
 def test_three_kinds_train_by_one_line(as_list):
     teacher, student = three_heads(0, as_list), three_heads(1, as_list)
@@ -330,6 +332,7 @@ def own(y_true, y_pred):
     return keras.ops.mean(keras.ops.abs(y_pred), -1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", [own, "hinge", "poisson", "binary_crossentropy"])
 def test_what_is_not_distilled_may_have_any_loss(loss):
     teacher, student = three_heads(0), three_heads(1)
@@ -381,6 +384,7 @@ def test_things_are_given_by_name_where_a_model_returns_a_list():
             kd.Distiller(student, teacher, **{argument: given})
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", SPARSE])
 def test_features_alone_put_no_demand_on_the_head(loss):
     activation = None if loss is SPARSE else "softmax"
@@ -407,6 +411,7 @@ def test_features_alone_put_no_demand_on_the_head(loss):
 # Two classes and one question ----------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("activation", [None, "known"])
 def test_one_question_teaches_two_classes_and_the_reverse(activation):
     known = activation is not None
@@ -468,6 +473,7 @@ def test_class_weights_of_a_question():
             step(head(units), head(units, seed=1), own_loss, y, class_weight={0: 2.0})
 
 
+@pytest.mark.slow
 def test_ignored_labels_have_no_hard_loss_and_the_teacher_teaches_there():
     teacher, student = head(3), head(3, seed=1)
     y = Y["species"].copy()
@@ -625,6 +631,7 @@ def test_classes_and_questions_do_not_teach_each_other(kinds):
         kd.Distiller(head(3, ours), head(3, theirs, seed=1))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("entrance", ["step", "graph"])
 def test_a_loop_of_ones_own_is_settled_too(entrance):
     distiller = kd.Distiller(head(1), head(1, seed=1))

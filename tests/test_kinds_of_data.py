@@ -226,7 +226,7 @@ EXPECTED = {}
 ENTRANCES = [fit, compare, write_and_join, covariance, search_data, specialists]
 
 
-@pytest.mark.sampled(70)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entrance", ENTRANCES, ids=lambda one: one.__name__)
 def test_a_kind_of_data_is_as_good_as_arrays(entrance, kind, tmp_path):
@@ -249,6 +249,7 @@ def test_a_kind_of_data_is_as_good_as_arrays(entrance, kind, tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["pandas"]
@@ -321,6 +322,7 @@ def test_batches_or_examples_of_a_column():
         told((None, 5, 5), of=((None, 3),))
 
 
+@pytest.mark.slow
 def test_batches_of_lengths_of_their_own_are_refused_with_what_to_do(tmp_path):
     lengths = [3, 3, 5, 5]
     inputs = keras.Input((None,), dtype="int64")
@@ -438,6 +440,7 @@ def test_variables_are_read_as_the_arrays_that_they_hold():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_batches_whose_labels_are_none_have_no_labels():
     weights = []
     for data in (dataset(X).batch(8), dataset(X).batch(8).map(lambda x: (x, None))):

@@ -87,6 +87,7 @@ def wrong(graph):
     return found
 
 
+@pytest.mark.slow
 def test_arrows_point_one_way():
     graph = read()
     assert {"distiller", "commands.main", "losses.kl", "plots.style"} <= set(graph)

@@ -39,6 +39,7 @@ def soft_loss(student, data, loss, hard=SPARSE, **kwargs):
     return distiller.train_on_batch(*data, return_dict=True)["soft_loss"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}])
 @pytest.mark.parametrize("form", ["numbers", "column", "one_hot"])
 def test_labels_reach_the_loss(mode, form):
@@ -102,6 +103,7 @@ def test_examples_of_a_layer_are_weighed_whole():
     assert found == pytest.approx((2 * 2.0 + 3 * 1.5) / 2)
 
 
+@pytest.mark.slow
 def test_two_replicas_compare_their_own_examples():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():

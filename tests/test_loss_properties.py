@@ -8,6 +8,7 @@ import functools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,7 @@ def distiller_for(shape, loss):
     )
 
 
+@pytest.mark.slow
 @FEW
 @given(
     seeds,

@@ -235,6 +235,7 @@ def test_matched_layers_run_each_model_once(data):
     assert (StudentDense.calls, TeacherDense.calls) == (2, 2)  # two layers, once each
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "make_loss",
     [
@@ -268,6 +269,7 @@ def test_keras_objective_says_the_same_with_unit_sample_weights(data):
     assert losses[0]["soft_loss"] == pytest.approx(losses[1]["soft_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weight_of_a_keras_objective_counts(data):
     x, y = data
     student, teacher = mlp(6), mlp(32)
@@ -298,7 +300,7 @@ def test_custom_keras_loss_refuses_sample_weights(data):
         distiller.train_on_batch(*data, np.ones(64))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "make_loss",
     [
@@ -351,6 +353,7 @@ def test_wrong_layers_are_refused(hint, message):
         Distiller(mlp(6), mlp(32), distillation_loss=hint)
 
 
+@pytest.mark.slow
 def test_subclassed_model_returns_features_and_learns_them(data):
     class Mine(keras.Model):
         def __init__(self, width):
@@ -417,6 +420,7 @@ def test_sums_of_sums_are_one_flat_sum():
     assert (keras_loss + a).terms == [(1.0, keras_loss), (1.0, a)]
 
 
+@pytest.mark.slow
 def test_a_nested_sum_trains(data):
     x, y = data
     loss = SumOfLosses([(0.5, SoftTargetLoss() + LogitLoss()), (1.0, LogitLoss())])

@@ -92,6 +92,7 @@ def test_soft_loss_is_on_the_teachers_grid(of_teacher, activation):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("of_teacher", [2, 0.5])
 def test_sample_weights_of_pixels_act_on_both_terms(of_teacher):
     student, teacher = at_scale(1), at_scale(of_teacher, seed=1)
@@ -133,6 +134,7 @@ def test_pixels_of_weight_0_take_no_part_at_another_resolution():
     assert moved[1] == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "how",
     [
@@ -155,6 +157,7 @@ def test_any_mode_gives_the_same_loss(how, side):
     assert found == pytest.approx(expected, rel=1e-4 if policy == "float32" else 0.05)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("top_k", "of_teacher"), [(None, 0.5), (2, 2)])
 def test_cached_soft_targets_train_as_the_teacher_does(tmp_path, top_k, of_teacher):
     student, teacher = at_scale(1), at_scale(of_teacher, seed=1)
@@ -347,7 +350,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_segmenters_learn_from_one_another(pair, tmp_path):
     student, teacher = PAIRS[pair]()
@@ -384,6 +387,7 @@ def test_segmenters_learn_from_one_another(pair, tmp_path):
     assert table["teacher"].examples == (y != 255).sum()
 
 
+@pytest.mark.slow
 def test_a_search_takes_maps_of_two_sizes(tmp_path):
     found = kd.search(
         lambda space: at_scale(1), (X, Y), (X, Y), teacher=at_scale(2, seed=1),

@@ -91,6 +91,7 @@ MADE = (
 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", MADE)
 def test_what_is_dropped_is_collected(make, data):
     teacher = mlp(32)
@@ -110,6 +111,7 @@ def of_ours():
     )
 
 
+@pytest.mark.slow
 def test_no_object_of_ours_is_left_by_a_loop(data):
     teacher = mlp(32)
     trained(data, teacher)
@@ -119,6 +121,7 @@ def test_no_object_of_ours_is_left_by_a_loop(data):
     assert of_ours() == before
 
 
+@pytest.mark.slow
 def test_constructing_grows_by_no_more_than_a_plain_model(data):
     """In Python's objects; each is what 100 rounds leave, without the teacher's own."""
     teacher = mlp(32)

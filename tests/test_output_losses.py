@@ -199,6 +199,7 @@ def fitted(loss, data, student=None, hard=SPARSE, **arguments):
     return distiller, logs.history["soft_loss"][0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_labels_and_weights_reach_the_losses(data, one_hot):
     x, y = data
@@ -246,6 +247,7 @@ def test_unlabelled_data_is_refused_where_labels_are_compared_by(data):
         distiller.train_on_batch(x)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "loss",
     [
@@ -265,6 +267,7 @@ def test_saved_and_loaded(loss, data, tmp_path):
     assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("loss", ["decoupled_loss", "relational_loss"])
 def test_several_outputs_by_name(loss, data):
     x, y = data
@@ -288,6 +291,7 @@ def test_several_outputs_by_name(loss, data):
     assert np.isfinite(history["soft_loss"]).all()
 
 
+@pytest.mark.slow
 def test_yes_no_questions_by_pairs(data):
     x, _ = data
     y = np.eye(CLASSES, dtype="float32")[data[1]]
@@ -325,6 +329,7 @@ def test_names():
             kd.Distiller(mlp(), mlp(9), distillation_loss=name)
 
 
+@pytest.mark.slow
 def test_a_search_chooses_a_loss_by_name(data, tmp_path):
     teacher = mlp(9)
 
@@ -341,6 +346,7 @@ def test_a_search_chooses_a_loss_by_name(data, tmp_path):
     assert len(searched(resume=True).trials) == 5
 
 
+@pytest.mark.slow
 def test_in_kerass_distiller(data):
     x, y = data
     for loss in (
@@ -404,6 +410,7 @@ def by_label(loss=None, alpha=0.0, outputs=1):
     return distiller
 
 
+@pytest.mark.slow
 def test_labels_that_no_hard_loss_takes_are_looked_at():
     x = np.ones((4, 3), "float32")
 
@@ -429,6 +436,7 @@ def test_labels_that_no_hard_loss_takes_are_looked_at():
     distiller.fit(x, np.eye(4), verbose=0)
 
 
+@pytest.mark.slow
 def test_an_output_compared_by_the_label_needs_labels_and_no_other_does():
     x, y = np.ones((4, 3), "float32"), np.array([0, 1, 2, 3])
     distiller = by_label({"h0": SPARSE}, 0.5, outputs=2)

@@ -46,7 +46,7 @@ def by_hand(teacher, x, size):
     return teacher(x / 127.5 - 1.0).numpy()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "preprocess", [scaled, in_numpy, layers.Rescaling(1 / 127.5, -1)]
 )

@@ -160,6 +160,7 @@ def test_arrays_are_shared_not_copied(found):
     assert array[0] == 1.0
 
 
+@pytest.mark.slow
 def test_a_death_leaves_the_others_alone(tmp_path):
     tasks = iter([("pid",), ("die", 1), *[("pid",)] * 6])
     job = Job(tmp_path)
@@ -189,6 +190,7 @@ def test_tasks_are_drawn_when_a_seat_is_free_and_see_what_has_ended(tmp_path):
     assert seen == [[], ["0"], ["0", "1"], ["0", "1", "2"]]
 
 
+@pytest.mark.slow
 def test_leaving_early_kills_what_runs(tmp_path):
     job = Job(tmp_path)
     run = spread(job.run, iter(lambda: ("pid",), 0), seats=Seats.of(2), folder=str(tmp_path))  # fmt: skip
@@ -216,6 +218,7 @@ list(spread(wait, ["a"], seats=Seats.of(2), folder=folder))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_their_parent(tmp_path, how):
@@ -322,6 +325,7 @@ def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(
         file.close()
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_goes_on_without_a_killed_worker(tmp_path):
     from dask.distributed import Client, LocalCluster
 

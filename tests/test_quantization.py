@@ -235,6 +235,7 @@ def test_the_student_is_untouched_and_no_batch_normalisation_is_left(student):
     np.testing.assert_array_equal(before, student.predict(x, verbose=0))
 
 
+@pytest.mark.slow
 def test_ranges_are_those_of_all_that_is_calibrated_with(student):
     x = images(300)
     x[-1] *= 10
@@ -358,6 +359,7 @@ def test_a_channel_that_is_dead_does_not_spoil_the_others():
 # Training and saving ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_from_the_float_student_with_weights_of_four_bits():
     layers = [L.Flatten(), L.Dense(16, activation="relu"), L.Dense(5)]
     student = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers])
@@ -389,6 +391,7 @@ def test_it_learns_from_the_float_student_with_weights_of_four_bits():
     assert all("_range/" in path for path in stayed), stayed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bits", [(4, 8), pytest.param((8, None), marks=pytest.mark.slow)]
 )
@@ -421,6 +424,7 @@ def test_it_is_saved_and_read_in_safe_mode(student, tmp_path):
 # The file ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8)])
 def test_the_file_has_the_trained_ranges_and_nothing_float(files, bits):
@@ -471,6 +475,7 @@ def test_the_file_answers_what_the_model_does(files, bits, most):
     assert np.mean(difference) < 1.5
 
 
+@pytest.mark.slow
 def test_a_recipe_of_four_bits_finds_the_same_integers(files, tmp_path):
     quantizer = pytest.importorskip("ai_edge_quantizer.quantizer")
     recipe = pytest.importorskip("ai_edge_quantizer.recipe")

@@ -42,6 +42,7 @@ def outputs_of(student):
     return np.asarray(student(images(4)))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("weights", [8, 4])
 def test_what_stays_float_between_integers_is_in_the_file_too(
     of_all_kinds, weights, tmp_path
@@ -115,6 +116,7 @@ def test_a_calibration_by_other_names_is_refused():
         kd.quantize_aware(student, calibration={"y": np.ones((2, 4))})
 
 
+@pytest.mark.slow
 def test_a_model_that_rounds_is_an_onnx_file_too(monkeypatch, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")

@@ -28,6 +28,7 @@ def bytes_of(array_list):
     return sum(np.asarray(a).nbytes for a in array_list)
 
 
+@pytest.mark.slow
 def test_reloaded_distiller_continues_exactly(data, tmp_path):
     x, y = data
     teacher = mlp(256)
@@ -55,6 +56,7 @@ def test_reloaded_distiller_continues_exactly(data, tmp_path):
     assert largest_difference(distiller.get_weights(), again.get_weights()) < 1e-6
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("distiller_kwargs", [{}, {"alpha": 1.0}])
 def test_files_hold_the_student_and_no_teacher(data, tmp_path, distiller_kwargs):
     x, y = data
@@ -151,6 +153,7 @@ def test_fresh_process_loads_in_safe_mode_without_custom_objects(data, tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_model_checkpoint(data, tmp_path):
     x, y = data
     path = tmp_path / "best.keras"
@@ -167,6 +170,7 @@ def test_model_checkpoint(data, tmp_path):
     assert accuracy == pytest.approx(max(history["val_accuracy"]))
 
 
+@pytest.mark.slow
 def test_backup_and_restore_ends_like_an_unbroken_run(data, tmp_path):
     x, y = data
 
@@ -213,6 +217,7 @@ class OwnLoss(keras.losses.Loss):
 QUESTIONS = keras.losses.BinaryCrossentropy(from_logits=True)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("loss", "kind", "size"),
     [

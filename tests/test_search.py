@@ -96,6 +96,7 @@ def test_the_fixed_points_are_always_among_the_trials(found):
     assert found.score == scores.max() >= max(scores[0], scores[1])
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("algorithm", ["bayesian", "random"])
 def test_fixed_points_out_of_range_are_tried_too(tmp_path, algorithm, search):
@@ -140,6 +141,7 @@ def test_the_best_student_is_that_of_the_best_epoch(found):
     assert found.student.get_layer("hidden").units == found.best_values["width"]
 
 
+@pytest.mark.slow
 def test_single_execution_scores_what_the_student_does(tmp_path, search):
     result = search(tmp_path, objective="nll")
     judged = kd.evaluate(result.student, VALIDATION, timing=False)
@@ -147,6 +149,7 @@ def test_single_execution_scores_what_the_student_does(tmp_path, search):
     assert result.score == result.trials["val_nll"].min()
 
 
+@pytest.mark.slow
 def test_equal_accuracies_are_decided_by_the_likelihood(tmp_path, search):
     def slow(hp):  # so slow that no prediction changes
         return eager(mlp(4), keras.optimizers.SGD(1e-5))
@@ -169,6 +172,7 @@ class CountingTeacher:
         return self.model(x, training=False)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_asked_once_for_each_example(tmp_path, search):
     counting = CountingTeacher()
 
@@ -182,6 +186,7 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path, search):
     assert int(counting.seen) == N + 2 * 128
 
 
+@pytest.mark.slow
 def test_kept_soft_targets_need_no_teacher(tmp_path, search):
     data = tf.data.Dataset.from_tensor_slices(TRAIN)
     targets = kd.SoftTargets.write(tmp_path / "t", teacher(), data, verbose=False)
@@ -216,6 +221,7 @@ def test_one_hot_labels(tmp_path, search):
     assert one.trials["val_nll"][0] == pytest.approx(other.trials["val_nll"][0], 1e-4)
 
 
+@pytest.mark.slow
 def test_views_are_those_of_the_epoch(tmp_path, search):
     def shift(x, seed):
         return x + 0.1 * tf.random.stateless_normal(tf.shape(x), seed)
@@ -238,6 +244,7 @@ def test_hidden_layers_are_kept_for_the_objective(tmp_path, search):
     assert result.trials["feature_loss_weight"].between(0.1, 1.0).all()
 
 
+@pytest.mark.slow
 def test_retrained_student_has_a_seed_of_its_own(tmp_path, search):
     result = search(tmp_path, retrain=True, max_trials=2)
     first = result.distiller.student.get_weights()
@@ -267,6 +274,7 @@ def test_under_a_strategy(tmp_path, search, mirrored):
 # Failures ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(tmp_path, search):
     def sometimes(hp):
         rate = hp.Choice("rate", [0.01, 1e30])
@@ -304,6 +312,7 @@ def running_trial():
     return None
 
 
+@pytest.mark.slow
 def test_a_search_whose_trials_all_fail_is_stopped(tmp_path, search):
     def build_student(hp):
         if running_trial() is not None:
@@ -314,6 +323,7 @@ def test_a_search_whose_trials_all_fail_is_stopped(tmp_path, search):
         search(tmp_path, build_student, max_trials=9)
 
 
+@pytest.mark.slow
 def test_a_small_space_whose_trials_all_fail(tmp_path, search):
     def build_student(hp):
         if running_trial() is not None:
@@ -373,6 +383,7 @@ def test_control_c_and_resume(tmp_path, search):
     )
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_search_trains_nothing(tmp_path, search):
     search(tmp_path, max_trials=3)
     built = []
@@ -388,6 +399,7 @@ def test_resuming_a_finished_search_trains_nothing(tmp_path, search):
     assert len(more.trials) == 5
 
 
+@pytest.mark.slow
 def test_a_directory_with_another_search_is_refused(tmp_path, search):
     search(tmp_path, max_trials=2)
     with pytest.raises(FileExistsError, match="a search of 2 trials in .* resume=True"):
@@ -426,6 +438,7 @@ def test_a_directory_with_another_search_is_refused(tmp_path, search):
     assert len(search(tmp_path, max_trials=3, overwrite=True, epochs=1).trials) == 3
 
 
+@pytest.mark.slow
 def test_a_search_stopped_before_its_first_trial_leaves_nothing_to_the_next(
     tmp_path, search, monkeypatch
 ):
@@ -443,6 +456,7 @@ def test_a_search_stopped_before_its_first_trial_leaves_nothing_to_the_next(
     assert json.loads((tmp_path / "search.json").read_text())["seed"] == 5
 
 
+@pytest.mark.slow
 def test_trials_without_their_settings_are_not_gone_on_with(tmp_path, search):
     search(tmp_path, max_trials=2, epochs=1)
     (tmp_path / "search.json").unlink()
@@ -553,6 +567,7 @@ def test_wrong_input_is_refused_before_any_training(
     assert not list(pathlib.Path(tmp_path).glob("trials/trial_*"))
 
 
+@pytest.mark.slow
 def test_a_shuffled_validation_set_can_be_resumed(tmp_path, search):
     data = tf.data.Dataset.from_tensor_slices(VALIDATION).shuffle(60)
     search(tmp_path, max_trials=2, epochs=1, validation=data)
@@ -581,6 +596,7 @@ class Softmax(keras.Model):
         return self.dense(x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the layers of the student do not say")
 def test_nll_of_a_subclassed_softmax_student(tmp_path, search):
     loss = keras.losses.SparseCategoricalCrossentropy()
@@ -590,6 +606,7 @@ def test_nll_of_a_subclassed_softmax_student(tmp_path, search):
     assert result.score == pytest.approx(nll, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_integer_sequences_are_not_taken_for_one_hot(tmp_path, search):
     def sequence_model(hp=None):
         return keras.Sequential(
@@ -740,6 +757,7 @@ def test_tensorboard_shows_the_trials(found):
         assert values["val_accuracy"] == pytest.approx(row["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_search_leaves_the_process_as_it_was(tmp_path, search):
     """Its environment, its collector, and its settings."""
 

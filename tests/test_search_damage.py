@@ -75,7 +75,7 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("names", "damage"), DAMAGES, ids=[f"{d.__name__}-{n[-1]}" for n, d in DAMAGES]
 )
@@ -108,6 +108,7 @@ def test_what_is_damaged_is_run_again_and_nothing_else(
     assert judged.accuracy == pytest.approx(result.score, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("damage", [gone, empty, cut, changed])
 def test_without_the_oracle_s_file_the_trials_tell_enough(
@@ -209,6 +210,7 @@ class Score(keras.metrics.Metric):
         return {"given": self.given, "name": self.name}
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("algorithm", ["bayesian", "random"])
 @pytest.mark.parametrize("direction", ["max", "min"])

@@ -43,7 +43,7 @@ class NoTraining(keras.optimizers.SGD):
         raise AssertionError("a step was taken")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("teacher", "student", "y", "objective", "loss"),
     [
@@ -146,6 +146,7 @@ def two_heads(loss=True):
     return model
 
 
+@pytest.mark.slow
 def test_several_outputs_must_say_what_decides(tmp_path):
     y = {"tag": YES[:, :2], "age": z[:, :1]}
 

@@ -121,6 +121,7 @@ def test_a_function_may_speak_of_the_student(data):
     distiller.fit(*data, verbose=0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "layer",
     [

@@ -126,7 +126,7 @@ def test_joins_examples_and_batches_of_any_kind(exact, many, arrange):
     assert int(joined.cardinality()) == int(data.cardinality())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "source", ["examples", "batches", "arrays", "x alone", "function", "unknown length"]
 )
@@ -156,6 +156,7 @@ def test_writes_the_same_from_any_kind_of_data(path, many, source):
         assert a == b
 
 
+@pytest.mark.slow
 def test_trains_like_the_live_teacher(exact, many):
     (targets, teacher), student = exact, mlp(6)
     data = dataset_of(many)
@@ -171,6 +172,7 @@ def test_trains_like_the_live_teacher(exact, many):
     assert largest_difference(weights[0], weights[2]) < 1e-6
 
 
+@pytest.mark.slow
 def test_ways_to_teach(path, many, tmp_path):
     x = many[0]
     softmax = mlp(32, activation="softmax")
@@ -222,6 +224,7 @@ def trained_weights(data, teacher=None, temperature=4.0, **kwargs):
     return student.get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("temperature", [1.5, 4.0, 12.0])
 def test_several_teachers_cached_teach_like_live_ones_at_any_temperature(
@@ -258,6 +261,7 @@ def test_several_teachers_of_several_outputs(path, many):
         assert largest_difference([cached[name].mean_at(5.0)], [live[name]]) < 1e-5
 
 
+@pytest.mark.slow
 def test_mean_at_one_temperature_is_refused_at_others(path, many, members):
     data = dataset_of(many)
     targets = written(path, members, data, temperature=3.0, dtype="float32")
@@ -312,6 +316,7 @@ def test_keras_loss_with_a_temperature_of_its_own_takes_no_list(path, many, memb
             distiller.fit(joined, verbose=0)
 
 
+@pytest.mark.slow
 def test_top_k_of_several_teachers(path, many, members):
     with pytest.raises(ValueError, match="top_k cannot be cached for several teachers"):
         written(path, members, many, top_k=2)
@@ -326,12 +331,14 @@ def test_top_k_of_several_teachers(path, many, members):
     trained_weights(plain.join(many).batch(20), None, 2.0)
 
 
+@pytest.mark.slow
 def test_temperature_means_nothing_for_one_teacher(path, many):
     targets = written(path, mlp(32), many, temperature=3.0)
     assert targets.manifest["temperature"] is None
     trained_weights(targets.join(many).batch(20), None, 7.0)
 
 
+@pytest.mark.slow
 def test_stores_of_before_open(path, many, members):
     """They have neither members nor digests, and a mean at one temperature."""
     targets = written(path, members, many, temperature=3.0)
@@ -351,6 +358,7 @@ def test_stores_of_before_open(path, many, members):
     assert written(path, members, many, temperature=3.0).manifest == targets.manifest
 
 
+@pytest.mark.slow
 def test_covariance_of_several_teachers_is_at_its_temperature(path, many, members):
     p = [keras.ops.softmax(m.predict(many[0], verbose=0) / 3.0) for m in members]
     expected = np.cov((p[0] + p[1]) / 2, rowvar=False)
@@ -409,6 +417,7 @@ def test_unknown_teacher_is_judged_by_its_first_batch(path, many):
     assert largest_difference([p], [teacher.predict(many[0], verbose=0)]) < 1e-3
 
 
+@pytest.mark.slow
 def test_sequences_and_several_outputs(path, many):
     tokens = np.random.default_rng(0).integers(1, 20, size=(30, 7))
     teacher = tagger(8)
@@ -438,6 +447,7 @@ def test_sequences_and_several_outputs(path, many):
     distiller.fit(targets.join(x).batch(10), verbose=0)
 
 
+@pytest.mark.slow
 def test_two_inputs_as_a_tuple(path, many):
     inputs = [keras.Input((3,)), keras.Input((FEATURES,))]
     teacher = keras.Model(
@@ -461,6 +471,7 @@ def test_predict_takes_joined_data_and_says_what_is_wrong(exact, many):
         distiller.predict(other, verbose=0)
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_cached(path, many):
     teacher, student = mlp(6), mlp(6)
     objective = kd.SoftTargetLoss() + kd.FeatureLoss("hidden", "hidden")
@@ -591,6 +602,7 @@ def test_remote_paths(many):
     assert tf.io.gfile.exists("ram://store/cached/manifest.json")
 
 
+@pytest.mark.slow
 def test_written_once(path, many):
     teacher, calls = mlp(32), []
 
@@ -616,6 +628,7 @@ def test_written_once(path, many):
 # Alignment ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("batch", [None, 10, "irregular"])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -646,6 +659,7 @@ def test_other_data_is_refused(exact, many, change, message, batch):
     assert "join before shuffle" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_shuffled_and_endless_data_are_refused_at_once(path, many):
     data = dataset_of(many)
     with pytest.raises(ValueError, match="shuffled anew each time"):
@@ -720,6 +734,7 @@ def test_sharding_by_a_strategy_keeps_pairs(identity, mirrored):
 # Top k --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_k_is_exact(exact, path, many):
     (full, teacher), student = exact, mlp(6)
     top = written(path + "k", teacher, many, dtype="float32", top_k=CLASSES)
@@ -731,6 +746,7 @@ def test_all_k_is_exact(exact, path, many):
     assert largest_difference(*weights) < 1e-6
 
 
+@pytest.mark.slow
 def test_top_k_is_a_lower_bound(path):
     rng = np.random.default_rng(0)
     classes = 200
@@ -773,6 +789,7 @@ def test_top_k_is_a_lower_bound(path):
         assert np.allclose(before, full, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_top_k_gradient_is_that_of_the_merged_kl(path):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(8, 30)).astype("float32")
@@ -810,6 +827,7 @@ def test_top_k_is_refused_where_it_cannot_serve(path, many):
         written(path + "2", mlp(32), many, top_k=6)
 
 
+@pytest.mark.slow
 def test_top_k_at_temperatures_that_come_later(path, many):
     targets = written(path, mlp(32), many, top_k=2)
     batches = targets.join(many).batch(10)
@@ -822,6 +840,7 @@ def test_top_k_at_temperatures_that_come_later(path, many):
         distiller.temperature = 0.2
 
 
+@pytest.mark.slow
 def test_logits_that_spread_too_widely_for_top_k(path):
     z = np.random.default_rng(0).normal(size=(COUNT, 50)).astype("float32")
     kwargs = {"teacher_from_logits": True, "dtype": "float32", "top_k": 3}
@@ -846,6 +865,7 @@ def test_logits_that_spread_too_widely_for_top_k(path):
         written(path + "3", two, late, batched=False, **kwargs)
 
 
+@pytest.mark.slow
 def test_kept_logits_are_not_taken_for_probabilities(path, many):
     for top_k in (None, 2):
         targets = written(f"{path}{top_k}", mlp(32), many, top_k=top_k)
@@ -945,6 +965,7 @@ def view_by_hand(joined, expected):
     return [(seen == e).all() for e in expected].index(True)
 
 
+@pytest.mark.slow
 def test_the_epoch_is_that_of_the_run(three_views, many):
     """Two threads at different epochs, while others read by hand."""
     targets, expected = three_views
@@ -979,6 +1000,7 @@ def test_the_epoch_is_that_of_the_run(three_views, many):
     assert by_hand == [0] * 6
 
 
+@pytest.mark.slow
 def test_one_joined_dataset_in_two_threads_is_refused(three_views, many):
     targets, expected = three_views
     joined = targets.join(many).batch(COUNT)
@@ -1070,6 +1092,7 @@ def bytes_of(path):
     return {name: pathlib.Path(path, name).read_bytes() for name in files}
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_one_process(path, many):
     teacher = mlp(32)
     whole = written(path, teacher, many, views=2, augment=shaken)
@@ -1122,6 +1145,7 @@ def test_killed_at_random_moments(path, kills):
     assert result["left_over"] == []
 
 
+@pytest.mark.slow
 def test_full_disk_is_said_and_resumed(path, many, tmp_path):
     """A real file system of 16 kB, where one may be mounted."""
     disk = tmp_path / "disk"
@@ -1149,6 +1173,7 @@ def test_full_disk_is_said_and_resumed(path, many, tmp_path):
         os.system(f"umount {disk}")
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(path, many):
     targets = written(path, mlp(32), many)
     joined = targets.join(dataset_of(many).batch(50))
@@ -1187,6 +1212,7 @@ def other_store(path, many, **kwargs):
     return written(path, mlp(32), many, overwrite=True, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("views_", [1, 2])
 def test_shard_of_another_store_is_found(path, many, views_):
@@ -1223,6 +1249,7 @@ def kwargs_of_open(kwargs):
     return {key: kwargs[key] for key in kwargs if key == "augment"}
 
 
+@pytest.mark.slow
 def test_manifest_of_another_store_is_found(path, many):
     teacher = mlp(32)
     targets = written(path, teacher, many)
@@ -1242,6 +1269,7 @@ def test_manifest_of_another_store_is_found(path, many):
         next(iter(opened.logits()))
 
 
+@pytest.mark.slow
 def test_store_that_was_written_anew_is_said(path, many):
     teacher = mlp(32)
     old = written(path, teacher, many)
@@ -1264,6 +1292,7 @@ def test_store_that_was_written_anew_is_said(path, many):
         new.join(many)
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_however_a_store_was_written(path, many):
     def of(path):
         return [e["digest"] for e in kd.SoftTargets.open(path).manifest["shards"]]
@@ -1397,6 +1426,7 @@ def test_shard_numbers_of_any_length(tmp_path):
     assert shards.existing(str(tmp_path)) == {(0, 7), (0, 99_999), (0, 123_456)}
 
 
+@pytest.mark.slow
 def test_empty_shard_is_named(path, many):
     teacher = mlp(32)
     targets = written(path, teacher, many)
@@ -1477,6 +1507,7 @@ def test_wrong_data(path, many):
         written(path + "2", tagger(8), ragged)
 
 
+@pytest.mark.slow
 def test_data_that_may_never_end_is_refused(path, many):
     spec = tf.TensorSpec((FEATURES,), tf.float32)
     teacher = mlp(32)
@@ -1511,6 +1542,7 @@ def test_data_that_may_never_end_is_refused(path, many):
         written(path + "3", teacher, few.apply(said(COUNT)))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("where", ["written", "augmented", "live", "later", "by hand"])
 def test_nan_in_the_inputs_is_not_taught(path, many, where):
     """The teacher's relu answers it with 0."""
@@ -1563,7 +1595,7 @@ def test_nan_in_the_inputs_is_not_taught(path, many, where):
             )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["[a-z]*", "a?b", "{a,b}", "**", "[!a]", "a\\b"])
 def test_names_that_a_shell_would_expand_are_names(tmp_path, many, name):
     """Files of others are left alone, and one's own are found."""
@@ -1603,6 +1635,7 @@ def test_a_batch_of_all_examples(path, many):
     assert len(list(again.join(batches))) == len(list(batches))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(1)
 @pytest.mark.skipif(os.getuid() != 0, reason="another user is become by root only")
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def store(tmp_path_factory):
 step = st.tuples(st.sampled_from(sorted(STEPS)), st.integers(1, 5))
 
 
+@pytest.mark.slow
 @steady(16)
 @given(before=st.lists(step, max_size=3), after=st.lists(step, max_size=3))
 def test_a_pair_is_right_or_an_error(store, before, after):
@@ -153,6 +154,7 @@ def model(width, classes, several):
     return keras.Model(x, outputs)
 
 
+@pytest.mark.slow
 @steady(5)
 @given(
     count=st.integers(1, 30),

@@ -70,6 +70,7 @@ def test_objective_never_rises(seed):
     assert values[-1] < values[0] - 1e-3
 
 
+@pytest.mark.slow
 def test_default_tolerance_is_near_the_minimum():
     rng = np.random.default_rng(5)
     for _ in range(20):
@@ -191,6 +192,7 @@ def test_specialists_that_agree_change_nothing(data, n):
     np.testing.assert_allclose(np.exp(model.predict(x, verbose=0)), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_active_specialists_run_and_only_on_their_examples(data):
     x, _ = data
     generalist = mlp()
@@ -278,7 +280,7 @@ def test_an_empty_batch_gives_an_empty_answer(data):
     assert ensemble()(x[:0]).shape == (0, CLASSES)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("n", "head", "routed"),
     [
@@ -313,6 +315,7 @@ def test_an_example_is_answered_alike_in_every_batch(data, n, head, routed):
     np.testing.assert_allclose(np.exp(one_by_one), wanted[:20], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_example_at_a_time_is_served_taught_and_judged(data, tmp_path, monkeypatch):
     x, y = data
     model = ensemble()
@@ -357,6 +360,7 @@ def test_what_could_not_be_loaded_is_not_saved(data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_saves_loads_grows_and_shrinks(data, tmp_path):
     x, _ = data
     model = ensemble(n=2)
@@ -375,6 +379,7 @@ def test_saves_loads_grows_and_shrinks(data, tmp_path):
         shrunk.without_specialist(2)
 
 
+@pytest.mark.slow
 def test_exports_with_routing_in_the_graph(data, tmp_path, monkeypatch):
     x, _ = data
     model = ensemble()
@@ -390,6 +395,7 @@ def test_exports_with_routing_in_the_graph(data, tmp_path, monkeypatch):
     assert kinds & {"While", "StatelessWhile"}
 
 
+@pytest.mark.slow
 def test_teaches(data, tmp_path):
     x, y = data
     teacher = ensemble()

@@ -107,6 +107,7 @@ def epochs_of(source, cluster, epochs, relabel=True, batch_size=16):
     return sampler, found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", ["arrays", "examples", "batches", "one-hot"])
 def test_half_special_half_rest_mixed_as_the_data(skewed, form):
     x, y = skewed
@@ -236,6 +237,7 @@ def gaussian_classes(rng, size, prior):
     return x, y, posterior / posterior.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:2 of 4 classes")
 def test_corrected_probabilities_are_calibrated():
     prior = np.array([0.04, 0.06, 0.5, 0.4])
@@ -268,6 +270,7 @@ def test_corrected_probabilities_are_calibrated():
     assert uncorrected[:, 2].mean() < (y > 1).mean() - 0.1
 
 
+@pytest.mark.slow
 def test_second_stage_starts_where_the_generalist_is(skewed):
     """At alpha = 0 student and teacher agree from the start: nothing is to be learned."""
     x, y = skewed
@@ -307,6 +310,7 @@ def test_a_specialist_that_diverges_is_not_kept(skewed, tmp_path):
     assert not list(tmp_path.glob("specialist-*"))
 
 
+@pytest.mark.slow
 def test_the_generalist_is_not_changed_and_all_classes_can_be_the_head(skewed):
     x, y = skewed
     generalist = mlp(activation="softmax")
@@ -328,6 +332,7 @@ def shifted(x, seed):
     return x + tf.one_hot(1, FEATURES) * tf.random.stateless_uniform((), seed)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", ["arrays", "examples", "batches"])
 def test_each_draw_is_another_view_and_what_is_drawn_stays(skewed, form):
     x, y = skewed
@@ -362,6 +367,7 @@ def test_each_draw_is_another_view_and_what_is_drawn_stays(skewed, form):
     np.testing.assert_allclose(moved[ends], by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_generalist_and_specialist_see_the_same_views_in_the_soft_stage(skewed):
     seen = []
 
@@ -506,6 +512,7 @@ def test_threads_of_one_process_are_refused(skewed):
         kd.SpecialistBuilder(mlp(), CLUSTERS).fit(skewed, n_jobs=2)
 
 
+@pytest.mark.slow
 def test_finished_specialists_are_not_trained_again(skewed, trained, tmp_path):
     builder = kd.SpecialistBuilder(dropout_model(), CLUSTERS)
     unbroken, folder = trained
@@ -580,7 +587,7 @@ def truncated(name):
     return cut
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -607,6 +614,7 @@ def test_a_specialist_that_is_not_as_it_was_written_is_trained_anew(
     assert (other.read_bytes(), other.stat().st_mtime_ns) == before
 
 
+@pytest.mark.slow
 def test_without_settings_only_what_was_trained_alike_is_taken(
     skewed, trained, tmp_path
 ):
@@ -634,6 +642,7 @@ def test_a_finished_directory_keeps_what_was_trained_and_no_more(skewed, trained
     assert names == {"settings.json", ".lock", *pairs}
 
 
+@pytest.mark.slow
 def test_another_function_of_the_same_name_is_refused(skewed, tmp_path):
     generalist = mlp()
     arguments = {**FAST, "soft_epochs": 0, "work_dir": tmp_path}
@@ -678,6 +687,7 @@ def test_a_run_killed_at_any_moment_goes_on(tmp_path, kills):
     assert result["touched"] == 0
 
 
+@pytest.mark.slow
 def test_a_specialist_that_always_kills_is_said_after_all_others(skewed, tmp_path):
     x, y = skewed
     main, deaths = os.getpid(), tmp_path / "deaths"
@@ -738,6 +748,7 @@ def caching(make):
     return build
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore:1 of 5 classes")
 @pytest.mark.parametrize("kind", ["generalist", "its layers", "one for all", "frozen"])
 def test_a_specialist_trains_weights_of_its_own(skewed, kind):

@@ -28,6 +28,7 @@ def taught(tmp_path_factory):
     return folder, main([*COMMAND, "--output", str(folder / "teacher.keras")])
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_judged_and_saved(taught, capsys, monkeypatch):
     folder, status = taught
     assert status == 0
@@ -176,6 +177,7 @@ def trained(folder, epochs=6, patience=None, stop_after=None, learning_rate=0.01
     return outcome, model.get_weights()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_like_an_unbroken_one(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     whole, weights = trained(str(tmp_path / "whole"))
@@ -191,6 +193,7 @@ def test_an_interrupted_training_ends_like_an_unbroken_one(tmp_path, monkeypatch
     assert left == [".json", ".npz", ".npz"]
 
 
+@pytest.mark.slow
 def test_a_training_stops_when_nothing_gets_better(tmp_path):
     outcome, _ = trained(str(tmp_path), epochs=40, patience=2)
     assert outcome.epochs < 40

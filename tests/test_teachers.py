@@ -34,11 +34,13 @@ def with_softmax(model):
     return same
 
 
+@pytest.mark.slow
 def test_softmax_teacher_trains_like_the_same_teacher_with_logits(teacher, data):
     expected = trained_by(teacher, data)
     assert largest_difference(expected, trained_by(with_softmax(teacher), data)) < 1e-5
 
 
+@pytest.mark.slow
 def test_softmax_student_trains_like_the_same_student_with_logits(teacher, data):
     expected = trained_by(teacher, data)
     keras.utils.set_random_seed(7)
@@ -107,6 +109,7 @@ def test_every_way_to_hand_over_one_teacher_trains_the_same(teacher, data, tmp_p
     assert largest_difference(expected, weights) < 1e-5
 
 
+@pytest.mark.slow
 def test_kept_soft_targets_train_like_the_live_teacher(teacher, data):
     x, y = data
     expected = trained_by(teacher, data)
@@ -131,11 +134,13 @@ def test_list_means_tempered_probabilities_or_logits(temperature):
     np.testing.assert_allclose(z, answers.mean(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_list_mixes_probabilities_and_logits(teacher, data):
     mixed = trained_by([teacher, with_softmax(teacher)], data)
     assert largest_difference(trained_by(teacher, data), mixed) < 1e-5
 
 
+@pytest.mark.slow
 def test_teacher_may_need_other_inputs(teacher, data):
     """A callable preprocesses for the teacher; the student sees the data as it is."""
     x, y = data
@@ -194,6 +199,7 @@ def test_subclassed_teacher_without_training_argument(data):
         trained_by(plain, data)
 
 
+@pytest.mark.slow
 def test_callable_that_gives_probabilities_is_noticed(teacher, data):
     expected = trained_by(teacher, data)
     with pytest.warns(UserWarning, match="taken as probabilities"):
@@ -203,6 +209,7 @@ def test_callable_that_gives_probabilities_is_noticed(teacher, data):
     assert largest_difference(expected, weights) < 1e-4
 
 
+@pytest.mark.slow
 def test_same_teacher_twice_is_the_teacher(teacher, data):
     expected = trained_by(teacher, data)
     assert largest_difference(expected, trained_by([teacher, teacher], data)) < 1e-5
@@ -248,6 +255,7 @@ def test_a_path_in_the_home_folder_is_one_everywhere(teacher, tmp_path, monkeypa
     np.testing.assert_allclose(as_teacher("~/teacher.keras")(x, 1.0).logits, teacher(x))
 
 
+@pytest.mark.slow
 def test_wrong_paths_are_refused(tmp_path, teacher):
     (tmp_path / "model.pt").write_text("")
     with pytest.raises(

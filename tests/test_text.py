@@ -70,6 +70,7 @@ def kl(teacher, student, temperature):
     return temperature**2 * np.mean(np.sum(np.exp(p) * (p - q), -1))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_bert_of_word_pieces_teaches_an_lstm_of_words(sentences, is_cached, tmp_path):
     x, y = sentences
@@ -95,6 +96,7 @@ def test_a_bert_of_word_pieces_teaches_an_lstm_of_words(sentences, is_cached, tm
     )
 
 
+@pytest.mark.slow
 def test_a_bert_teaches_one_of_half_its_blocks_that_starts_from_them(
     sentences, tmp_path
 ):

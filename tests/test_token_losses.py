@@ -140,6 +140,7 @@ def test_chunks_of_other_dtypes(small_chunks, dtype):
     np.testing.assert_allclose(wide[2], slope, rtol=rounding, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_two_steps_do_not_share_a_gradient(small_chunks):
     """What is written in place is of one step alone."""
     teacher, student, upstream = drawn()

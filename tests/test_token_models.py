@@ -82,6 +82,7 @@ def merged(logits, order):
     return np.concatenate([z[..., :K], TEMPERATURE * rest], -1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("way", "masked_by", "jit"),
     [

@@ -104,7 +104,7 @@ def own_compiled_loop(distiller, x, y):
 WAYS = (fit_several_steps, fit_eagerly, train_on_batch, own_loop, own_compiled_loop)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "how"),
     [(name, fit) for name in FUNCTIONS]
@@ -117,12 +117,14 @@ def test_it_teaches_as_the_same_function_in_the_graph(name, how, data):
     assert largest_difference(expected, weights) < 1e-5
 
 
+@pytest.mark.slow
 def test_it_teaches_under_a_mixed_policy(data):
     expected = trained(in_graph, data, fit, "mixed_bfloat16")
     weights = trained(of_arrays, data, fit, "mixed_bfloat16")
     assert largest_difference(expected, weights) < 1e-5
 
 
+@pytest.mark.slow
 def test_it_teaches_on_two_replicas(data, mirrored):
     expected = trained(in_graph, data, fit)
     with mirrored.scope():
@@ -142,6 +144,7 @@ def test_it_is_cached_as_it_is(name, data, tmp_path):
     np.testing.assert_allclose(found, x @ WEIGHTS, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_cached_by_other_processes(data, tmp_path):
     x, _ = data
     given = {"teacher_from_logits": True, "shard_size": 16, "batch_size": 16}
@@ -200,6 +203,7 @@ def test_a_regression_answers_one_number_for_each_example(data):
     assert soft == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs(data, tmp_path):
     x, _ = data
 
@@ -331,6 +335,7 @@ def test_a_function_in_the_graph_is_not_called_again(data):
     assert not function.leaves_graph
 
 
+@pytest.mark.slow
 def test_a_session_of_onnx_runtime_teaches(data, tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -378,6 +383,7 @@ def test_what_is_no_answer_is_refused_where_models_are_judged_too(answer, got, d
         kd.evaluate(mlp(8), data, teacher=teacher, timing=False)
 
 
+@pytest.mark.slow
 def test_a_judge_sees_what_is_prepared_and_of_the_classes_that_were_chosen(data):
     def of_more(x):
         z = np.asarray(x)[:, 0] @ WEIGHTS  # (batch, 1, features), as no data here has

@@ -106,7 +106,7 @@ def train_on_batch(distiller, data):
         distiller.train_on_batch(*(part[start : start + 24] for part in data))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "how", "kwargs"),
     [(name, fit, {}) for name in TEACHERS]
@@ -125,18 +125,21 @@ def test_the_student_s_step_runs_all_the_same(name, how, kwargs, data):
     assert distiller.optimizer.iterations == 3
 
 
+@pytest.mark.slow
 def test_it_runs_under_a_saved_model(data, tmp_path):
     distiller = compiled(path(tmp_path))
     fit(distiller, data)
     assert distiller.optimizer.iterations == 3
 
 
+@pytest.mark.slow
 def test_a_teacher_that_can_be_compiled_is(data):
     distiller = compiled(classifier())
     fit(distiller, data)
     assert distiller.jit_compile is True
 
 
+@pytest.mark.slow
 def test_it_judges(data):
     with a_gpu():
         distiller = kd.Distiller(classifier(), with_lambda())
@@ -147,7 +150,7 @@ def test_it_judges(data):
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", TEACHERS)
 def test_who_asks_for_xla_is_told_why_not(name, data):
     distiller = kd.Distiller(classifier(), TEACHERS[name]())
@@ -184,6 +187,7 @@ def test_a_teacher_that_is_set_later_is_asked_too(data):
     assert other._state.teacher.model is before
 
 
+@pytest.mark.slow
 def test_a_student_that_cannot_be_compiled_is_not(data):
     keras.utils.set_random_seed(3)
     distiller = kd.Distiller(with_lambda(), classifier())
@@ -202,6 +206,7 @@ def test_what_is_saved_is_what_was_asked(data, tmp_path):
     fit(again, data)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_specialists_teaches(data):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 4)).astype("float32"), np.arange(60) % 4
