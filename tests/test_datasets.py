@@ -1,3 +1,4 @@
+import functools
 import os
 import time
 import urllib.request
@@ -106,6 +107,60 @@ class Doubles(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(20):
             yield i, {"x": np.full(80, i, "float64"), "y": i % 2}
+
+
+class Tones(tfds.core.GeneratorBasedBuilder):
+    """Twenty recordings of 16 bits, of 100 to 119 samples; the last fifth is test."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "sound": tfds.features.Audio(sample_rate=1000),
+            "y": tfds.features.ClassLabel(num_classes=2),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, supervised_keys=("sound", "y")
+        )
+
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(20):
+            yield i, {"sound": np.full(100 + i, 2**14, "int64"), "y": i % 2}
+
+
+def test_recordings_of_tfds_come_as_those_of_a_folder(tmp_path):
+    Tones(data_dir=tmp_path).download_and_prepare()
+    load = functools.partial(
+        datasets.load, "tones", data_dir=tmp_path, batch_size=None, verbose=False
+    )
+    data = load(shuffle=False)
+    (length,) = data.input_shape
+    x = np.stack([x for x, _ in data.train])
+    assert data.sample_rate == 1000
+    assert x.dtype == np.float32
+    # As long as the longest to train on; half of the largest number of 16 bits, then zeros.
+    assert length == max((one > 0).sum() for one in x)
+    assert set(np.unique(x)) == {0.0, 0.5}
+    assert {len(x) for x, _ in data.test} == {length}
+    assert load(seconds=0.05).input_shape == (50,)
+    half = load(sample_rate=500)
+    assert half.input_shape == (-(-length // 2),)
+    assert half.sample_rate == 500
+    x, _ = next(iter(half.train))
+    assert np.median(x) == pytest.approx(0.5, abs=0.01)
+    assert max(float(np.max(x)) for x, _ in load(normalize=False).test) == 2**14
+    with pytest.raises(ValueError, match="no images of 8 bits"):
+        load(image_size=(8, 8))
+
+
+def test_seconds_are_for_recordings(tmp_path):
+    Doubles(data_dir=tmp_path).download_and_prepare()
+    with pytest.raises(ValueError, match="no recordings"):
+        datasets.load("doubles", data_dir=tmp_path, seconds=1.0)
 
 
 @pytest.mark.parametrize(("limit", "is_read_once"), [(12_960, True), (12_959, False)])

@@ -79,7 +79,8 @@ def load(
         name: one of:
 
             - "digits": 1797 images of 8x8, shipped with scikit-learn, no network.
-            - a TFDS name, such as "mnist" or "cifar100:3.0.2".
+            - a TFDS name, such as "mnist" or "cifar100:3.0.2". Recordings, as of
+              "spoken_digit", come as those of a folder do.
             - a folder of images by class, as cats/1.jpg and dogs/2.png (JPEG, PNG, BMP, GIF,
               whose first picture is taken; decoded as by
               `keras.utils.image_dataset_from_directory`), or one with such folders in train,
@@ -109,8 +110,8 @@ def load(
             its own, but for TFDS.
         image_size: `(height, width)` in pixels to resize images to, bilinearly, for datasets
             whose images differ in size.
-        normalize: whether integer images become float32 in [0, 1]; `False` leaves the
-            numbers as they are. Default `True`.
+        normalize: whether integer images become float32 in [0, 1], and a TFDS dataset's
+            whole samples of sound in [-1, 1]; `False` leaves the numbers as they are. Default `True`.
         shuffle: whether training examples come in a new order each epoch. Default
             `True`; `False` to write soft targets for them.
         seed: of the shuffling; the splits are the same for every seed.
@@ -206,7 +207,7 @@ def _parts(
             raise ValueError(digits.NO_OPTIONS)
         return digits.digits_parts(validation_fraction)
     if source.kind == "tfds":
-        refuse("a TFDS dataset", "color_mode", "label", *of_sound)
+        refuse("a TFDS dataset", "color_mode", "label")
         return tfds.tfds_parts(
             place,
             source.data_dir,
@@ -214,6 +215,8 @@ def _parts(
             source.image_size,
             normalize,
             verbose,
+            source.seconds,
+            source.sample_rate,
         )
     if source.kind == "function":
         refuse("a function's data", *of_images, *of_sound, "label", "normalize")

@@ -77,18 +77,23 @@ def read_sound(
     Raises:
         ValueError: if it has samples that are NaN or infinite; naming the file.
     """
-    from scipy.signal import resample_poly
-
     header = headers[path]
     if header.sample_rate == sample_rate:
-        samples = read_samples(path, header, length)
-    else:
-        common = math.gcd(header.sample_rate, sample_rate)
-        samples = resample_poly(
-            read_samples(path, header),
-            sample_rate // common,
-            header.sample_rate // common,
-        )
+        return with_length(read_samples(path, header, length), length)
+    samples = read_samples(path, header)
+    return with_length(resampled(samples, header.sample_rate, sample_rate), length)
+
+
+def resampled(samples: np.ndarray, given: int, wanted: int) -> np.ndarray:
+    """Returns a recording at another sample rate, in Hz."""
+    from scipy.signal import resample_poly
+
+    common = math.gcd(given, wanted)
+    return resample_poly(samples, wanted // common, given // common)
+
+
+def with_length(samples: np.ndarray, length: int) -> np.ndarray:
+    """Returns a recording, float32, its end cut off or with zeros after it."""
     whole = np.zeros(length, "float32")
     samples = samples[:length]
     whole[: len(samples)] = samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import urllib.error
@@ -15,8 +16,10 @@ import tensorflow as tf
 from keras_distill import progress
 from keras_distill.datasets.data import bytes_of, to_arrays
 from keras_distill.datasets.parts import IN_MEMORY_BYTES, Parts
+from keras_distill.datasets.sound import resampled, with_length
 
 _PROBE_SECONDS = 10.0
+_NO_IMAGES = "the inputs of {name!r} are no images of 8 bits, but {feature}; leave image_size out."
 
 
 def is_known(name: str, data_dir: str | os.PathLike | None) -> bool:
@@ -39,6 +42,8 @@ def tfds_parts(
     image_size: tuple[int, int] | None,
     normalize: bool,
     verbose: bool,
+    seconds: float | None = None,
+    sample_rate: int | None = None,
 ) -> Parts:
     """Returns a dataset, prepared if it was not, held in memory if it is small.
 
@@ -67,6 +72,11 @@ def tfds_parts(
             "tf.data.Dataset of (x, y) with tensorflow_datasets and use that."
         )
     input_key, label_key = builder.info.supervised_keys[:2]
+    if not (isinstance(input_key, str) and isinstance(label_key, str)):
+        raise ValueError(
+            f"{name!r} has several inputs or labels, {input_key!r} and {label_key!r}; give "
+            "module:function, which returns what of them is x and y."
+        )
     label = builder.info.features[label_key]
     if not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(
@@ -78,7 +88,22 @@ def tfds_parts(
     splits = _split_names(counts, validation_fraction)
     datasets = builder.as_dataset(split=splits, as_supervised=True, shuffle_files=False)
     feature = builder.info.features[input_key]
-    shape, prepare = _preparation(name, feature, image_size, normalize)
+    is_sound = isinstance(feature, tfds.features.Audio)
+    if is_sound and feature.shape == (None,):
+        if image_size is not None:
+            raise ValueError(_NO_IMAGES.format(name=name, feature=feature))
+        description = f"reading {name}" if verbose else None
+        datasets, sample_rate = _waveforms(
+            name, datasets, feature, seconds, sample_rate, normalize, description
+        )
+        shape, prepare = tuple(datasets["train"].element_spec[0].shape), None
+    else:
+        if seconds is not None or sample_rate is not None:
+            raise ValueError(
+                f"the inputs of {name!r} are no recordings, but {feature}; leave seconds and "
+                "sample_rate out."
+            )
+        shape, prepare = _preparation(name, feature, image_size, normalize)
     sizes = {split: int(dataset.cardinality()) for split, dataset in datasets.items()}
     # Cached whole where it is small: an in-memory cache of tf.data can be cut short by
     # an iterator that is not read to its end.
@@ -90,7 +115,13 @@ def tfds_parts(
             datasets[split] = tf.data.Dataset.from_tensor_slices(arrays)
     class_names = [label.int2str(i) for i in range(label.num_classes)]
     return Parts(
-        datasets, class_names, shape, sizes, prepare, str(builder.info.version)
+        datasets,
+        class_names,
+        shape,
+        sizes,
+        prepare,
+        str(builder.info.version),
+        sample_rate=sample_rate,
     )
 
 
@@ -121,6 +152,51 @@ def _split_names(
     }
 
 
+def _waveforms(
+    name: str,
+    datasets: dict[str, tf.data.Dataset],
+    feature: Any,
+    seconds: float | None,
+    sample_rate: int | None,
+    normalize: bool,
+    description: str | None,
+) -> tuple[dict[str, tf.data.Dataset], int | None]:
+    """Returns recordings as waveforms of one length, and their sample rate in Hz."""
+    given = feature.sample_rate
+    if not given and (seconds is not None or sample_rate is not None):
+        raise ValueError(
+            f"{name!r} does not say its sample rate, so that seconds and sample_rate mean "
+            "nothing; leave them out."
+        )
+    rate = sample_rate or given
+    # TFDS gives the samples of a file as they are in it, which are of 16 bits, or of 32.
+    train = progress.each(
+        datasets["train"].as_numpy_iterator(), description or "", "recording",
+        int(datasets["train"].cardinality()), description is not None,
+    )  # fmt: skip
+    sizes = [(len(x), int(abs(x).max(initial=0)) if normalize else 0) for x, _ in train]
+    longest, peak = map(max, zip(*sizes, strict=True))
+    is_whole = np.issubdtype(feature.np_dtype, np.integer)
+    scale = 2 ** (15 if peak <= 2**15 else 31) if is_whole and normalize else 1
+    if seconds is not None:
+        length = max(1, round(seconds * rate))
+    else:
+        length = math.ceil(longest * rate / given) if given else longest
+
+    def waveform(samples: np.ndarray) -> np.ndarray:
+        samples = samples / np.float32(scale)
+        if rate != given:
+            samples = resampled(samples, given, rate)
+        return with_length(samples, length)
+
+    def prepare(x: Any, y: Any) -> tuple[Any, Any]:
+        x = tf.numpy_function(waveform, [x], tf.float32, stateful=False)
+        return tf.ensure_shape(x, (length,)), y
+
+    mapped = {split: dataset.map(prepare) for split, dataset in datasets.items()}
+    return mapped, rate or None
+
+
 def _preparation(
     name: str, feature: Any, image_size: tuple[int, int] | None, normalize: bool
 ) -> tuple[tuple[int, ...], Callable]:
@@ -128,10 +204,7 @@ def _preparation(
     shape = feature.shape
     is_image = len(shape) == 3 and feature.np_dtype == np.uint8
     if image_size is not None and not is_image:
-        raise ValueError(
-            f"the inputs of {name!r} are no images of 8 bits, but {feature}; leave image_size "
-            "out."
-        )
+        raise ValueError(_NO_IMAGES.format(name=name, feature=feature))
     if is_image and image_size is not None:
         shape = (*image_size, shape[-1])
     if None in shape:
