@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 
 import keras
 import keras_tuner
@@ -18,7 +19,7 @@ import tensorflow as tf
 
 import keras_distill as kd
 from keras_distill.tuning import keras_tuner_compat, tensorboard
-from keras_distill.tuning.oracles import RandomOracle
+from keras_distill.tuning.oracles import BayesianOracle, RandomOracle
 
 from .conftest import CLASSES, FEATURES, SPARSE, copy_of, mlp
 
@@ -626,10 +627,10 @@ def test_integer_sequences_are_not_taken_for_one_hot(tmp_path, search):
 # The oracle --------------------------------------------------------------------------
 
 
-def an_oracle(folder, trials=4):
+def an_oracle(folder, trials=4, kind=RandomOracle):
     hp = keras_tuner.HyperParameters()
     hp.Float("temperature", 1, 20)
-    oracle = RandomOracle(
+    oracle = kind(
         objective=keras_tuner.Objective("val_accuracy", "max"), max_trials=trials,
         hyperparameters=hp, fixed_points=[],
     )  # fmt: skip
@@ -660,6 +661,14 @@ def test_killed_between_two_files(tmp_path, late):
         again.finish(next_one, {"val_accuracy": 0.6})
         assert again.trials["1"].score == 0.6
         assert again.propose().trial_id == "2"
+
+
+def test_trials_that_all_come_to_the_same_are_no_reason_to_warn(tmp_path):
+    oracle = an_oracle(tmp_path, 8, BayesianOracle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(8):
+            oracle.finish(oracle.propose(), {"val_accuracy": 0.9783})
 
 
 def test_a_trial_that_kills_its_process_three_times_is_given_up(tmp_path):

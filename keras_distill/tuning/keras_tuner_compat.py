@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,15 @@ class WholeSpaceBayesianOracle(BayesianOptimizationOracle):
     """Bayesian optimisation that leaves out trials with no place in the space of choices."""
 
     trials: dict[str, Trial]
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Returns the values of the next trial."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            # A length at its bound is a value that makes no difference, which may be.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().populate_space(trial_id)
 
     def _vectorize_trials(self) -> Any:
         # A fixed point that is not among the choices; the public oracle would raise.
