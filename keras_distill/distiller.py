@@ -13,7 +13,15 @@ import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_distill import first_batch, keras_compat, summaries, xla
+from keras_distill import (
+    cached_answers,
+    first_batch,
+    keras_compat,
+    model_pairs,
+    student_outputs,
+    summaries,
+    xla,
+)
 from keras_distill.arguments import check_output_kinds
 from keras_distill.faults import (
     Fault,
@@ -202,7 +210,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         name: str = "distiller",
         **kwargs: Any,
     ) -> None:
-        first_batch.check_student_and_teacher(student, teacher)
+        model_pairs.check_student_and_teacher(student, teacher)
         # The student's policy decides loss scaling; how inputs are cast, the student does.
         super().__init__(
             name=name, **{"dtype": student.dtype_policy, "autocast": False, **kwargs}
@@ -287,7 +295,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         return self._state.given_teacher
 
     def _set_teacher(self, teacher: Any) -> None:
-        first_batch.check_student_and_teacher(self.student, teacher)
+        model_pairs.check_student_and_teacher(self.student, teacher)
         bound, matching = None, self._state.matching
         if teacher is not None:
             bound = as_teacher(
@@ -301,7 +309,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         state, before = self._state, self._state.teacher
         state.teacher = bound
         try:
-            first_batch.find_kinds(self.student, state, getattr(self, "loss", None))
+            student_outputs.find_kinds(self.student, state, getattr(self, "loss", None))
             self._without_xla_if_need_be()
         except ValueError:
             state.teacher = before
@@ -309,7 +317,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         state.given_teacher = teacher
         if bound is not None:
             warn_of_order(self.student, bound)
-        first_batch.bind_features(state)
+        model_pairs.bind_features(state)
         if bound is not None and bound.model is not None:
             matching.check_models(self.student, bound.model)
         self._take_loss_layers()
@@ -459,7 +467,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         if not self._state.kinds_settled:
             shapes = {key: tuple(out.shape) for key, out in by_output(y_pred)}
             y = None if self._has_own_loss else y
-            first_batch.find_kinds(self.student, self._state, self.loss, y, shapes)
+            student_outputs.find_kinds(self.student, self._state, self.loss, y, shapes)
 
     def _label_faults(self, y: Any, y_pred: Any, sample_weight: Any) -> list[Fault]:
         """Returns what may be wrong with the labels and weights of a batch."""
@@ -477,7 +485,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         cached = x.soft_targets if isinstance(x, DistillationInputs) else None
         names = self.teacher_layer_names
         if cached is not None:
-            cached = first_batch.cached_logits(cached, self._state, temperature)
+            cached = cached_answers.cached_logits(cached, self._state, temperature)
         if cached is not None and self.teacher_from_logits is False:
             cached = to_logits(cached, False, self.output_kinds)
         if cached is not None and all(name in x.layers for name in names):
@@ -699,11 +707,11 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             ValueError: if the loss, or its `from_logits`, disagrees with the student's last
                 layer or the teacher's.
         """
-        loss, loss_weights = first_batch.losses_by_output(
+        loss, loss_weights = student_outputs.losses_by_output(
             self.student, loss, loss_weights
         )
         self._state.kinds_settled = False
-        first_batch.find_kinds(self.student, self._state, loss)
+        student_outputs.find_kinds(self.student, self._state, loss)
         check_teacher_metrics(metrics, kwargs.get("weighted_metrics"))
         self._state.user_metrics = metrics
         self._state.teacher_metrics = []
@@ -906,13 +914,13 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
             batches = itertools.chain([example], batches)
         if not self._judging or self._state.teacher_metrics:
             x = unpacked(example)[0]
-            first_batch.hold_to_kinds(x, self.student, self._state)
-            first_batch.check_cached_temperature(x, self._state)
+            student_outputs.hold_to_kinds(x, self.student, self._state)
+            cached_answers.check_cached_temperature(x, self._state)
         if not self.student.built:
             return batches
         if not (self._judging or self.optimizer.built):
             self.optimizer.build(self.trainable_variables)
-        outputs = first_batch.known_outputs(self.student, self._state)
+        outputs = student_outputs.known_outputs(self.student, self._state)
         if outputs is not None:
             keras_compat.build_loss_and_metrics(self, unpacked(example)[1], outputs)
         return batches
@@ -1025,7 +1033,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
 
     def _check_labels(self, y: Any, sample_weight: Any, where: str) -> None:
         """Refuses arrays of labels and weights, as far as outputs are known."""
-        outputs = first_batch.known_outputs(self.student, self._state)
+        outputs = student_outputs.known_outputs(self.student, self._state)
         if outputs is not None and not self._has_own_loss:
             y = in_structure_of(y, self.student, "labels")
             sample_weight = in_structure_of(
@@ -1081,7 +1089,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         if self.compiled and (is_new or self._state.matching.waits_for_shapes):
             self._check_first_batch((x, y, sample_weight))
         self._check_labels(y, sample_weight, "this batch")
-        outputs = first_batch.known_outputs(self.student, self._state)
+        outputs = student_outputs.known_outputs(self.student, self._state)
         if (table := check_class_weight(class_weight)) and y is not None:
             if sample_weight is not None:
                 raise ValueError("give class_weight or sample_weight, not both.")
