@@ -81,7 +81,8 @@ from keras_distill.structures import (
     in_structure_of,
     single,
 )
-from keras_distill.teachers import as_teacher, with_nan_of
+from keras_distill.teacher import with_nan_of
+from keras_distill.teachers import as_teacher
 from keras_distill.training_watch import (
     TrainingWatch,
     defused,

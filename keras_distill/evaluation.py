@@ -25,7 +25,8 @@ from keras_distill.latency import Timed, timings
 from keras_distill.soft_targets.sources import specs_of
 from keras_distill.structures import by_output
 from keras_distill.tallies import Tally
-from keras_distill.teachers import Teacher, as_teacher
+from keras_distill.teacher import Teacher
+from keras_distill.teachers import as_teacher
 
 
 def evaluate(

@@ -49,7 +49,7 @@ from keras_distill.student_outputs import (
     outputs_on,
     settle_logits,
 )
-from keras_distill.teachers import nan_by_example, nan_in_inputs
+from keras_distill.teacher import nan_by_example, nan_in_inputs
 from keras_distill.training_watch import EMPTY, OTHER_ROWS
 
 NOTHING_TEACHES = (

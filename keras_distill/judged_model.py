@@ -20,7 +20,8 @@ from keras_distill.outputs import (
 )
 from keras_distill.structures import answer_for, has_several, keyed, keys_of
 from keras_distill.tallies import TALLIES, Tally
-from keras_distill.teachers import Teacher, as_teacher
+from keras_distill.teacher import Teacher
+from keras_distill.teachers import as_teacher
 
 
 class JudgedModel:

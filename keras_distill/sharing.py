@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_distill.keras_compat import own_variables
-from keras_distill.teachers import Teacher
+from keras_distill.teacher import Teacher
 from keras_distill.user_functions import UserFunction
 
 

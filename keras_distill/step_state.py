@@ -13,7 +13,7 @@ from keras_distill.faults import Fault
 from keras_distill.features import Recorder
 from keras_distill.losses.matching import Matching
 from keras_distill.schedules import ScheduledScalar
-from keras_distill.teachers import Teacher
+from keras_distill.teacher import Teacher
 from keras_distill.training_watch import BatchCounter, TrainingWatch
 
 

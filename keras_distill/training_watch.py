@@ -15,7 +15,7 @@ from keras_distill.faults import Fault, said
 from keras_distill.schedules import ScheduledScalar
 from keras_distill.soft_targets.views import Run
 from keras_distill.structures import ModelOutputs
-from keras_distill.teachers import Teacher
+from keras_distill.teacher import Teacher
 
 EMPTY = "the training data is empty; check the filters and the split that made it."
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_distill.keras_compat import layer_without_xla
 from keras_distill.sharing import layers_in
-from keras_distill.teachers import Teacher
+from keras_distill.teacher import Teacher
 from keras_distill.training_watch import whole_again
 from keras_distill.user_functions import UserFunction
 

@@ -18,7 +18,7 @@ LAYERS = (
         "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
         "units", "showing", "named_functions",
     ),
-    ("losses", "features", "feature_pairs", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
+    ("losses", "features", "feature_pairs", "teacher", "teacher_ensemble", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",
      "sharing", "exported", "served", "copying", "resizing", "own_loss"),
     ("faults", "xla", "metrics", "training_watch", "step_state", "model_pairs", "student_outputs",
      "cached_answers", "first_batch", "summaries", "distiller"),

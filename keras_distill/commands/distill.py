@@ -39,7 +39,8 @@ from keras_distill.run_directory import (
     teacher_fingerprint,
 )
 from keras_distill.soft_targets.sources import as_dataset
-from keras_distill.teachers import Teacher, as_teacher
+from keras_distill.teacher import Teacher
+from keras_distill.teachers import as_teacher
 
 _SETTINGS = "distill.json"
 _LABELS = {

@@ -32,7 +32,7 @@ from keras_distill.exported import size_on_disk
 from keras_distill.processes import seeded
 from keras_distill.run_directory import RunDirectory
 from keras_distill.soft_targets.distillation_inputs import without_soft_targets
-from keras_distill.teachers import Teacher
+from keras_distill.teacher import Teacher
 from keras_distill.units import size_shown
 
 _SOFT_TARGETS, _SEARCH, _TRAINING = "soft_targets", "search", "training"

@@ -16,8 +16,8 @@ from keras_distill.commands import built_in, input_layers
 from keras_distill.commands.options import function_of
 from keras_distill.processes import seeded
 from keras_distill.run_directory import file_digest
+from keras_distill.teacher import check_sizes
 from keras_distill.teacher_files import ENDINGS, load_model_file
-from keras_distill.teachers import check_sizes
 
 #: Builds a new network, of the values of hyperparameters, if it asks for any.
 Build = Callable[[keras_tuner.HyperParameters], keras.Model]

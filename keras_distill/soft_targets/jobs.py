@@ -25,12 +25,8 @@ from keras_distill.soft_targets.settings import (
     read_settings,
 )
 from keras_distill.structures import by_output
-from keras_distill.teachers import (
-    Teacher,
-    as_teacher,
-    nan_by_example,
-    nan_in_inputs,
-)
+from keras_distill.teacher import Teacher, nan_by_example, nan_in_inputs
+from keras_distill.teachers import as_teacher
 
 #: The largest error in the probability of all classes that `top_k` leaves out.
 _REST_ERROR = 0.01

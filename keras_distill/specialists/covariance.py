@@ -16,12 +16,8 @@ from keras_distill.several_logits import one_mean
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.sources import Source
 from keras_distill.soft_targets.store import SoftTargets
-from keras_distill.teachers import (
-    Teacher,
-    as_teacher,
-    nan_by_example,
-    nan_in_inputs,
-)
+from keras_distill.teacher import Teacher, nan_by_example, nan_in_inputs
+from keras_distill.teachers import as_teacher
 from keras_distill.top_k import TopKLogits
 
 #: Examples whose products are summed at once; the cost of a sum goes by its result.

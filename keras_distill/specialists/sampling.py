@@ -15,7 +15,7 @@ from keras_distill.keras_compat import traced_quietly
 from keras_distill.labels import weights_of
 from keras_distill.run_directory import arrays_fingerprint, examples_fingerprint
 from keras_distill.soft_targets import sources, views
-from keras_distill.teachers import nan_by_example, nan_in_inputs
+from keras_distill.teacher import nan_by_example, nan_in_inputs
 
 #: Examples that a stream is shuffled among; the arrays' are shuffled as a whole.
 _SHUFFLED = 10_000
