@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_distill.logits_or_probabilities import kind_of_other, look_like_probabilities
 from keras_distill.losses.features import FeatureLoss, is_on_features
 from keras_distill.losses.matching import check_mean_at_one_temperature
-from keras_distill.outputs import kind_of_other, look_like_probabilities
 from keras_distill.several_logits import MeanLogits, MemberLogits, one_mean
 from keras_distill.soft_targets.distillation_inputs import DistillationInputs
 from keras_distill.step_state import StepState

@@ -33,6 +33,11 @@ from keras_distill.faults import (
 from keras_distill.feature_pairs import features_to_match
 from keras_distill.features import Recorder
 from keras_distill.inputs import inputs_for
+from keras_distill.logits_or_probabilities import (
+    in_students_form,
+    said_or_found,
+    to_logits,
+)
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.matching import (
     Matching,
@@ -48,14 +53,7 @@ from keras_distill.losses.weights import (
     weights_of_labels,
 )
 from keras_distill.metrics import TeacherAgreement, check_teacher_metrics
-from keras_distill.outputs import (
-    in_students_form,
-    kind_unless_open,
-    last_layers,
-    losses_by_key,
-    said_or_found,
-    to_logits,
-)
+from keras_distill.outputs import kind_unless_open, last_layers, losses_by_key
 from keras_distill.own_loss import (
     check_no_weights,
     check_own_loss,

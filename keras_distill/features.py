@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +11,9 @@ import keras
 import tensorflow as tf
 
 from keras_distill.arguments import check_backend, check_model
-from keras_distill.inputs import inputs_for, symbolic_inputs
+from keras_distill.inputs import symbolic_inputs
 from keras_distill.keras_compat import layers_inside
+from keras_distill.recorded_calls import Calls, is_feature, parts_of, recorded, traced
 
 
 class FeaturePath(NamedTuple):
@@ -89,13 +88,13 @@ def feature_paths(model: keras.Model, inputs: Any = None) -> FeaturePaths:
     if inputs is not None and not model.built:
         model(keras.tree.map_structure(tf.convert_to_tensor, inputs), training=False)
     paths = _paths_of_layers(model)
-    found = _traced(model, list(paths.values()), inputs)
+    found = traced(model, list(paths.values()), inputs)
     shapes: list[tuple[int, str, tuple]] = []
     for path, layer in paths.items():
         calls = [] if id(layer) in found.inside else found.calls[id(layer)]
         for number, outputs in enumerate(calls):
             name = path if len(calls) == 1 else f"{path}:{number}"
-            parts = _parts_of(outputs.outputs)
+            parts = parts_of(outputs.outputs)
             shapes += [
                 (
                     outputs.order,
@@ -103,7 +102,7 @@ def feature_paths(model: keras.Model, inputs: Any = None) -> FeaturePaths:
                     tuple(part.shape),
                 )
                 for key, part in parts.items()
-                if _is_feature(part)
+                if is_feature(part)
             ]
     return FeaturePaths({path: shape for _, path, shape in sorted(shapes, key=_first)})
 
@@ -239,110 +238,6 @@ def _paths_of_layers(model: Any) -> dict[str, Any]:
 # What layers give while a model runs -------------------------------------------------
 
 
-class _Call(NamedTuple):
-    """What one call of a layer gave, and as which of all calls."""
-
-    order: int
-    outputs: Any
-
-
-class _Calls:
-    """The calls of some layers in the last run of a model, by the `id` of the layer.
-
-    Only those of its own graph: what runs in a loop is no tensor out of it.
-    """
-
-    def __init__(self, model: Any, layers: Sequence[Any]) -> None:
-        self.model = model
-        self.layers = {id(layer): layer for layer in layers}
-        self.graph = _graph()
-        self.begin()
-
-    def begin(self) -> None:
-        self.calls: dict[int, list[_Call]] = {key: [] for key in self.layers}
-        self.inside: set[int] = set()
-        self._order = 0
-
-    def add(self, layer: Any, outputs: Any) -> None:
-        if id(layer) not in self.layers:
-            return
-        if _graph() is not self.graph:
-            self.inside.add(id(layer))
-            return
-        self.calls[id(layer)].append(_Call(self._order, outputs))
-        self._order += 1
-
-
-def _graph() -> Any:
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-
-
-# Replicas trace a model in threads of their own, each with its own calls.
-_running = threading.local()
-_lock = threading.RLock()
-_wrapped: dict[int, int] = {}
-
-
-@contextlib.contextmanager
-def _recorded(model: Any, layers: Sequence[Any]) -> Iterator[_Calls]:
-    """Records the calls of layers, through their attribute `call`.
-
-    The inner tensors of a nested model are not connected to the outer inputs, so that no
-    Functional model could give them.
-    """
-    calls = _Calls(model, layers)
-    outer = getattr(_running, "calls", ())
-    wrapped = {id(layer): layer for layer in [model, *layers]}.values()
-    with _lock:
-        for layer in wrapped:
-            _wrap(layer)
-    _running.calls = (*outer, calls)
-    try:
-        yield calls
-    finally:
-        _running.calls = outer
-        with _lock:
-            for layer in wrapped:
-                _unwrap(layer)
-
-
-_WAYS = ("call", "quantized_call")
-
-
-def _wrap(layer: Any) -> None:
-    count = _wrapped.get(id(layer), 0)
-    _wrapped[id(layer)] = count + 1
-    if count:
-        return
-    for way in _WAYS:
-        before, original = vars(layer).get(way), getattr(layer, way)
-
-        def call(*args: Any, _original: Any = original, **kwargs: Any) -> Any:
-            running = getattr(_running, "calls", ())
-            for calls in running:
-                if calls.model is layer and _graph() is calls.graph:
-                    calls.begin()  # a function may be traced more than once
-            outputs = _original(*args, **kwargs)
-            for calls in running:
-                calls.add(layer, outputs)
-            return outputs
-
-        call.before = before  # type: ignore[attr-defined]
-        # Past Keras, which would look for what to track.
-        vars(layer)[way] = call
-
-
-def _unwrap(layer: Any) -> None:
-    _wrapped[id(layer)] -= 1
-    if _wrapped[id(layer)]:
-        return
-    del _wrapped[id(layer)]
-    for way in _WAYS:
-        before = vars(layer).pop(way).before
-        if before is not None:
-            vars(layer)[way] = before
-
-
 class Recorder:
     """Runs a model and gives the outputs of its layers at some paths.
 
@@ -377,7 +272,7 @@ class Recorder:
         """
         features = self._features()
         layers = [feature.layer for feature in features.values()]
-        with _recorded(self.model, layers) as calls:
+        with recorded(self.model, layers) as calls:
             outputs = run()
         found = {
             path: self._chosen(path, feature, calls)
@@ -385,7 +280,7 @@ class Recorder:
         }
         return outputs, found
 
-    def _chosen(self, path: str, feature: FeaturePath, calls: _Calls) -> Any:
+    def _chosen(self, path: str, feature: FeaturePath, calls: Calls) -> Any:
         who = f"the {self.role}'s layer {path!r}"
         made = [call.outputs for call in calls.calls[id(feature.layer)]]
         if (
@@ -409,7 +304,7 @@ class Recorder:
                 f"{who} names call {number}, but it is called {len(made)} time(s) in a "
                 "run, counted from 0 on."
             )
-        parts = _parts_of(made[number])
+        parts = parts_of(made[number])
         if feature.output is None and len(parts) > 1:
             base = path.split("[")[0]
             raise ValueError(
@@ -427,7 +322,7 @@ class Recorder:
             raise ValueError(
                 f"{who} names the output {feature.output!r}; it has {known or 'a single one'}."
             )
-        if not _is_feature(parts[key]):
+        if not is_feature(parts[key]):
             what = getattr(parts[key], "dtype", type(parts[key]).__name__)
             what = getattr(what, "name", what)
             raise ValueError(
@@ -451,9 +346,7 @@ class Recorder:
             known = self._said_by_layers()
             if known is not None:
                 return known
-        found = _traced(
-            self.model, [f.layer for f in self._features().values()], inputs
-        )
+        found = traced(self.model, [f.layer for f in self._features().values()], inputs)
         return {
             path: tuple(self._chosen(path, feature, found).shape)
             for path, feature in self._features().items()
@@ -474,49 +367,6 @@ class Recorder:
                 return None
             found[path] = tuple(output.shape)
         return found
-
-
-def _traced(model: keras.Model, layers: list[Any], inputs: Any) -> _Calls:
-    """Traces a model once; returns the symbolic calls of its layers."""
-    inputs = inputs_for(model, inputs) if inputs is not None else symbolic_inputs(model)
-    found: list[_Calls] = []
-
-    @tf.function(autograph=False)
-    def run(x: Any) -> None:
-        with _recorded(model, layers) as calls:
-            model(x, training=False)
-        found.append(calls)
-
-    run.get_concrete_function(keras.tree.map_structure(_spec, inputs))
-    return found[-1]
-
-
-def _spec(part: Any) -> Any:
-    if getattr(part, "sparse", False) or isinstance(part, tf.SparseTensor):
-        return tf.SparseTensorSpec((None, *part.shape[1:]), part.dtype)
-    if isinstance(part, tf.RaggedTensor):
-        return tf.RaggedTensorSpec.from_value(part)
-    is_symbolic = isinstance(part, keras.KerasTensor)
-    shape = part.shape if is_symbolic else (None, *part.shape[1:])
-    return tf.TensorSpec(shape, part.dtype)
-
-
-def _parts_of(outputs: Any) -> dict[Any, Any]:
-    """Returns the tensors of what a layer gave by key or position; a single one by `None`."""
-    if isinstance(outputs, dict):
-        parts = {key: part for key, part in outputs.items() if part is not None}
-        if all(not isinstance(part, (dict, list, tuple)) for part in parts.values()):
-            return parts
-    flat = [part for part in keras.tree.flatten(outputs) if part is not None]
-    if len(flat) == 1:
-        return {None: flat[0]}
-    return dict(enumerate(flat))
-
-
-def _is_feature(part: Any) -> bool:
-    return (
-        isinstance(part, tf.Tensor) and part.dtype.is_floating and len(part.shape) > 1
-    )
 
 
 def shapes_of_features(

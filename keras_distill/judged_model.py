@@ -12,12 +12,8 @@ from keras_distill.arguments import MOST, check_int, check_output_kinds
 from keras_distill.distiller import Distiller
 from keras_distill.labels import in_numbers, weights_of
 from keras_distill.last_layers import kind_of_loss
-from keras_distill.outputs import (
-    agreed_kinds,
-    kind_of_other,
-    losses_by_key,
-    settled_kinds,
-)
+from keras_distill.logits_or_probabilities import kind_of_other
+from keras_distill.outputs import agreed_kinds, losses_by_key, settled_kinds
 from keras_distill.structures import answer_for, has_several, keyed, keys_of
 from keras_distill.tallies import TALLIES, Tally
 from keras_distill.teacher import Teacher

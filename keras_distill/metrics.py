@@ -12,10 +12,10 @@ from keras import ops
 from keras_distill.arguments import KINDS, check_choice, check_int
 from keras_distill.keras_compat import mask_of
 from keras_distill.labels import answers_of, classes_of, weights_of
+from keras_distill.logits_or_probabilities import to_logits
 from keras_distill.losses.base import PACKAGE
 from keras_distill.losses.maps import on_teachers_grid
 from keras_distill.losses.weights import weight_for
-from keras_distill.outputs import to_logits
 from keras_distill.top_k import TopKLogits
 
 

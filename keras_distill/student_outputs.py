@@ -8,6 +8,12 @@ import keras
 from keras import ops
 
 from keras_distill.last_layers import judges_direction, kind_of_loss, symbolic_outputs
+from keras_distill.logits_or_probabilities import (
+    gives_logits,
+    is_settled,
+    kind_of_other,
+    settle,
+)
 from keras_distill.model_pairs import (
     OF_ONE,
     check_loss_takes_outputs,
@@ -16,14 +22,10 @@ from keras_distill.model_pairs import (
 )
 from keras_distill.outputs import (
     agreed_kinds,
-    gives_logits,
-    is_settled,
-    kind_of_other,
     kinds_of,
     last_layers,
     losses_by_key,
     remember_kinds,
-    settle,
     settled_kinds,
     shapes_of,
 )

@@ -14,8 +14,8 @@ from keras_distill.labels import (
     values_of,
     weights_of,
 )
+from keras_distill.logits_or_probabilities import in_form_of
 from keras_distill.metrics import binned
-from keras_distill.outputs import in_form_of
 from keras_distill.resizing import is_map, resized_array
 from keras_distill.running_sums import Confusion, Moments
 

@@ -17,18 +17,17 @@ from keras import ops
 
 from keras_distill.features import Recorder
 from keras_distill.inputs import inputs_for, shapes_of_inputs
-from keras_distill.outputs import (
+from keras_distill.logits_or_probabilities import (
     check_told_apart,
     gives_logits,
     is_settled,
     kind_of_other,
-    kinds_of,
     kinds_of_probabilities,
     said_or_found,
     settle,
-    shapes_of,
     to_logits,
 )
+from keras_distill.outputs import kinds_of, shapes_of
 from keras_distill.preparation import Preparation
 from keras_distill.showing import model_in_brief
 from keras_distill.structures import (

@@ -20,7 +20,8 @@ from keras_distill.arguments import (
     check_output_kinds,
     check_path,
 )
-from keras_distill.outputs import is_settled, kinds_of, said_or_found, shapes_of
+from keras_distill.logits_or_probabilities import is_settled, said_or_found
+from keras_distill.outputs import kinds_of, shapes_of
 from keras_distill.preparation import Preparation
 from keras_distill.teacher import Teacher
 from keras_distill.teacher_ensemble import TeacherEnsemble

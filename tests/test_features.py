@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill import features
+from keras_distill import features, recorded_calls
 from tests.conftest import SPARSE, largest_difference
 
 CLASSES = 5
@@ -275,7 +275,7 @@ def test_each_model_runs_forward_once_per_step(images):
         )
     assert "call" not in vars(student.blocks[1])
     assert vars(student.backbone.get_layer("c1"))["call"].__name__ == "call"
-    assert not features._wrapped
+    assert not recorded_calls._wrapped
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.outputs import kinds_of, to_logits
+from keras_distill.logits_or_probabilities import to_logits
+from keras_distill.outputs import kinds_of
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 6)).astype("float32")

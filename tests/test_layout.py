@@ -15,7 +15,8 @@ PACKAGE = pathlib.Path(keras_distill.__file__).parent
 LAYERS = (
     (
         "arguments", "progress", "keras_compat", "live_objects", "run_directory", "processes", "top_k",
-        "several_logits", "last_layers", "structures", "outputs", "labels", "inputs", "reading",
+        "several_logits", "last_layers", "structures", "outputs",
+        "logits_or_probabilities", "recorded_calls", "labels", "inputs", "reading",
         "units", "showing", "named_functions",
     ),
     ("losses", "features", "feature_pairs", "teacher", "teacher_ensemble", "teachers", "teacher_files", "user_functions", "preparation", "soft_targets", "schedules", "datasets", "models",

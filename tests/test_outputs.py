@@ -4,13 +4,13 @@ import pytest
 import tensorflow as tf
 
 import keras_distill as kd
-from keras_distill.outputs import (
+from keras_distill.logits_or_probabilities import (
     gives_logits,
-    kinds_of,
     said_or_found,
     settle,
     to_logits,
 )
+from keras_distill.outputs import kinds_of
 from keras_distill.structures import keys_of
 from tests.conftest import mlp
 

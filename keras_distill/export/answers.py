@@ -13,7 +13,8 @@ import tensorflow as tf
 from keras_distill.arguments import check_each, check_float, check_names
 from keras_distill.distiller import Distiller
 from keras_distill.keras_compat import logits_of
-from keras_distill.outputs import kinds_of, settled_kinds, to_logits
+from keras_distill.logits_or_probabilities import to_logits
+from keras_distill.outputs import kinds_of, settled_kinds
 from keras_distill.structures import answer_for, by_key, keyed, keys_of
 
 #: The likelier of yes and no.

@@ -31,7 +31,8 @@ from keras_distill.export.check import TOLERANCE
 from keras_distill.export.images import EncodedInputs, check_serving_bytes
 from keras_distill.export.inputs import Inputs
 from keras_distill.keras_compat import own_variables
-from keras_distill.outputs import is_settled, said_or_found, settle, shapes_of
+from keras_distill.logits_or_probabilities import is_settled, said_or_found, settle
+from keras_distill.outputs import shapes_of
 from keras_distill.structures import answer_for, by_output, keys_of
 
 

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_distill.arguments import KINDS
 from keras_distill.keras_compat import mask_of
+from keras_distill.logits_or_probabilities import as_pairs, to_probabilities
 from keras_distill.losses.base import DistillationLoss, SumOfLosses, weighted_terms
 from keras_distill.losses.features import FeatureLoss, is_on_features
 from keras_distill.losses.keras_own import (
@@ -27,7 +28,6 @@ from keras_distill.losses.weights import (
     weight_in_shape,
     weights_by_example,
 )
-from keras_distill.outputs import as_pairs, to_probabilities
 from keras_distill.structures import ModelOutputs, answer_for, at, by_output
 
 #: What to use for a kind of output, in messages.

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_distill import user_functions
 from keras_distill.keras_compat import traced_quietly
-from keras_distill.outputs import NotToldApartError, is_settled
+from keras_distill.logits_or_probabilities import NotToldApartError, is_settled
 from keras_distill.run_directory import examples_fingerprint, teacher_fingerprint
 from keras_distill.soft_targets import shards, sources, views
 from keras_distill.soft_targets.rows import TRIED_BETAS, Rows, laid_out

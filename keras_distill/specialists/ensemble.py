@@ -20,8 +20,9 @@ from keras_distill.arguments import (
     check_model,
 )
 from keras_distill.inputs import inputs_for
+from keras_distill.logits_or_probabilities import to_logits
 from keras_distill.losses.base import PACKAGE
-from keras_distill.outputs import symbolic_outputs, to_logits
+from keras_distill.outputs import symbolic_outputs
 from keras_distill.showing import model_in_brief
 from keras_distill.specialists.clusters import check_clusters, clusters_in_brief
 from keras_distill.specialists.combination import combine

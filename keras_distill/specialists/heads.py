@@ -11,13 +11,13 @@ import numpy as np
 from keras import ops
 
 from keras_distill.arguments import KINDS, check_choice
-from keras_distill.losses.base import PACKAGE
-from keras_distill.outputs import (
+from keras_distill.logits_or_probabilities import (
     gives_logits,
     look_like_probabilities,
-    symbolic_outputs,
     to_logits,
 )
+from keras_distill.losses.base import PACKAGE
+from keras_distill.outputs import symbolic_outputs
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -19,7 +19,7 @@ from keras_distill import live_objects
 from keras_distill.arguments import check_float, check_int, check_model, check_scalar
 from keras_distill.distiller import Distiller
 from keras_distill.inputs import inputs_for
-from keras_distill.outputs import to_logits
+from keras_distill.logits_or_probabilities import to_logits
 from keras_distill.processes import seeded
 from keras_distill.run_directory import (
     RunDirectory,

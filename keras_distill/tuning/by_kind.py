@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill.logits_or_probabilities import to_logits
 from keras_distill.losses.base import PACKAGE
 from keras_distill.metrics import NegativeLogLikelihood
-from keras_distill.outputs import to_logits
 
 #: Metrics of validation data that `search` knows, and which way is better.
 DIRECTIONS = {

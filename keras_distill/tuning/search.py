@@ -30,7 +30,7 @@ from keras_distill.arguments import (
 from keras_distill.distiller import Distiller
 from keras_distill.faults import check_labels
 from keras_distill.feature_pairs import pairs_named
-from keras_distill.outputs import is_settled
+from keras_distill.logits_or_probabilities import is_settled
 from keras_distill.run_directory import RunDirectory, architecture_fingerprint, as_json
 from keras_distill.soft_targets.settings import Settings
 from keras_distill.soft_targets.store import SoftTargets
