@@ -70,8 +70,8 @@ class Outcome:
 
 
 def default_epochs(examples: int) -> int:
-    """Returns so many epochs that 70 000 examples are seen, between 5 and 60."""
-    return int(np.clip(70_000 / examples, 5, 60))
+    """Returns so many epochs that 68 000 examples are seen, between 5 and 300."""
+    return int(np.clip(68_000 / examples, 5, 300))
 
 
 def default_batch_size(examples: int) -> int:
