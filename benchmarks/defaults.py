@@ -58,7 +58,7 @@ class Task:
             kd.SoftTargets.write(
                 path, teacher, self.data.train, batch_size=512, batched=False, verbose=False
             )  # fmt: skip
-        self.targets = kd.SoftTargets(path)
+        self.targets = kd.SoftTargets.open(path)
 
     def fit(self, network, temperature, alpha, rate, seed):
         """Returns the student after its last epoch, and its best validation accuracy, in %."""
