@@ -1,3 +1,4 @@
+from . import callbacks as callbacks
 from . import datasets as datasets
 from . import models as models
 from . import plots as plots

@@ -117,10 +117,14 @@ def test_pages_have_every_public_name_once():
     text = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
     shown = re.findall(r"^::: keras_distill\.([\w.]+)$", text, re.MULTILINE)
     assert len(shown) == len(set(shown))
-    modules = {"datasets", "models", "plots"}
+    modules = {"callbacks", "datasets", "models", "plots"}
     expected = {*kd.__all__} - modules | {f"plots.{name}" for name in kd.plots.__all__}
     expected |= {"datasets.load", "datasets.Data", "datasets.to_arrays"}
-    assert set(shown) == expected | {"models.mlp", "models.cnn"}
+    assert set(shown) == expected | {
+        "models.mlp",
+        "models.cnn",
+        "callbacks.SoftTargetPictures",
+    }
     overview = (DOCS / "reference" / "index.md").read_text()
     assert all(f"[keras_distill.{name}]" in overview for name in shown)
 

@@ -29,6 +29,9 @@ _KERAS = "Keras calls it, with what fit and evaluate were checked with"
 _STEP = "the step calls it, with tensors that were looked at before"
 _LOADING = "keras.saving calls it, with what get_config gave"
 NO_ROWS = {
+    "callbacks.SoftTargetPictures.on_epoch_end": _KERAS,
+    "callbacks.SoftTargetPictures.on_train_begin": _KERAS,
+    "callbacks.SoftTargetPictures.on_train_end": _KERAS,
     "Comparison": _RESULT,
     "DistillationHyperModel.objective": "search calls it, with a trial's distiller",
     "DistillationHyperModel.settle": "search calls it, with data that it has read",

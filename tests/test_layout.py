@@ -26,7 +26,7 @@ LAYERS = (
     ("quantization",),
     ("tuning", "specialists", "export", "figures", "running_sums", "tallies", "judged_model",
      "evaluation", "latency", "plots", "correction_layers", "correction_fits", "corrections",
-     "labelled_logits"),
+     "labelled_logits", "callbacks"),
     ("__init__", "_quiet"),
     ("commands", "__main__"),
 )  # fmt: skip

@@ -46,6 +46,16 @@ def test_soft_targets_are_the_tempered_softmax(tmp_path):
     assert one.get_title() == "T = 1"
 
 
+def test_soft_targets_of_models_side_by_side(tmp_path):
+    z = {"teacher": [2.0, 7.0, 10.0], "student": [0.0, 0.0, 0.0]}
+    figure = plots.soft_targets(z, (5,), label=2)
+    teacher, student = saved(figure, tmp_path).axes
+    assert teacher.get_title() == "teacher, T = 5"
+    assert student.get_title() == "student, T = 5"
+    assert [bar.get_width() for bar in student.patches] == pytest.approx([1 / 3] * 3)
+    assert teacher.patches[2].get_width() == pytest.approx(0.57120, abs=5e-6)
+
+
 def test_classes_of_one_name_have_a_bar_each():
     names = np.array(["cat", "crane", "crane"])
     _, axes = plots.soft_targets([2.0, 7.0, 10.0], class_names=names, label=2).axes[:2]

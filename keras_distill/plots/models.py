@@ -83,7 +83,7 @@ def temperature_curves(
 
 
 def soft_targets(
-    logits: Sequence[float],
+    logits: ArrayLike | Mapping[str, ArrayLike],
     temperatures: Sequence[float] = (1.0, 4.0, 20.0),
     *,
     class_names: Sequence[str] | None = None,
@@ -93,7 +93,8 @@ def soft_targets(
     """Draws the soft targets of one example as bars, one panel per temperature.
 
     Args:
-        logits: float `(classes,)`, the teacher's, for one example.
+        logits: float `(classes,)`, the teacher's, for one example; or a dict of such by the
+            names of models, which are drawn side by side.
         temperatures: each > 0.
         class_names: one str per class.
         image: `(height, width)` or `(height, width, channels)` of the example, shown at
@@ -106,18 +107,20 @@ def soft_targets(
     Raises:
         ValueError: if an argument is of another shape or kind, or out of range.
     """
-    z = check_array("logits", logits, 1, "finite logits `(classes,)` of one example")
+    of_models = _logits_by_model(logits)
     temperatures = _temperatures(temperatures)
-    names = [str(c) for c in range(len(z))]
+    classes = len(next(iter(of_models.values())))
+    names = [str(c) for c in range(classes)]
     if class_names is not None:
-        names = [plain(n) for n in check_names("class_names", class_names, len(z))]
+        names = [plain(n) for n in check_names("class_names", class_names, classes)]
     if label is not None:
-        label = check_int("label", label, 0, len(z) - 1)
+        label = check_int("label", label, 0, classes - 1)
     if image is not None:
         image = _image(image)
-    panels = len(temperatures) + (image is not None)
+    shown_as = [(model, t) for t in temperatures for model in of_models]
+    panels = len(shown_as) + (image is not None)
     figure = Figure(
-        figsize=(2.7 * panels, max(2.8, 0.24 * len(z))), dpi=120, layout="constrained"
+        figsize=(2.7 * panels, max(2.8, 0.24 * classes)), dpi=120, layout="constrained"
     )
     axes_row = list(np.atleast_1d(figure.subplots(1, panels)))
     if image is not None:
@@ -125,20 +128,39 @@ def soft_targets(
         axes.imshow(image, cmap="gray_r")
         axes.set_axis_off()
         axes.set_title("the example" if label is None else f'labelled "{names[label]}"')
-    for index, (axes, temperature) in enumerate(
-        zip(axes_row, temperatures, strict=True)
+    for index, (axes, (model, temperature)) in enumerate(
+        zip(axes_row, shown_as, strict=True)
     ):
-        p = softmax(z / temperature)
-        is_label = [COLORS[1] if c == label else COLORS[0] for c in range(len(z))]
+        p = softmax(of_models[model] / temperature)
+        is_label = [COLORS[1] if c == label else COLORS[0] for c in range(classes)]
         # By their places: classes of one name would be drawn over each other.
-        bars = axes.barh(range(len(z)), p, color=is_label)
+        bars = axes.barh(range(classes), p, color=is_label)
         axes.bar_label(bars, [f"{v:.3f}" for v in p], padding=2, fontsize=8)
-        axes.set(title=f"T = {temperature:g}", xlim=(0, 1.25), xlabel="soft target")
+        of_model = f"{plain(model)}, " if model else ""
+        title = f"{of_model}T = {temperature:g}"
+        axes.set(title=title, xlim=(0, 1.25), xlabel="soft target")
         axes.set_xticks([0.0, 0.5, 1.0])
-        axes.set_yticks(range(len(z)), [] if index else names)
+        axes.set_yticks(range(classes), [] if index else names)
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _logits_by_model(given: Any) -> dict[str, np.ndarray]:
+    kind = "finite logits `(classes,)` of one example"
+    if not isinstance(given, Mapping):
+        return {"": check_array("logits", given, 1, kind)}
+    if not given:
+        raise ValueError(
+            'logits has no model to draw; give logits, or {"teacher": logits}.'
+        )
+    found: dict[str, np.ndarray] = {}
+    for name, one in given.items():
+        shape = next((z.shape for z in found.values()), None)
+        found[check_str("a name in logits", name)] = check_array(
+            f"logits[{name!r}]", one, 1, kind, shape=shape
+        )
+    return found
 
 
 def _temperatures(given: Any) -> list[float]:
