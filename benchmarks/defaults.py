@@ -105,13 +105,14 @@ def main():
     parser.add_argument("--work", default="defaults-runs")
     parser.add_argument("--folder", help="of images by class, of one size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--data", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     if args.quick:
         args.data, args.seeds = ["digits"], [0]
-    rates = RATES[1:2] if args.quick else RATES
+    rates = RATES[1:2] if args.quick else args.rates
     results = {}
     for name in args.data:
         if name == "folder" and not args.folder:

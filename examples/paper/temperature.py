@@ -4,7 +4,10 @@
 above 8 gave fairly similar results. But when this was radically reduced to 30 units per layer,
 temperatures in the range 2.5 to 4 worked significantly better than higher or lower ones."
 
-    python examples/paper/temperature.py        about 70 minutes on one core, without the teacher
+The rates of labels and of soft targets are chosen for each width on validation images, by seed 100,
+the latter at T = 4.
+
+    python examples/paper/temperature.py        about 80 minutes on one core, without the teacher
     python examples/paper/temperature.py --quick
 """
 
@@ -15,6 +18,7 @@ from records import Record, arguments, paired, soft_targets, spread, table, writ
 #: Units per layer, and epochs: what is small learns longer, and costs little.
 EPOCHS = {30: 25, 100: 15, 300: 10, 800: 10}
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 8.0, 20.0)
+RATES, CHOOSES, AT = (1e-3, 3e-3, 1e-2), 100, 4.0
 LABELS = "labels"
 
 
@@ -57,28 +61,34 @@ def main():
     teacher = digits.teacher(args, data, 0)
     targets = soft_targets(args, "mnist-0", teacher, data.train)
 
-    def judged(seed, width, temperature):
+    def judged(width, temperature, rate, seed):
         taught = (
             {}
             if temperature == LABELS
             else {"targets": targets, "temperature": temperature}
         )
-        model = digits.student(
-            data, seed, epochs[width], widths=(width, width), **taught
-        )
-        splits = {"validation": data.validation, "test": data.test}
-        return {split: digits.errors(model, splits[split]) for split in splits}
 
-    figures, test, validation = {}, {}, {}
+        def train():
+            model = digits.student(
+                data, seed, epochs[width], widths=(width, width), rate=rate, **taught
+            )
+            splits = {"validation": data.validation, "test": data.test}
+            return {split: digits.errors(model, splits[split]) for split in splits}
+
+        return record.run(f"{width}-{temperature}-{rate:g}-{seed}", train)
+
+    def best_rate(width, temperature):
+        rates = RATES[1:2] if args.quick else RATES
+        found = {r: judged(width, temperature, r, CHOOSES) for r in rates}
+        return min(rates, key=lambda rate: found[rate]["validation"])
+
+    figures, test, validation, chosen = {}, {}, {}, {}
     for width in widths:
+        rates = {LABELS: best_rate(width, LABELS), AT: best_rate(width, AT)}
+        chosen[str(width)] = {"labels": rates[LABELS], "soft targets": rates[AT]}
         for t in (LABELS, *temperatures):
-            name = f"{width}-{t}"
-            figures[name] = [
-                record.run(
-                    f"{name}-{seed}", lambda s=seed, w=width, t=t: judged(s, w, t)
-                )
-                for seed in args.seeds
-            ]
+            name, rate = f"{width}-{t}", rates[LABELS if t == LABELS else AT]
+            figures[name] = [judged(width, t, rate, seed) for seed in args.seeds]
             test[width, t] = [row["test"] for row in figures[name]]
             validation[width, t] = np.mean([row["validation"] for row in figures[name]])
     rows = []
@@ -93,13 +103,18 @@ def main():
         "epochs": {str(w): n for w, n in epochs.items()},
         "seeds": args.seeds,
         "alpha": 0.0,
+        "rates": chosen,
         "students": figures,
     }
+    shown = "; ".join(
+        f"{width}: {rate['labels']:g} and {rate['soft targets']:g}"
+        for width, rate in chosen.items()
+    )
     write(
         args,
         "temperature",
         figures,
-        table(head, rows),
+        f"{table(head, rows)}\n\nRates of labels and of soft targets: {shown}.",
         lambda: draw(temperatures, test, widths),
     )
 

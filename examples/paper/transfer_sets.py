@@ -17,6 +17,8 @@ from records import Record, arguments, dataset, spread, table, write
 import keras_distill as kd
 
 FEW, POINTS, TEMPERATURE = 1000, 16, 20.0
+#: As `learning_rates.py` found them: soft targets bear three times that of labels, and more.
+RATES = {"labels": 1e-3, "soft targets": 3e-3}
 SETS = {
     "soft targets, images": (None, False, True),
     "soft targets, endless views": (None, True, True),
@@ -45,7 +47,8 @@ def trained(data, teacher, seed, few, moved, taught):
     if taught:
         batches = batches.map(lambda x, y: x)  # no labels at all
     steps = -(-len(data.train[0]) // digits.BATCH)
-    digits.compiled(model, steps * POINTS, loss=None if taught else digits.LOSS)
+    rate = RATES["soft targets" if taught else "labels"]
+    digits.compiled(model, steps * POINTS, rate, loss=None if taught else digits.LOSS)
     errors = []
     model.fit(
         batches.prefetch(2), epochs=POINTS, steps_per_epoch=steps, shuffle=False, verbose=0,
@@ -98,7 +101,7 @@ def main():
         f"errors on {len(data.test[1])} test images after",
         *[f"{k * examples:,} examples".replace(",", " ") for k in at],
     ]
-    write(args, "transfer_sets", {"temperature": TEMPERATURE, "seeds": args.seeds, "students": found},
+    write(args, "transfer_sets", {"temperature": TEMPERATURE, "rates": RATES, "seeds": args.seeds, "students": found},
           table(head, rows), lambda: draw(found))  # fmt: skip
 
 
