@@ -37,10 +37,11 @@ def function_named(path: str, role: str, example: str, purpose: str) -> Callable
             f"the {role}'s module cannot be imported: {error}; run the command in its "
             "folder, or install it."
         ) from error
-    except Exception as error:  # whatever a user's module may raise
+    except (Exception, SystemExit) as error:  # whatever a user's module may raise
+        said = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
             f"the {role}'s module {module_name} cannot be imported: "
-            f"{type(error).__name__}: {error}."
+            f"{type(error).__name__}: {said}."
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -217,6 +217,38 @@ def test_every_format_by_its_content_and_header(tmp_path):
                 assert (image == pixels).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({14: 12}, "of OS/2"),
+        ({28: 1}, "of 1 bits a pixel"),
+        ({28: 16}, "of 16 bits a pixel"),
+        ({30: 1}, "that is compressed"),
+        ({28: 8, 46: 2}, "of colours from a palette"),
+    ],
+)
+def test_bmp_files_that_tensorflow_would_take_for_something_else(
+    tmp_path, change, what
+):
+    content = bytearray(bmp(RNG.integers(256, size=(3, 5, 3)).astype("uint8")).numpy())
+    for place, value in change.items():
+        content[place] = value
+    path = tmp_path / "1.bmp"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"1.bmp' is a BMP {what}, which TensorFlow"):
+        image_headers.read_header(str(path))
+
+
+def test_shades_of_a_bmp_palette_are_read(tmp_path):
+    shades = bytes(c for i in range(256) for c in (i, i, i, 0))
+    head = struct.pack("<IHHI", 1078 + 4, 0, 0, 1078)
+    info = struct.pack("<IiiHHIIiiII", 40, 3, 1, 1, 8, 0, 4, 0, 0, 256, 0)
+    path = tmp_path / "1.bmp"
+    path.write_bytes(b"BM" + head + info + shades + bytes([7, 8, 9, 0]))
+    assert image_headers.read_header(str(path)).channels == 1
+    assert read_image(str(path), (1, 3, 1), "uint8").ravel().tolist() == [7, 8, 9]
+
+
 def test_a_gif_gives_its_first_picture(tmp_path):
     frame = GIF[13 + 6 : -1]
     moving = GIF[:-1] + frame + b"\x3b"
@@ -289,6 +321,10 @@ def broken(kind):
             (root / "fish").mkdir()
         elif kind == "one class":
             (root / "dog").rename(root / "cat" / "more")
+        elif kind == "line break":
+            (root / "cat").rename(root / "ca\nt")
+        elif kind == "spaces":
+            (root / "cat").rename(root / "dog ")
         elif kind == "no classes":
             for folder in ("cat", "dog"):
                 (root / folder).rename(root.parent / folder)
@@ -323,6 +359,8 @@ def broken(kind):
         ("sound", "cat/miau.wav' is no file of images"),
         ("lone", "lone.png' is in no folder of a class; .* has 2 such folders."),
         ("no files", "fish', the folder of the class 'fish', has no file; add some"),
+        ("line break", "has the class 'ca.nt', which has a line break in it; take it"),
+        ("spaces", "has the classes 'dog' and 'dog ', which differ in the spaces"),
         ("one class", "has one class only, the folder 'cat'; give a folder with two"),
         ("no classes", "has no folder of a class; put the files of each class into"),
         ("beside", "dog' lies beside '.*/train': folders are splits"),
@@ -349,28 +387,26 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_every_class_keeps_one_example_to_train_on():
     labels = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2])
-    splits = draw_missing(labels, ["train"], 0.3, list("abc"))
+    splits = draw_missing(labels, ["train"], 0.3, list("abc"), "here")
     assert sorted(np.concatenate(list(splits.values()))) == list(range(13))
     assert set(labels[splits["train"]]) == {0, 1, 2}
     assert len(splits["test"]) == 3  # a fifth
     assert len(splits["validation"]) == 3  # three tenths of what is left
-    given = draw_missing(labels, ["train", "test"], 0.3, list("abc"))
+    given = draw_missing(labels, ["train", "test"], 0.3, list("abc"), "here")
     assert set(given) == {"train", "validation"}
-    given = draw_missing(labels, ["validation", "train"], 0.3, list("abc"))
+    given = draw_missing(labels, ["validation", "train"], 0.3, list("abc"), "here")
     assert {split: len(part) for split, part in given.items()} == {
         "train": 10,
         "test": 3,
     }
-    with pytest.raises(ValueError, match="2 training examples are too few .* for test"):
-        draw_missing(np.array([0, 1]), ["train"], 0.1, ["a", "b"])
+    with pytest.raises(ValueError, match="the 2 training examples of here are too"):
+        draw_missing(np.array([0, 1]), ["train"], 0.1, ["a", "b"], "here")
 
 
 def test_one_file_of_each_class_is_too_few(tmp_path):
     for name in ("a", "b", "c"):
         picture(tmp_path / name / "1.png")
-    sentence = (
-        "3 training examples are too few .*class 'a' has 1. Give more of each class"
-    )
+    sentence = "3 training examples of .* are too few .*class 'a' has 1. Give more of each class"
     with pytest.raises(ValueError, match=sentence):
         load(tmp_path)
     for split in ("train", "val", "test"):

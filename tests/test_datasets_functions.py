@@ -131,22 +131,37 @@ def test_inputs_by_name_text_and_numbers_of_tokens(returning):
 
 def test_in_the_working_folder_and_in_another_process(tmp_path, monkeypatch):
     (tmp_path / "my_own_data.py").write_text(
-        "import numpy as np\n"
+        "import sys\nimport numpy as np\n"
         "def load():\n    return np.ones((20, 2)), np.arange(20) % 2\n"
         "def needs(x):\n    return x\n"
-        "def ill():\n    raise OSError('no disk')\n"
+        "def stop():\n    sys.exit()\n"
+        "def ill():\n    raise OSError('no disk.\\nAgain.')\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     fetch = cloudpickle.loads(cloudpickle.dumps(datasets.loader("my_own_data:load")))
     assert fetch(None).sizes == {"train": 14, "validation": 2, "test": 4}
-    with pytest.raises(ValueError, match="needs raised TypeError.*without arguments"):
+    with pytest.raises(ValueError, match="needs, called without .*TypeError"):
         load("my_own_data:needs")
-    with pytest.raises(ValueError, match="ill raised OSError: no disk; it is called"):
+    with pytest.raises(ValueError, match="ill, .* raised OSError: no disk. Again.$"):
         load("my_own_data:ill")
+    with pytest.raises(ValueError, match="stop, .* raised SystemExit: without a word"):
+        load("my_own_data:stop")
     with pytest.raises(ValueError, match="my_own_data has no function 'none'"):
         load("my_own_data:none")
     sys.modules.pop("my_own_data")
+
+
+def broken_off():
+    yield X[0], Y[0]
+    raise OSError("cable cut")
+
+
+def test_a_class_that_is_only_tested_is_warned_of(returning):
+    with pytest.warns(
+        UserWarning, match="the test labels of .* have the class 4, which"
+    ):
+        load(returning(((X, Y), (X, Y + 1))))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +185,26 @@ def test_in_the_working_folder_and_in_another_process(tmp_path, monkeypatch):
         (
             (np.array([X, None] * 10, object), Y),
             "the train arrays of .* make no tensors",
+        ),
+        ((iter(X), Y), "train data of .* has one \\w+ where arrays belong"),
+        ((X, None), "the train data of .* has None where arrays belong"),
+        (([[1.0], [2.0, 3.0]] * 10, Y), "make no array .*pad all examples to one size"),
+        ((X.astype("complex64"), Y), "complex64, which no layer takes"),
+        ((X, Y * 10**12), "go up to 3,000,000,000,000, .*number the classes from 0"),
+        (
+            ((X, Y), (X[:, :2], Y)),
+            r"test inputs of .* float32 \(2,\) and those of train",
+        ),
+        (
+            (({"a": X}, Y), ({"b": X}, Y)),
+            "test inputs of .* {'b': .*prepare both alike",
+        ),
+        (
+            tf.data.Dataset.from_generator(
+                broken_off,
+                output_signature=(tf.TensorSpec((3,)), tf.TensorSpec((), "int64")),
+            ),
+            "the train dataset of .* cannot be read: OSError: cable cut.$",
         ),
         (
             dataset(y=np.eye(4)[Y]).batch(3),

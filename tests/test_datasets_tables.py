@@ -278,7 +278,16 @@ WRONG = [
         spoiled(lambda t: t.assign(label=t["width"])),
         "has numbers as 0.5, which are values",
     ),
-    (spoiled(lambda t: t[:3]), "3 training examples are too few .*class 'a' has 1"),
+    (
+        spoiled(lambda t: t[:3]),
+        "the 3 training examples of '.*t.csv' are too few .*class 'a' has 1",
+    ),
+    (spoiled(lambda t: t.replace("a", "a\n")), "has the class 'a.n', which has a line"),
+    (spoiled(lambda t: t.replace("b", " a")), "classes ' a' and 'a', which differ in"),
+    (
+        spoiled(lambda t: t.replace("a", ""), "t.parquet"),
+        "has the class '', a label that says nothing; name it, or leave",
+    ),
     (spoiled(lambda t: t[:0]), "has no rows; give one with examples"),
     (
         spoiled(lambda t: t.drop(columns="label").join(HOT)),
@@ -305,13 +314,20 @@ WRONG = [
     ),
     (
         spoiled(lambda t: t.assign(big=2**63), "t.parquet"),
-        "column 'big' .* holds whole numbers of more than 64 bits",
+        "column 'big' .* holds whole numbers of more than 64 bits, as 9223372036854775808",
     ),
     (text(""), "t.csv' is an empty file; give one with examples"),
     (text("\n\n"), "t.csv' has no rows"),
     (text("a,label\n"), "t.csv' has no rows"),
     (text("a,a,label\n1,2,x\n1,2,y\n"), "has two columns of the name 'a'; rename one"),
-    (text("a;label\n1;x\n2;y\n"), "columns are separated by ';': write it with commas"),
+    (text("a;label\n1;x\n2;y\n"), "columns are separated by ';': write them with comm"),
+    (text("a;label\n1,5;x\n2,5;y\n"), "are separated by ';': write them with commas"),
+    (text("a,label\n1,x\n2,y\n", "t.tsv"), "separated by ',': write them with tabs"),
+    (text("# mine\na,label\n1,x\n2,y\n"), "is one cell only, '# mine'; give the names"),
+    (
+        spoiled(lambda t: t.rename(columns={"label": " Label"})),
+        "no column 'label', .*; if ' Label' is meant, give label=' Label'",
+    ),
     (
         text("a,label\n1,x\n2,y,3\n"),
         "cannot be read: Expected 2 fields in line 3, saw 3",
@@ -396,3 +412,11 @@ def test_options_of_other_kinds_are_refused(tmp_path, options):
     path = write(numbers(), tmp_path / "t.csv")
     with pytest.raises(ValueError, match="is not for a table, which 't.csv' is"):
         load(pathlib.Path(path), **options)
+
+
+def test_a_typo_that_makes_text_of_numbers_is_warned_of(tmp_path):
+    cells = numbers()["count"].astype(object).where(lambda c: c != 3, "?")
+    path = write(numbers().assign(count=cells), tmp_path / "t.csv")
+    with pytest.warns(UserWarning, match=r"'count' .* taken for text, since row 4 has '\?'; 29 of"):  # fmt: skip
+        data = load(path)
+    assert data.train.element_spec[0]["count"].dtype == tf.string

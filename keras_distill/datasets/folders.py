@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_distill import progress
 from keras_distill.datasets.parts import IN_MEMORY_BYTES
-from keras_distill.datasets.splits import draw_missing, sort_names
+from keras_distill.datasets.splits import check_class_names, draw_missing, sort_names
 
 _T = TypeVar("_T")
 
@@ -51,11 +51,13 @@ class Folder(NamedTuple):
         kind: "images" or "sound".
         splits: `Files` by split; "train" always.
         class_names: sorted; by value if all are numbers.
+        root: its path.
     """
 
     kind: str
     splits: dict[str, Files]
     class_names: list[str]
+    root: str
 
 
 def split_of(name: str) -> str | None:
@@ -94,6 +96,7 @@ def read_folder(root: str) -> Folder:
     else:
         found = {split: _classes(folder) for split, folder in by_split.items()}
     class_names = sort_names(found["train"])
+    check_class_names(f"the folder {root!r}", class_names)
     if len(class_names) < 2:
         raise ValueError(
             f"{root!r} has one class only, the folder {class_names[0]!r}; give a folder with "
@@ -120,7 +123,7 @@ def read_folder(root: str) -> Folder:
             [path for path, _ in pairs],
             np.array([label for _, label in pairs], "int64"),
         )
-    return Folder(kind, splits, class_names)
+    return Folder(kind, splits, class_names, root)
 
 
 def _split_folders(root: str) -> dict[str, str] | None:
@@ -232,7 +235,11 @@ def draw_splits(folder: Folder, validation_fraction: float) -> dict[str, Files]:
     """
     train = folder.splits["train"]
     drawn = draw_missing(
-        train.labels, folder.splits, validation_fraction, folder.class_names
+        train.labels,
+        folder.splits,
+        validation_fraction,
+        folder.class_names,
+        repr(folder.root),
     )
     splits = dict(folder.splits)
     for split, chosen in drawn.items():

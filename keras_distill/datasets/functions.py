@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,15 @@ import tensorflow as tf
 from keras_distill.arguments import shown
 from keras_distill.datasets.data import Data
 from keras_distill.datasets.parts import SPLITS, Parts
-from keras_distill.datasets.splits import draw_missing
+from keras_distill.datasets.splits import check_class_names, draw_missing
 from keras_distill.named_functions import function_named
+from keras_distill.showing import in_brief
 
 _TAKEN = (
     "return a Data, arrays (x, y), or three splits (train, validation, test), each a "
     "tf.data.Dataset of (x, y) or arrays (x, y), or None"
 )
+_MOST_CLASSES = 2**20
 # Namespaces of TFDS, as in "huggingface:glue".
 _NAMESPACES = ("huggingface", "kubric", "robotics")
 
@@ -45,10 +48,11 @@ def function_parts(name: str, validation_fraction: float) -> Parts:
     function = function_named(name, "data", example, "to load data")
     try:
         returned = function()
-    except Exception as error:  # whatever a user's function may raise
+    except (Exception, SystemExit) as error:  # whatever a user's function may raise
+        said = " ".join(str(error).split()).rstrip(".") or "without a word"
         raise ValueError(
-            f"the data's function {name} raised {type(error).__name__}: "
-            f"{str(error).rstrip('.')}; it is called without arguments."
+            f"the data's function {name}, called without arguments, raised "
+            f"{type(error).__name__}: {said}."
         ) from error
     if isinstance(returned, Data):
         return _of_data(name, returned)
@@ -60,10 +64,12 @@ def _of_data(name: str, data: Data) -> Parts:
         raise ValueError(
             f"the Data of {name} has the sizes {data.sizes}; say those of {', '.join(SPLITS)}."
         )
+    check_class_names(f"the Data of {name}", data.class_names)
     splits = {}
     for split in SPLITS:
         dataset = _single(_checked(name, split, getattr(data, split)))
         splits[split] = _counted(dataset, data.sizes[split])
+    _check_same_inputs(name, splits)
     return Parts(
         splits,
         data.class_names,
@@ -119,17 +125,31 @@ def _of_splits(name: str, given: dict[str, Any], validation_fraction: float) -> 
             splits[split] = _single(_checked(name, split, value))
             labels[split] = _read_labels(name, split, splits[split])
         else:
-            x, y = (_array(part) for part in value)
+            x, y = (_array(name, split, part) for part in value)
             _check_lengths(name, split, x, y)
             labels[split] = _check_labels(name, split, y)
             splits[split] = x, labels[split]
     classes = int(max(y.max() for y in labels.values())) + 1
+    if classes > _MOST_CLASSES:
+        raise ValueError(
+            f"the labels of {name} go up to {classes - 1:,}, which would be as many classes; "
+            "number the classes from 0, as numpy.unique(y, return_inverse=True) does."
+        )
     if (count := len(set(labels["train"].tolist()))) < 2:
         raise ValueError(
             f"the training data of {name} has {count} class; give two at least."
         )
     class_names = [str(i) for i in range(classes)]
-    drawn = draw_missing(labels["train"], labels, validation_fraction, class_names)
+    for split, found in labels.items():
+        if unseen := sorted({*found.tolist()} - {*labels["train"].tolist()}):
+            warnings.warn(
+                f"the {split} labels of {name} have the class {unseen[0]}, which those of "
+                "train have not; a student is not taught it.",
+                stacklevel=5,
+            )
+    drawn = draw_missing(
+        labels["train"], labels, validation_fraction, class_names, name
+    )
     if len(drawn) > 1 and isinstance(splits["train"], tf.data.Dataset):
         _check_order(name, splits["train"], labels["train"])
     train = splits["train"], labels["train"]
@@ -139,6 +159,7 @@ def _of_splits(name: str, given: dict[str, Any], validation_fraction: float) -> 
         if not isinstance(value, tf.data.Dataset):
             value = _dataset(name, split, value)
         splits[split] = _counted(value.map(_prepared), len(labels[split]))
+    _check_same_inputs(name, splits)
     return Parts(
         {split: splits[split] for split in SPLITS},
         class_names,
@@ -154,7 +175,14 @@ def _counted(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
 
 def _read_labels(name: str, split: str, dataset: tf.data.Dataset) -> np.ndarray:
     """Returns all labels, which say the classes and the size; a `Data` would spare it."""
-    found = list(dataset.map(lambda x, y: y).batch(4096).as_numpy_iterator())
+    try:
+        found = list(dataset.map(lambda x, y: y).batch(4096).as_numpy_iterator())
+    except tf.errors.OpError as error:
+        raised = re.search(r"\b\w+: .+", error.message)  # what Python raised, if it did
+        said = raised[0] if raised else error.message.split("\n")[0]
+        raise ValueError(
+            f"the {split} dataset of {name} cannot be read: {said.strip(' .')}."
+        ) from error
     if not found:
         raise ValueError(
             f"the {split} dataset of {name} is empty; check how it is made."
@@ -180,14 +208,58 @@ def _dataset(name: str, split: str, pair: Any) -> tf.data.Dataset:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"the {split} arrays of {name} make no tensors ({error}); give numbers or "
-            "strings, of one kind in each array."
+            "strings, of one kind in each array: of a table, dict(frame), the columns by name."
         ) from error
 
 
-def _array(value: Any) -> Any:
+def _array(name: str, split: str, value: Any) -> Any:
+    """Returns an array, or a dict of them.
+
+    Raises:
+        ValueError: if it is something else, as a generator.
+    """
     if isinstance(value, Mapping):
-        return {name: _array(part) for name, part in value.items()}
-    return np.asarray(value)
+        return {key: _array(name, split, part) for key, part in value.items()}
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(
+            f"the {split} arrays of {name} make no array ({error}); pad all examples to one "
+            "size."
+        ) from error
+    if not array.ndim:
+        raise ValueError(
+            f"the {split} data of {name} has {_described(value)} where arrays belong; give "
+            "arrays (x, y), dense and with as many examples."
+        )
+    if array.dtype.kind == "c":
+        raise ValueError(
+            f"the {split} arrays of {name} are {array.dtype}, which no layer takes; give their "
+            "real and imaginary parts."
+        )
+    return array
+
+
+def _check_same_inputs(name: str, splits: dict[str, tf.data.Dataset]) -> None:
+    """Refuses splits of which one could not be judged by what another trained."""
+    specs = {split: dataset.element_spec[0] for split, dataset in splits.items()}
+
+    def is_alike(one: Any, other: Any) -> bool:
+        if isinstance(one, Mapping) or isinstance(other, Mapping):
+            are = isinstance(one, Mapping) and isinstance(other, Mapping)
+            return (
+                are
+                and one.keys() == other.keys()
+                and all(is_alike(one[key], other[key]) for key in one)
+            )
+        return isinstance(one, tf.TypeSpec) and one.is_compatible_with(other)
+
+    for split, spec in specs.items():
+        if not is_alike(spec, specs["train"]):
+            raise ValueError(
+                f"the {split} inputs of {name} are {in_brief(spec)} and those of train "
+                f"{in_brief(specs['train'])}; prepare both alike."
+            )
 
 
 def _check_lengths(name: str, split: str, x: Any, y: Any) -> None:

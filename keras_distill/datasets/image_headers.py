@@ -40,6 +40,7 @@ def read_header(path: str) -> Header:
             raise ValueError(f"the image {path!r} is an empty file; delete it.")
         try:
             header = _header(start, file)
+            fault = _bmp_fault(path) if start.startswith(b"BM") else None
         except (struct.error, IndexError, KeyError) as error:
             raise ValueError(
                 f"the image {path!r} is corrupt: its header is broken off; delete it, or "
@@ -49,6 +50,11 @@ def read_header(path: str) -> Header:
         raise ValueError(
             f"the image {path!r} is no JPEG, PNG, BMP or GIF, whatever it is called; convert "
             "it or move it away."
+        )
+    if fault is not None:
+        raise ValueError(
+            f"the image {path!r} is a BMP {fault}, which TensorFlow does not read; convert it "
+            "to PNG."
         )
     if header.height < 1 or header.width < 1:
         raise ValueError(f"the image {path!r} is corrupt: it has no pixels; delete it.")
@@ -68,6 +74,29 @@ def _header(start: bytes, file: BinaryIO) -> Header | None:
         return Header("BMP", abs(height), width, 1 if bits == 8 else 3)
     if start.startswith(b"\xff\xd8"):
         return _jpeg(file)
+    return None
+
+
+def _bmp_fault(path: str) -> str | None:
+    """Returns what TensorFlow would take for something else, without an error or with one."""
+    with open(path, "rb") as file:
+        head = file.read(14 + 124 + 4 * 256)
+    (size,) = struct.unpack("<I", head[14:18])
+    if size < 40:
+        return "of OS/2"
+    bits, compression = struct.unpack("<HI", head[28:34])
+    if bits not in (8, 24, 32):
+        return f"of {bits} bits a pixel"
+    masks = struct.pack("<3I", 0xFF0000, 0xFF00, 0xFF)
+    if compression and not (bits == 32 and head[54:66] == masks):
+        return "that is compressed"
+    if bits == 8:
+        count = struct.unpack("<I", head[46:50])[0] or 256
+        palette = head[14 + size :][: 4 * count]
+        if any(
+            set(palette[4 * i : 4 * i + 3]) != {i} for i in range(len(palette) // 4)
+        ):
+            return "of colours from a palette"
     return None
 
 

@@ -16,6 +16,7 @@ def draw_missing(
     given: Collection[str],
     validation_fraction: float,
     class_names: list[str],
+    where: str,
 ) -> dict[str, np.ndarray]:
     """Returns which training examples each split that is not given gets.
 
@@ -28,6 +29,7 @@ def draw_missing(
         given: names of the splits that the data has, "train" among them.
         validation_fraction: between 0 and 1.
         class_names: for messages.
+        where: what the examples are of, for messages: a path, say.
 
     Returns:
         Indices by split. "train" comes in a drawn order, since files are listed by class;
@@ -50,8 +52,8 @@ def draw_missing(
             counts = np.bincount(labels, minlength=len(class_names))
             fewest = int(counts.argmin())
             raise ValueError(
-                f"{len(labels)} training examples are too few to keep a part of "
-                f"{fraction:g} of them for {split}, and one of each class to train on: "
+                f"the {len(labels)} training examples of {where} are too few to keep a part "
+                f"of {fraction:g} of them for {split}, and one of each class to train on: "
                 f"class {shown(class_names[fewest])} has {counts[fewest]}. Give more of each "
                 f"class, or a {split} split of its own."
             )
@@ -76,6 +78,35 @@ def _draw(labels: np.ndarray, fraction: float) -> np.ndarray:
     for c, quota in enumerate(quotas):
         drawn[np.flatnonzero(labels == c)[:quota]] = True
     return drawn
+
+
+def check_class_names(where: str, names: Iterable[str]) -> None:
+    """Refuses names of classes that say nothing, fill two lines, or are meant to be one.
+
+    Args:
+        where: what has them, for messages, as in "the table 'a.csv'".
+        names: one str per class, each once.
+
+    Raises:
+        ValueError: naming the first such class.
+    """
+    stripped: dict[str, str] = {}
+    for name in names:
+        if not name.strip():
+            raise ValueError(
+                f"{where} has the class {name!r}, a label that says nothing; name it, or "
+                "leave its examples out."
+            )
+        if name.splitlines() != [name]:  # a file of them has one a line
+            raise ValueError(
+                f"{where} has the class {name!r}, which has a line break in it; take it out."
+            )
+        other = stripped.setdefault(name.strip(), name)
+        if other != name:
+            raise ValueError(
+                f"{where} has the classes {other!r} and {name!r}, which differ in the spaces "
+                "around them alone; write them alike."
+            )
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

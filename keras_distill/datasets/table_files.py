@@ -9,6 +9,8 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from keras_distill.arguments import shown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -48,6 +50,7 @@ def read_table(path: str, label: str | int | None) -> tuple[pd.DataFrame, str]:
         _check_names(path, names)
     else:
         rows = _first_rows(path)
+        _check_columns(path, rows)
         has_header, place = _layout(rows, label)
         names = rows[0] if has_header else [str(i) for i in range(len(rows[0]))]
         _check_names(path, names)
@@ -96,19 +99,39 @@ def _layout(rows: list[list[str]], label: str | int | None) -> tuple[bool, int |
     return True, None if label is None else place
 
 
+def _check_columns(path: str, rows: list[list[str]]) -> None:
+    """Refuses a text file of other separators, or whose first line is no row of it."""
+    first = rows[0]
+    mark = re.search(r"[,;\t|]", first[0])
+    if len(first) > 1 or not (mark or any(len(row) > 1 for row in rows)):
+        return
+    wanted = "tabs" if _separator(path) == "\t" else "commas"
+    raise ValueError(
+        f"the first line of the table {path!r} is one cell only, {shown(first[0])}; "
+        + (
+            f"its columns are separated by {mark[0]!r}: write them with {wanted}."
+            if mark
+            else "give the names of all columns there, or the first row's cells."
+        )
+    )
+
+
 def _no_label(path: str, names: list[str], label: str | int | None) -> str:
-    shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+    known = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
     name = _DEFAULT_LABEL if label is None else label
     advice = "name the column of labels by label=, on the command line --label"
-    if len(names) == 1 and (mark := re.search(r"[;\t|]", names[0])):
-        advice = f"its columns are separated by {mark[0]!r}: write it with commas"
+    alike = str(name).strip().lower()
+    if likely := [one for one in names if one.strip().lower() == alike]:
+        advice = f"if {likely[0]!r} is meant, give label={likely[0]!r}, on the command line --label"
+    elif isinstance(label, int):
+        advice = "give the place of one by label=; the first is 0, the last -1"
     elif label is None and sum(one.lower().startswith("label") for one in names) > 1:
         advice = (
             "labels in one-hot form are not taken: make one column of classes of them"
         )
     elif label is None and any(re.fullmatch(r"-?\d+(\.\d+)?", one) for one in names):
         advice += "; if its first line is no header, by its place, as 0 or -1"
-    return f"the table {path!r} has no column {name!r}, only {shown}; {advice}."
+    return f"the table {path!r} has no column {name!r}, only {known}; {advice}."
 
 
 def _check_names(path: str, names: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 from keras_distill.arguments import shown
 from keras_distill.datasets.folders import SPLIT_NAMES, listed, split_of
 from keras_distill.datasets.parts import Parts
-from keras_distill.datasets.splits import draw_missing, sort_names
+from keras_distill.datasets.splits import check_class_names, draw_missing, sort_names
 from keras_distill.datasets.table_files import is_table, read_table
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def tables_parts(
         tables[split] = table.drop(columns=label_column)
     _check_same_columns(paths, tables)
     class_names = sort_names(set(names["train"]))
+    check_class_names(f"the table {paths['train']!r}", class_names)
     labels = {
         split: _labels(paths[split], found, class_names, paths["train"])
         for split, found in names.items()
@@ -72,7 +74,9 @@ def tables_parts(
         )
     inputs = _inputs(paths, tables)
     pairs = {split: (inputs[split], labels[split]) for split in tables}
-    drawn = draw_missing(labels["train"], pairs, validation_fraction, class_names)
+    drawn = draw_missing(
+        labels["train"], pairs, validation_fraction, class_names, repr(paths["train"])
+    )
     of_train = pairs["train"]
     for split, chosen in drawn.items():
         pairs[split] = tf.nest.map_structure(lambda a, i=chosen: a[i], of_train)
@@ -183,9 +187,28 @@ def _inputs(
                     f"{paths['train']!r} and {paths[split]!r}, and text in the other; give "
                     "both the same."
                 )
+        if found["train"] == "text":
+            _warn_of_numbers(paths["train"], tables["train"][name])
         is_float = "float" in found.values()
         kinds[name] = "float" if is_float else found["train"]
     return {split: _x(paths[split], table, kinds) for split, table in tables.items()}
+
+
+def _warn_of_numbers(path: str, column: pd.Series) -> None:
+    """Warns of a column of a text file that is text for a few cells only, as by a typo."""
+    import pandas as pd
+
+    if path.lower().endswith(".parquet"):  # which says what its columns are
+        return
+    is_text = pd.to_numeric(column, errors="coerce").isna()
+    if 2 * is_text.sum() < len(column):
+        row = int(is_text.argmax())
+        warnings.warn(
+            f"column {column.name!r} of the table {path!r} is taken for text, since row "
+            f"{row + 1} has {shown(column.iloc[row])}; {len(column) - is_text.sum()} of its "
+            f"{len(column)} cells are numbers. Mend the others if it is to be numbers.",
+            stacklevel=6,
+        )
 
 
 def _x(
@@ -225,19 +248,19 @@ def _kind(where: str, column: pd.Series) -> str:
     """
     from pandas.api import types
 
-    kind = types.infer_dtype(column, skipna=False)
+    kind, example = types.infer_dtype(column, skipna=False), column.iloc[0]
     if isinstance(column.dtype, types.CategoricalDtype):
         kind = types.infer_dtype(column.astype(object), skipna=False)
     kinds = {"floating": "float", "mixed-integer-float": "float", "integer": "int",
              "boolean": "int", "string": "text"}  # fmt: skip
     if kind == "integer" and column.dtype.kind != "i":
-        most = int(column.astype(object).max())
-        least = int(column.astype(object).min())
-        if most >= 2**63 or least < -(2**63):
-            kind = "whole numbers of more than 64 bits"
+        ends = (int(column.astype(object).max()), int(column.astype(object).min()))
+        for value in ends:
+            if not -(2**63) <= value < 2**63:
+                kind, example = "whole numbers of more than 64 bits", value
     if kind not in kinds:
         raise ValueError(
-            f"{where} holds {kind}, as {shown(column.iloc[0])}; make numbers or text of "
+            f"{where} holds {kind}, as {shown(example)}; make numbers or text of "
             "them, or leave the column out."
         )
     return kinds[kind]
