@@ -81,8 +81,9 @@ def feature_paths(model: keras.Model, inputs: Any = None) -> FeaturePaths:
     check_backend()
     check_model("model", model)
     if inputs is None and symbolic_inputs(model) is None:
+        what = "not built" if not model.built else "a subclassed model"
         raise ValueError(
-            f"the {type(model).__name__} is a subclassed model, which does not say what it "
+            f"the {type(model).__name__} {model.name!r} is {what}, which does not say what it "
             "takes; give a batch: feature_paths(model, inputs)."
         )
     if inputs is not None and not model.built:

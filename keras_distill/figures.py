@@ -174,7 +174,9 @@ class Comparison:
         import pandas as pd
 
         rows = [vars(e) for e in by_output(self)]
-        frame = pd.DataFrame(rows).set_index("name").drop(columns="outputs")
+        names = [field.name for field in dataclasses.fields(Evaluation)]
+        frame = pd.DataFrame(rows, columns=names)
+        frame = frame.set_index("name").drop(columns="outputs")
         return frame.dropna(axis="columns", how="all")
 
     def to_markdown(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ def _shown(value: Any) -> str:
     if (
         isinstance(value, dict) and "class_name" in value
     ):  # as Keras serialises an object
-        return str(value["class_name"])
+        is_function = value["class_name"] == "function"
+        return str(value["config" if is_function else "class_name"])
     if isinstance(value, float):
         return f"{value:g}"
     return repr(value)
@@ -56,10 +58,27 @@ def model_in_brief(model: keras.Model) -> str:
 def as_sum(terms: Sequence[tuple[float, Any]]) -> str:
     """Returns a weighted sum of losses as it is written; "-" for none."""
     words = (
-        repr(term) if weight == 1.0 else f"{weight:g} * {term!r}"
+        ("" if weight == 1.0 else f"{weight:g} * ") + _loss_in_words(term)
         for weight, term in terms
     )
     return " + ".join(words) or "-"
+
+
+def _loss_in_words(loss: Any) -> str:
+    if type(loss).__repr__ is object.__repr__:  # Keras's own show their address
+        return as_call(loss, loss.get_config() if hasattr(loss, "get_config") else {})
+    return repr(loss)
+
+
+def name_of_callable(function: Any) -> str:
+    """Returns what a function is called in its file, or of what class an object is."""
+    if isinstance(function, functools.partial):
+        return f"partial of {name_of_callable(function.func)}"
+    inner = getattr(function, "python_function", function)  # of a tf.function
+    name = getattr(inner, "__qualname__", None)
+    if name is None:
+        return f"{type(function).__name__} object"
+    return str(name).rpartition("<locals>.")[2]
 
 
 def name_of_loss(loss: Any) -> str:

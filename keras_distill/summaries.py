@@ -34,9 +34,9 @@ def lines_of(student: Any, state: StepState, loss: Any) -> Iterator[str]:
 
 def in_a_line(name: str, student: Any, state: StepState) -> str:
     """Returns what a distiller is, in a line."""
+    teacher = state.teacher and teacher_in_brief(state.teacher, student)
     return (
-        f"<Distiller name={name}, student={model_in_brief(student)}, "
-        f"teacher={teacher_in_brief(state.teacher, student)}, "
+        f"<Distiller name={name}, student={model_in_brief(student)}, teacher={teacher}, "
         f"temperature={_scalar(state.temperature.value)}, "
         f"alpha={_scalar(state.alpha.value)}>"
     )
@@ -52,6 +52,8 @@ def teacher_in_brief(teacher: Any, student: Any) -> str:
     size = teacher.parameters
     if size and teacher.model is None:
         said += f" ({size:,} parameters)"
+    if teacher.classes is not None:
+        said += f", {len(teacher.classes)} of its classes"
     if size and student.built and student.count_params():
         said += f", {size / student.count_params():.3g} times the student's size"
     return said
@@ -68,12 +70,15 @@ def _rows(student: Any, matching: Matching, loss: Any) -> list[tuple[str, ...]]:
     hard = losses_by_key(student, loss) or {None: None}
     soft = matching.by_output(list(hard))
     for key, one in hard.items():
+        kind = answer_for(matching.kinds, key)
         rows.append(
             (
                 "output" if key is None else str(key),
-                answer_for(matching.kinds, key) or "not known yet",
+                kind or "not known yet",
                 name_of_loss(one),
-                as_sum(soft.get(key) or soft.get(...) or []),
+                "by its kind"
+                if matching.given is None and not kind
+                else as_sum(soft.get(key) or soft.get(...) or []),
             )
         )
     return rows

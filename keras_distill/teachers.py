@@ -23,6 +23,7 @@ from keras_distill.arguments import (
 from keras_distill.logits_or_probabilities import is_settled, said_or_found
 from keras_distill.outputs import kinds_of, shapes_of
 from keras_distill.preparation import Preparation
+from keras_distill.showing import name_of_callable
 from keras_distill.teacher import Teacher
 from keras_distill.teacher_ensemble import TeacherEnsemble
 from keras_distill.user_functions import UserFunction
@@ -106,7 +107,7 @@ def as_teacher(
         path = check_path("teacher", teacher)
         bound = _teacher_from_path(path, from_logits, outputs)
     elif callable(teacher) and not isinstance(teacher, type):
-        description = f"callable {teacher!r}"
+        description = f"callable {name_of_callable(teacher)}"
         function = UserFunction(teacher, description)
         bound = Teacher(function, from_logits, None, description)
         bound.given = teacher

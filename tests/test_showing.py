@@ -1,5 +1,7 @@
 """How the public objects show themselves, printed and in a notebook."""
 
+import functools
+
 import keras
 import numpy as np
 import pandas as pd
@@ -69,7 +71,7 @@ def test_a_summary_without_a_teacher_or_a_loss_says_so():
     text = said(kd.Distiller(mlp(name="small"), temperature=schedule))
     assert " Teacher: none; batches bring soft targets" in text
     assert " Temperature: ExponentialDecay of the optimizer's step" in text
-    assert text.splitlines()[-1].endswith("not known yet  -          SoftTargetLoss()")
+    assert text.splitlines()[-1].endswith("not known yet  -          by its kind")
 
 
 def test_a_distiller_in_a_line():
@@ -199,3 +201,58 @@ def test_a_search_as_a_table(monkeypatch):
     assert html.index("&lt;b&gt;") < html.index("hard labels")
     assert found.to_pandas() is not found.trials
     pd.testing.assert_frame_equal(found.to_pandas(), found.trials)
+
+
+def test_what_is_empty_shows_itself_too():
+    share = kd.specialists.report.Share
+    report = kd.SpecialistReport((), (share(0, 0, 0, 0),))
+    assert str(report).splitlines()[-1].split() == ["0", "0", "-", "-"]
+    assert "<td>-</td>" in report._repr_html_()
+    nothing = kd.SpecialistReport((), ())
+    assert list(nothing.to_pandas()) == list(report.to_pandas())
+    none = kd.Comparison(())
+    assert (len(none.to_pandas()), none.to_json(), str(none)) == (
+        0,
+        "[]",
+        "model\n-----",
+    )
+    assert "<th>model</th>" in none._repr_html_()
+
+
+class Oracle:
+    def __call__(self, x):
+        return x
+
+    answer = __call__
+
+
+@pytest.mark.parametrize(
+    ("teacher", "name"),
+    [
+        (lambda x: x, "<lambda>"),
+        (Oracle(), "Oracle object"),
+        (Oracle().answer, "Oracle.__call__"),
+        (functools.partial(Oracle.answer, None), "partial of Oracle.__call__"),
+        (tf.function(lambda x: x), "<lambda>"),
+    ],
+)
+def test_a_callable_teacher_is_shown_by_its_name(teacher, name):
+    assert repr(kd.as_teacher(teacher)) == f"<Teacher: callable {name}>"
+
+
+def test_losses_of_keras_and_parts_of_a_teacher_are_shown_without_addresses():
+    theirs = keras.distillation.LogitsDistillation(temperature=2.5)
+    some = kd.as_teacher(mlp(width=9), classes=[2, 0])
+    distiller = kd.Distiller(mlp(classes=2), some, distillation_loss=theirs)
+    text = said(distiller)
+    assert "LogitsDistillation(temperature=2.5, loss=kl_divergence)" in text
+    assert ", 2 of its classes, " in text
+    assert " at 0x" not in text
+
+
+def test_an_unbuilt_model_has_no_feature_paths():
+    model = keras.Sequential([layers.Dense(3)], name="new")
+    with pytest.raises(
+        ValueError, match="Sequential 'new' is not built, which does not"
+    ):
+        kd.feature_paths(model)

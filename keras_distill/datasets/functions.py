@@ -141,7 +141,7 @@ def _of_splits(name: str, given: dict[str, Any], validation_fraction: float) -> 
         )
     class_names = [str(i) for i in range(classes)]
     for split, found in labels.items():
-        if unseen := sorted({*found.tolist()} - {*labels["train"].tolist()}):
+        if len(unseen := np.setdiff1d(found, labels["train"])):
             warnings.warn(
                 f"the {split} labels of {name} have the class {unseen[0]}, which those of "
                 "train have not; a student is not taught it.",

@@ -69,3 +69,5 @@ class QuantizationTable:
             ).rstrip()
             for line in lines
         )
+
+    __repr__ = __str__

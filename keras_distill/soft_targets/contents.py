@@ -84,7 +84,7 @@ class Contents:
         )
 
     def _repr_html_(self) -> str:
-        rows = [["cached", "kind", "shape", "of it", "dtype"]]
+        rows = [["output", "kind", "shape", "cached", "dtype"]]
         rows += [
             ["not known" if v is None else str(v) for v in one.values()]
             for one in contents_of(self._content)
@@ -94,9 +94,10 @@ class Contents:
     def to_pandas(self) -> Any:
         """Returns what is cached as a `pandas.DataFrame`, a row for each output or layer.
 
-        Columns: `kind` ("softmax", "sigmoid", "values" or "layer"), `shape` of one example
-        as the teacher gives it, `cached` ("all", or "top 10"), and `dtype` on disk.
+        Columns: `kind` ("softmax", "sigmoid", "values" or "layer"; `None` where the teacher
+        does not say it), `shape` of one example as the teacher gives it, `cached` ("all", or
+        "top 10"), and `dtype` on disk.
         """
         import pandas as pd
 
-        return pd.DataFrame(contents_of(self._content)).set_index("name")
+        return pd.DataFrame(contents_of(self._content), dtype=object).set_index("name")

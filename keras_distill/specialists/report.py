@@ -39,6 +39,10 @@ class Share:
         return (self.ensemble - self.generalist) / self.generalist
 
 
+def _shown(count: int, share: Share) -> str:
+    return f"{count / share.examples:.1%}" if share.examples else "-"
+
+
 @dataclasses.dataclass(frozen=True)
 class SpecialistReport:
     """Generalist and ensemble on the same examples; prints as the paper's table 4.
@@ -60,18 +64,18 @@ class SpecialistReport:
         ]
         lines += ["", "cluster  examples  generalist  ensemble"]
         lines += [
-            f"{s.of:>7}  {s.examples:>8,}  {s.generalist / s.examples:>10.1%}  "
-            f"{s.ensemble / s.examples:>8.1%}"
+            f"{s.of:>7}  {s.examples:>8,}  {_shown(s.generalist, s):>10}  "
+            f"{_shown(s.ensemble, s):>8}"
             for s in self.by_cluster
         ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = [["examples", "of", "number", "generalist", "ensemble", "change"]]
+        rows = [["by", "of", "examples", "generalist", "ensemble", "change"]]
         for by, shares in self._groups().items():
             rows += [
-                [by, str(s.of), f"{s.examples:,}", f"{s.generalist / s.examples:.1%}",
-                 f"{s.ensemble / s.examples:.1%}", f"{s.relative_change:+.1%}"]
+                [by, str(s.of), f"{s.examples:,}", _shown(s.generalist, s),
+                 _shown(s.ensemble, s), f"{s.relative_change:+.1%}"]
                 for s in shares
             ]  # fmt: skip
         return html_of(rows)
@@ -85,11 +89,13 @@ class SpecialistReport:
         """
         import pandas as pd
 
-        return pd.DataFrame(
+        names = [field.name for field in dataclasses.fields(Share)]
+        rows = [
             {"by": by, **dataclasses.asdict(s), "relative_change": s.relative_change}
             for by, shares in self._groups().items()
             for s in shares
-        )
+        ]
+        return pd.DataFrame(rows, columns=["by", *names, "relative_change"])
 
     def _groups(self) -> dict[str, tuple[Share, ...]]:
         return {"coverage": self.by_coverage, "cluster": self.by_cluster}

@@ -21,6 +21,7 @@ from keras_distill.arguments import (
     check_bool,
     check_int,
     check_path,
+    check_verbose,
 )
 from keras_distill.feature_pairs import pairs_named
 from keras_distill.logits_or_probabilities import is_settled
@@ -199,7 +200,7 @@ def search(
     """
     check_backend()
     resume, overwrite = check_bool("resume", resume), check_bool("overwrite", overwrite)
-    retrain, verbose = check_bool("retrain", retrain), check_bool("verbose", verbose)
+    retrain, verbose = check_bool("retrain", retrain), check_verbose(verbose)
     if on_trial_end is not None and not callable(on_trial_end):
         raise TypeError(
             "on_trial_end must be a function of a trial's row, a dict, or None; got "

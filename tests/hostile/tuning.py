@@ -210,8 +210,12 @@ ROWS = (
     ]
     + [
         Row("search", search(**{name: wrong}), f"^{name} must be True or False")
-        for name in ("resume", "overwrite", "retrain", "verbose")
+        for name in ("resume", "overwrite", "retrain")
         for wrong in (1, None, "yes")
+    ]
+    + [
+        Row("search", search(verbose=wrong), "^verbose must be True or False, or as")
+        for wrong in (3, None, "yes")
     ]
     + [
         Row("search", search(directory=wrong), "^directory must be a path")
