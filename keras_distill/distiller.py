@@ -120,9 +120,9 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
     Args:
         student: `keras.Model`, with logits or probabilities `(batch, ..., K)` of K classes
             or K yes/no questions, or with values of any shape; or a dict or list of them.
-        teacher: a `keras.Model`, a list of teachers, a path to a `.keras` or `.h5` file
-            or a SavedModel, or a callable from a batch to outputs. `None` (default) if the
-            batches bring `DistillationInputs`.
+        teacher: a `keras.Model`, a list of teachers, a path to a `.keras`, `.h5`,
+            `.tflite` or `.onnx` file or a SavedModel, or a callable from a batch to outputs.
+            `None` (default) if the batches bring `DistillationInputs`.
         temperature: float > 0, or a `LearningRateSchedule` of the optimizer's step.
             Default 4.
         alpha: float from 0 to 1, or such a schedule: the weight of the hard loss.

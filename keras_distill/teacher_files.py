@@ -32,8 +32,8 @@ def read(role: str, path: str) -> keras.Model | SavedModel | Exported:
     """
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(
-            f"{role} path {path!r} does not exist; give a .keras or .h5 file, or a "
-            "SavedModel directory."
+            f"{role} path {path!r} does not exist; give a .keras or .h5 file, a "
+            "SavedModel directory, or a .tflite or .onnx file."
         )
     if tf.io.gfile.exists(os.path.join(path, "saved_model.pb")):
         return SavedModel(path)
@@ -43,7 +43,7 @@ def read(role: str, path: str) -> keras.Model | SavedModel | Exported:
         return Exported(path)
     raise ValueError(
         f"{role} path {path!r} is neither a .keras or .h5 file nor a directory with a "
-        "saved_model.pb. "
+        "saved_model.pb, nor a .tflite or .onnx file. "
         + (
             "An export directory holds numbered versions: give one of those, as in "
             "'savedmodels/mnist/1'."

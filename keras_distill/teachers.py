@@ -49,11 +49,11 @@ def as_teacher(
     Args:
         teacher: a `keras.Model`; a list of teachers; a path (str or `os.PathLike`) to a
             `.keras`, `.h5` or `.hdf5` file, a SavedModel directory, or a `.tflite` or `.onnx`
-            file; or a callable from a batch to outputs `(batch, ..., classes)`. One that leaves TensorFlow (NumPy,
-            scikit-learn's `predict_proba`, ONNX Runtime) is called outside of the graph:
-            the step waits for it, each batch is copied to the host and back, and XLA cannot
-            compile the step; `SoftTargets.write` pays that once. Its first answer says the
-            dtype and shape of all.
+            file; or a callable from a batch to outputs `(batch, ..., classes)`. One that
+            leaves TensorFlow (NumPy, scikit-learn's `predict_proba`, ONNX Runtime) is called
+            outside of the graph: the step waits for it, each batch is copied to the host and
+            back, and XLA cannot compile the step; `SoftTargets.write` pays that once. Its
+            first answer says the dtype and shape of all.
         from_logits: bool, whether the outputs are logits (`True`) or probabilities
             (`False`); `None` (default) finds out from the model's last layer.
         average: for a list, "probabilities" (default) takes the mean of the members'
@@ -113,8 +113,8 @@ def as_teacher(
         bound.given = teacher
     else:
         raise TypeError(
-            "teacher must be a keras.Model, a list of teachers, a path to a .keras or .h5 file "
-            f"or a SavedModel, or a callable from a batch to logits; got {teacher!r}."
+            "teacher must be a keras.Model, a list of teachers, a path to a .keras, .h5, "
+            f".tflite or .onnx file or a SavedModel, or a callable from a batch to logits; got {teacher!r}."
             f"{' Give an instance of it.' if isinstance(teacher, type) else ''}"
         )
     if output_kinds is not None or not is_settled(bound.kinds):

@@ -86,12 +86,14 @@ def load(
               `keras.utils.image_dataset_from_directory`), or one with such folders in train,
               validation and test folders. x is float32 `(height, width, channels)`.
             - a folder of .wav files by class, likewise. x is a waveform, float32
-              `(samples,)` in [-1, 1], the mean of the channels.
+              `(samples,)` in [-1, 1], or as they are in files of floats; the mean of the
+              channels.
             - a table: .csv, .tsv or .parquet (`keras-distill[tables]`), or a folder of a train
               table, and perhaps validation and test. x is float32 `(columns,)` where all
               columns but the label's are numbers (or booleans); tf.string `()` where it is one
               column of text; else a dict of float32, int64 and tf.string `()` by the
               columns' names, as `keras.utils.FeatureSpace` takes it. In .tsv, quotes are text.
+              A column that is text for a few cells of it only is warned of.
             - "module:function": a function without arguments of a module that can be
               imported or is in the working folder. It returns a `Data`; arrays `(x, y)`;
               `(train, test)` or `(train, validation, test)` of such arrays; or three
@@ -134,8 +136,9 @@ def load(
 
     Raises:
         ValueError: if the name is unknown, an argument is out of range or not for this kind of
-            data; if the data has no class labels, one class only, a class without files, a
-            file that is damaged or of another kind, images of different sizes without
+            data; if the data has no class labels, one class only, a class without files,
+            classes whose names differ in spaces alone or break the line, a file that is
+            damaged or of another kind, images of different sizes without
             `image_size`, or missing values: naming the file, and the row and column. A file
             that is damaged after its header is found when it is first read, for data that is
             not held in memory by a `tf.errors.OpError` in training.
