@@ -528,6 +528,9 @@ def test_rarer_wav_files(tmp_path):
             [(b"ds64", b"\0" * 28), (b"fmt ", form(width=3)), (b"data", three)],
             b"RF64", {b"data": 0xFFFFFFFF},
         ),
+        "written to a pipe": riff(
+            [(b"fmt ", form(width=3)), (b"data", three)], sizes={b"data": 0xFFFFFFFF}
+        ),
     }  # fmt: skip
     for name, content in samples.items():
         path.write_bytes(content)

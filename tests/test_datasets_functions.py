@@ -152,6 +152,35 @@ def test_in_the_working_folder_and_in_another_process(tmp_path, monkeypatch):
     sys.modules.pop("my_own_data")
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"class_names": ["a"]}, r"has the class names \['a'\]; give two at least"),
+        (
+            {"class_names": [*"abc", " "]},
+            "has the class ' ', a label that says nothing",
+        ),
+        (
+            {"input_shape": (4,)},
+            r"input_shape \(4,\), and .* float64 \(3,\); say their",
+        ),
+        ({"test": dataset(x=X[:, :2])}, "the test inputs of .* prepare both alike"),
+        ({"sizes": {"train": 20}}, "has the sizes .*; say those of train, validation"),
+    ],
+)
+def test_a_data_that_contradicts_itself_is_refused(returning, changes, sentence):
+    given = {
+        "name": "mine",
+        **dict.fromkeys(("train", "validation", "test"), dataset()),
+        "class_names": [*"abcd"],
+        "input_shape": (3,),
+        "sizes": dict.fromkeys(("train", "validation", "test"), 20),
+    }
+    assert load(returning(datasets.Data(**given))).classes == 4
+    with pytest.raises(ValueError, match=sentence):
+        load(returning(datasets.Data(**given | changes)))
+
+
 def broken_off():
     yield X[0], Y[0]
     raise OSError("cable cut")

@@ -65,11 +65,23 @@ def _of_data(name: str, data: Data) -> Parts:
             f"the Data of {name} has the sizes {data.sizes}; say those of {', '.join(SPLITS)}."
         )
     check_class_names(f"the Data of {name}", data.class_names)
+    if data.classes < 2:
+        raise ValueError(
+            f"the Data of {name} has the class names {data.class_names}; give two at least."
+        )
     splits = {}
     for split in SPLITS:
         dataset = _single(_checked(name, split, getattr(data, split)))
         splits[split] = _counted(dataset, data.sizes[split])
     _check_same_inputs(name, splits)
+    spec = splits["train"].element_spec[0]
+    shape = data.input_shape
+    is_single = isinstance(spec, tf.TensorSpec) and not isinstance(shape, Mapping)
+    if is_single and not spec.shape.is_compatible_with(shape):
+        raise ValueError(
+            f"the Data of {name} has the input_shape {shape}, and its examples are "
+            f"{in_brief(spec)}; say their shape."
+        )
     return Parts(
         splits,
         data.class_names,

@@ -61,7 +61,8 @@ def read_header(path: str) -> Header:
             if name == b"fmt ":
                 said = file.read(size)
             elif name == b"data":
-                if start[:4] == b"RF64":  # whose sizes are elsewhere
+                # Of RF64 sizes are elsewhere, and of what was written to a pipe nowhere.
+                if start[:4] == b"RF64" or size == 0xFFFFFFFF:
                     size = size_of_file - place
                 return _described(path, said, order, place, size, size_of_file - place)
             file.seek(place + size + size % 2)
