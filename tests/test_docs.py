@@ -189,6 +189,7 @@ SCRIPTS = {
     "examples/pictures/temperature_curves.png": "examples/temperature_curves.py",
     "examples/pictures/search_plane.png": "examples/search_temperature_alpha.py",
     "benchmarks/pictures/class_covariance.png": "benchmarks/specialists.py",
+    "examples/paper/results/few_labels_mnist.png": "examples/paper/records.py",
 }
 
 
