@@ -90,6 +90,10 @@ class SoftTargetPictures(keras.callbacks.Callback):
         self.update_freq = check_int("update_freq", update_freq, 1)
         self.teacher = None if teacher is None else as_teacher(teacher)
         self._writer: Any = None
+        self._count = count
+
+    def __repr__(self) -> str:
+        return f"<SoftTargetPictures of {self._count} examples in {self.log_dir!r}>"
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Refuses a model whose soft targets cannot be drawn."""

@@ -106,6 +106,11 @@ def test_no_public_class_is_shown_by_its_address(name):
     assert getattr(kd, name).__repr__ is not object.__repr__
 
 
+def test_pictures_in_a_line():
+    pictures = kd.callbacks.SoftTargetPictures(np.zeros((2, 4)), "a'b")
+    assert repr(pictures) == '<SoftTargetPictures of 2 examples in "a\'b">'
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     x = np.random.default_rng(0).normal(size=(20, 8)).astype("float32")

@@ -51,7 +51,7 @@ LOAD = [
         (
             "name",
             "json:loads",
-            "function json:loads raised TypeError: .*called without",
+            "function json:loads, called without .* raised TypeError",
         ),
         ("name", "os:getcwd", "function os:getcwd returned one str; return a Data"),
         ("name", "mnist:9.9.9", "cannot be loaded at version 9.9.9.*Names are as in"),
