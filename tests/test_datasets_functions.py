@@ -207,6 +207,10 @@ def test_a_class_that_is_only_tested_is_warned_of(returning):
         ((X, Y[:5]), "the train arrays of .* have 5 and 20 examples; give x and y as"),
         ((X[:0], Y[:0]), "have 0 examples; give x and y as many, and one at least"),
         ((X, np.eye(4)[Y]), r"train labels of .* of shape \(20, 4\).*of one-hot"),
+        (
+            (X, np.where(Y, np.inf, 0)),
+            "train labels of .* are float64 .*give the index",
+        ),
         ((X, Y + 0.5), "train labels of .* are float64 .*give the index of a class"),
         ((X, Y - 1), "train labels of .*give the index of a class each, >= 0"),
         ((X, Y.astype(str)), "train labels of .*give the index of a class"),

@@ -279,6 +279,10 @@ WRONG = [
         "has numbers as 0.5, which are values",
     ),
     (
+        spoiled(lambda t: t.assign(label=np.where(t["count"] % 2, np.inf, 1.0))),
+        "has numbers as inf, which are values",
+    ),
+    (
         spoiled(lambda t: t[:3]),
         "the 3 training examples of '.*t.csv' are too few .*class 'a' has 1",
     ),
@@ -414,9 +418,27 @@ def test_options_of_other_kinds_are_refused(tmp_path, options):
         load(pathlib.Path(path), **options)
 
 
-def test_a_typo_that_makes_text_of_numbers_is_warned_of(tmp_path):
-    cells = numbers()["count"].astype(object).where(lambda c: c != 3, "?")
-    path = write(numbers().assign(count=cells), tmp_path / "t.csv")
-    with pytest.warns(UserWarning, match=r"'count' .* taken for text, since row 4 has '\?'; 29 of"):  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda i: "?" if i == 3 else i, r"row 4 has '\?'; 29 of its 30 cells"),
+        (
+            lambda i: f"1,{i:03}",
+            "row 1 has '1,000'; 30 of its 30 cells are numbers, or",
+        ),
+        (lambda i: f"{i},5", "row 1 has '0,5'; 30 of its 30"),
+        (lambda i: f"{i}.5 %", "row 1 has '0.5 %'; 30 of its 30"),
+    ],
+)
+def test_text_that_is_to_be_numbers_is_warned_of(tmp_path, change, said):
+    path = write(numbers().assign(count=[*map(change, range(30))]), tmp_path / "t.csv")
+    with pytest.warns(UserWarning, match=f"'count' of .*t.csv' is taken for text, since {said}"):  # fmt: skip
         data = load(path)
     assert data.train.element_spec[0]["count"].dtype == tf.string
+
+
+def test_codes_with_letters_are_text_without_a_word(tmp_path, recwarn):
+    codes = [["V45", "A1", "250", "2024-01-02", "1.2.3"][i % 5] for i in range(30)]
+    data = load(write(numbers().assign(count=codes), tmp_path / "t.csv"))
+    assert data.train.element_spec[0]["count"].dtype == tf.string
+    assert not [one for one in recwarn if "taken for text" in str(one.message)]

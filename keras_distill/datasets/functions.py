@@ -312,7 +312,7 @@ def _check_labels(name: str, split: str, y: np.ndarray) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     is_whole = y.dtype.kind in "biu" or (
-        y.dtype.kind == "f" and bool((y == np.floor(y)).all())
+        y.dtype.kind == "f" and bool((np.isfinite(y) & (y == np.floor(y))).all())
     )
     if y.ndim != 1 or not len(y) or not is_whole or y.min() < 0:
         raise ValueError(

@@ -93,7 +93,7 @@ def load(
               columns but the label's are numbers (or booleans); tf.string `()` where it is one
               column of text; else a dict of float32, int64 and tf.string `()` by the
               columns' names, as `keras.utils.FeatureSpace` takes it. In .tsv, quotes are text.
-              A column that is text for a few cells of it only is warned of.
+              A column of text whose cells look like numbers is warned of.
             - "module:function": a function without arguments of a module that can be
               imported or is in the working folder. It returns a `Data`; arrays `(x, y)`;
               `(train, test)` or `(train, validation, test)` of such arrays; or three

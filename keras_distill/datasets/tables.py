@@ -19,6 +19,9 @@ from keras_distill.datasets.table_files import is_table, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
+#: With commas for thousands, a comma before the decimals, or as a percentage.
+_LIKE_A_NUMBER = r"[-+]?(\d{1,3}(,\d{3})+(\.\d+)?|\d+([.,]\d+)?)\s*%?"
+
 
 def tables_of(folder: str) -> dict[str, str]:
     """Returns the paths of a folder's tables by split; none, if it has no tables.
@@ -128,7 +131,8 @@ def _label_names(path: str, column: pd.Series) -> list[str]:
     kind = _kind(where, column)
     if kind == "float":
         values = column.to_numpy("float64")
-        if (broken := values[values != np.floor(values)]).size:
+        is_whole = np.isfinite(values) & (values == np.floor(values))
+        if (broken := values[~is_whole]).size:
             raise ValueError(
                 f"{where} has numbers as {broken[0]:g}, which are values and no classes; "
                 "give another column by label=, or make classes of them."
@@ -195,18 +199,19 @@ def _inputs(
 
 
 def _warn_of_numbers(path: str, column: pd.Series) -> None:
-    """Warns of a column of a text file that is text for a few cells only, as by a typo."""
+    """Warns of a column of a text file that is text for how its numbers are written."""
     import pandas as pd
 
     if path.lower().endswith(".parquet"):  # which says what its columns are
         return
-    is_text = pd.to_numeric(column, errors="coerce").isna()
-    if 2 * is_text.sum() < len(column):
-        row = int(is_text.argmax())
+    is_number = pd.to_numeric(column, errors="coerce").notna()
+    count = (is_number | column.str.fullmatch(_LIKE_A_NUMBER)).sum()
+    if 2 * count > len(column):
+        row = int(is_number.argmin())
         warnings.warn(
             f"column {column.name!r} of the table {path!r} is taken for text, since row "
-            f"{row + 1} has {shown(column.iloc[row])}; {len(column) - is_text.sum()} of its "
-            f"{len(column)} cells are numbers. Mend the others if it is to be numbers.",
+            f"{row + 1} has {shown(column.iloc[row])}; {count} of its {len(column)} cells are "
+            "numbers, or look like them. Write all of them as 1234.5 if it is to be numbers.",
             stacklevel=6,
         )
 
