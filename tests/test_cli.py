@@ -198,6 +198,15 @@ class OddError(Exception):
             tf.errors.InvalidArgumentError(None, None, "logits differ\nNode: x\n"),
             "TensorFlow stopped: logits differ",
         ),
+        (
+            tf.errors.UnknownError(
+                None,
+                None,
+                "Graph execution error:\n\nDetected at node x\n"
+                "FileNotFoundError: [Errno 2] No such file: 'a/1.png'\nTraceback",
+            ),
+            "[Errno 2] No such file: 'a/1.png'",
+        ),
         (KeyError("width"), "KeyError: 'width' ("),
         (OddError("why.\nTraceback"), "OddError: why ("),
         (AssertionError(), "AssertionError: no more is known ("),

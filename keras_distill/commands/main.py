@@ -130,8 +130,9 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, _SAID):
         return " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, tf.errors.OpError):
-        # What Python raised while TensorFlow read data, as of a file that is damaged.
-        if raised := re.search(r"\bValueError: (.+)", str(error)):
+        # What Python raised while TensorFlow read data, as of a file that is damaged or gone.
+        kinds = "ValueError|OSError|FileNotFoundError|PermissionError"
+        if raised := re.search(rf"\b(?:{kinds}): (.+)", str(error)):
             return raised[1]
         return f"TensorFlow stopped: {_first_line(error)}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
