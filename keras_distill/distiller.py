@@ -694,7 +694,7 @@ class Distiller(keras_compat.TrainerFixes, keras.Model):
         """Configures training as `keras.Model.compile` does.
 
         Args:
-            optimizer: as for `keras.Model.compile`.
+            optimizer: as for `keras.Model.compile`. Default "rmsprop".
             loss: the hard loss. It may be left out if alpha is 0, or if the student was
                 compiled and has a `compute_loss` of its own, as a KerasHub detector: then
                 that is the hard loss, and takes the labels as they come.

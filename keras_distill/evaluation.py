@@ -208,7 +208,7 @@ def compare(
         ignore_class: as for `evaluate`, of all models; `None` (default) takes that of a model's
             own loss, or else of the others'.
         timing: as for `evaluate`.
-        verbose: whether to show a progress bar.
+        verbose: whether to show a progress bar. Default `True`.
 
     Returns:
         `Comparison`, which prints as a table and saves as JSON or Markdown; a model with

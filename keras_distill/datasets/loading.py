@@ -117,7 +117,7 @@ def load(
         shuffle: whether training examples come in a new order each epoch. Default
             `True`; `False` to write soft targets for them.
         seed: of the shuffling; the splits are the same for every seed.
-        verbose: whether to show progress bars.
+        verbose: whether to show progress bars. Default `True`.
         label: column of a table's labels, whole numbers, booleans or text: its name (default
             "label"), or its place, an int from 0, or from -1 backwards. A text file has no
             header if the label in its first line is among those of the others; it must be

@@ -76,7 +76,7 @@ def export_onnx(
         threshold: as for `export_savedmodel`.
         card: as for `export_savedmodel`; written beside the file as `<file>.card.md` and
             `<file>.card.json`.
-        verbose: whether to show a progress bar.
+        verbose: whether to show a progress bar. Default `True`.
 
     Returns:
         The path of the file.

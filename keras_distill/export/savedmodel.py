@@ -120,7 +120,7 @@ def export_savedmodel(
         card: what is known of the model beside what the exporter sees: a `ModelCard`, the
             `Distiller` or `SearchResult` that trained it, or a dict of `ModelCard`'s keywords.
             Of a `Distiller` as `model` the card is made by itself.
-        verbose: whether to show a progress bar.
+        verbose: whether to show a progress bar. Default `True`.
 
     Returns:
         The path of the new version.

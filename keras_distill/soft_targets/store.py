@@ -181,7 +181,7 @@ class SoftTargets(Contents):
                 several machines that share the path. A last call without it finishes.
             overwrite: whether to begin anew, replacing what is there. Default `False`.
                 Not with `part`.
-            verbose: whether to show a progress bar where it takes over two seconds.
+            verbose: whether to show a progress bar where it takes over two seconds. Default `True`.
 
         Returns:
             The store, opened; `None` if only a part was written.

@@ -163,15 +163,15 @@ class SpecialistBuilder:
             data: `(x, y)` or `(x, y, sample_weight)` arrays; or a function that returns a
                 `tf.data.Dataset` of such examples or batches; or, for training in this
                 process, the dataset itself. Labels are whole numbers or one-hot.
-            hard_epochs: int >= 0 of the first stage; 0 leaves it out.
-            hard_learning_rate: float > 0, at its beginning.
-            soft_epochs: int >= 0 of the second stage; 0 leaves it out.
-            soft_learning_rate: float > 0, at its beginning.
-            temperature: T > 0 of the second stage.
-            alpha: weight of the hard labels in the second stage, from 0 to 1.
+            hard_epochs: int >= 0 of the first stage; 0 leaves it out. Default 8.
+            hard_learning_rate: float > 0, at its beginning. Default 0.002.
+            soft_epochs: int >= 0 of the second stage; 0 leaves it out. Default 2.
+            soft_learning_rate: float > 0, at its beginning. Default 0.0005.
+            temperature: T > 0 of the second stage. Default 2.
+            alpha: weight of the hard labels in the second stage, from 0 to 1. Default 0.5.
             optimizer: name of a Keras optimizer, or one whose settings are copied; its
-                learning rate is replaced.
-            batch_size: int.
+                learning rate is replaced. Default "adam".
+            batch_size: int. Default 128.
             batched: bool, whether a dataset's elements are batches; `None` finds out.
             augment: `fn(x, seed)`, from the inputs of one example and an int64 seed `(2,)` to
                 its inputs; all randomness by stateless ops from that seed. It makes another
@@ -189,7 +189,7 @@ class SpecialistBuilder:
                 clusters, generalist or data are refused there; data that comes as a
                 dataset is known by its labels, and by its inputs if these come in the
                 same order each time.
-            verbose: whether to show a progress bar, after two seconds.
+            verbose: whether to show a progress bar, after two seconds. Default `True`.
 
         Returns:
             `SpecialistEnsemble`.

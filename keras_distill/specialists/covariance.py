@@ -58,8 +58,8 @@ def class_covariance(
         temperature: T > 0, default 1.
         from_logits: bool, whether the generalist gives logits; `None` finds out.
         batched: bool, whether the dataset's elements are batches; `None` finds out.
-        batch_size: examples that the generalist sees at once.
-        verbose: whether to show a progress bar, after two seconds.
+        batch_size: examples that the generalist sees at once. Default 512.
+        verbose: whether to show a progress bar, after two seconds. Default `True`.
 
     Returns:
         float64 `(classes, classes)`; with `top_k` a `scipy.sparse.csr_array`.

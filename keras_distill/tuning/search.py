@@ -157,6 +157,7 @@ def search(
         threads: int, of TensorFlow in each of these processes; `None` (default) is the
             number of this machine's cores by that of processes.
         directory: for the trials, soft targets and logs; TensorBoard shows `logs` in it.
+            Default "keras-distill-search".
         resume: whether to go on with the search in the directory, if there is one; with
             more `max_trials`, if you like. Trials whose files are gone or damaged are run
             again. `build_student` is compared by the model that it returns for the
@@ -170,7 +171,7 @@ def search(
         seed: int >= 0, of the proposals and of the trainings. Default 0.
         on_trial_end: called in this process with the row of each trial that ended, a
             dict with the columns of `SearchResult.trials`.
-        verbose: whether to show a progress bar.
+        verbose: whether to show a progress bar. Default `True`.
 
     Returns:
         `SearchResult`.
