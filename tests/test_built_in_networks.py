@@ -86,6 +86,15 @@ def test_numbers_are_normalized_by_training_data_alone():
     np.testing.assert_allclose(np.ravel(layer.variance), variance, rtol=1e-4)
 
 
+def test_images_are_centred_by_channel_for_convolutions():
+    x = np.abs(numbers(16, 16, 3)) / 500 + [0.0, 0.5, 2.0]
+    model = built_in.builder("cnn:4", data_of(x.astype("float32")))()
+    layer = model.layers[0]
+    np.testing.assert_allclose(np.ravel(layer.mean), x.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(layer.variance), x.var((0, 1, 2)), rtol=1e-4)
+    assert model.inputs[0].name == "image"
+
+
 def test_columns_are_asked_by_names_that_servers_take():
     names = input_layers.input_names(["a b", "a-b", "1st", "ü", "class", "x"])
     assert list(names.values()) == ["a_b", "a_b_", "column_1st", "column", "class", "x"]

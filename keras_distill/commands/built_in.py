@@ -63,7 +63,7 @@ def builder(text: str, data: kd.datasets.Data) -> Callable[[], keras.Model]:
     if min(sizes) < 1:
         raise ValueError(f"the sizes of {text!r} must be >= 1, as in {name}:8,16.")
     if kind == "images":
-        return _of_images(name, text, tuple(spec.shape), sizes, classes)
+        return _of_images(name, text, data, sizes)
     front = input_layers.front(name, kind, data, sizes)
     if front is None:
         raise ValueError(
@@ -84,8 +84,9 @@ def _unknown(text: str) -> ValueError:
 
 
 def _of_images(
-    name: str, text: str, shape: tuple, sizes: list[int], classes: int
+    name: str, text: str, data: kd.datasets.Data, sizes: list[int]
 ) -> Callable[[], keras.Model]:
+    shape, classes = tuple(data.train.element_spec[0].shape), data.classes
     if name == "mlp":
         return lambda: models.mlp(shape, classes, sizes, name="mlp")
     least = 2 ** len(sizes)
@@ -95,7 +96,15 @@ def _of_images(
             f"{least} pixels, and these are {shape[0]} x {shape[1]}; give fewer filters, or "
             "a larger --image-size."
         )
-    return lambda: models.cnn(shape, classes, sizes, dense=2 * sizes[-1], name="cnn")
+    normalized = input_layers.normalization(data)
+
+    def build() -> keras.Model:
+        network = models.cnn(shape, classes, sizes, dense=2 * sizes[-1])
+        layers = [type(one).from_config(one.get_config()) for one in network.layers]
+        image = keras.Input(shape, name="image")
+        return keras.Sequential([image, normalized(), *layers], name="cnn")
+
+    return build
 
 
 def _on(

@@ -22,6 +22,8 @@ _LEAST_SAMPLES = 1000
 _MOST_WORDS, _MOST_VALUES = 20_000, 100
 #: Examples of which vocabularies, means and variances are learned.
 _MOST_LOOKED_AT = 100_000
+#: Images, of which each has many pixels.
+_MOST_IMAGES = 5_000
 _MEL_BINS = 40
 #: In Hz, where the data does not say it.
 _SAMPLE_RATE = 16_000
@@ -99,6 +101,20 @@ def front(
     if name == "cnn":
         return None
     return _columns(spec, inputs) if kind == "columns" else _numbers(spec, inputs)
+
+
+def normalization(data: kd.datasets.Data) -> Callable[[], keras.layers.Layer]:
+    """Returns what builds the layer that brings each channel of images to mean 0, variance 1.
+
+    Of images that are bright all over, one step of training moves what a convolution gives
+    further than batch normalisation's running means follow, and validation figures jump.
+
+    Args:
+        data: of images, not in batches.
+    """
+    images = data.train.take(_MOST_IMAGES).map(lambda x, *_: x).batch(32)
+    mean, variance = _moments(_looked_at(images))
+    return lambda: _normalized(mean, variance)
 
 
 def _looked_at(inputs: tf.data.Dataset) -> Any:
