@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import keras_distill as kd
-from keras_distill.commands import distillation, export, next_steps, training
+from keras_distill.commands import distillation, next_steps, training
 from keras_distill.commands.distillation import Distillation
 from keras_distill.commands.main import main
 from keras_distill.commands.training import Outcome
@@ -249,7 +249,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_figures(folder, done):
 def test_the_next_steps_work_as_typed(folder, done, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(litert, "_in_a_child", convert_here)
-    steps = next_steps.after_distill("out", ["out/savedmodel/1"], ARGUMENTS, None)
+    command = ["keras-distill", *ARGUMENTS[:4]]
+    steps = next_steps.after_distill("out", ["out/savedmodel/1"], command, None)
     shown = next_steps.as_lines(steps)
     for line in shown.splitlines()[:2]:
         words = shlex.split(line.partition(":")[2])
@@ -344,22 +345,17 @@ def test_a_missing_package_is_named_before_the_training(folder, capsys, monkeypa
 def test_a_format_that_is_refused_leaves_all_else_done(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(check, "ask_fresh_process", answer_here)
-    whole = export.export_as
-
-    def refusing(name, *given, **more):
-        if name == "litert:int8":
-            raise ValueError("int8 changes the model.")
-        return whole(name, *given, **more)
-
-    monkeypatch.setattr(export, "export_as", refusing)
+    monkeypatch.setattr(litert, "_in_a_child", convert_here)
+    monkeypatch.setattr(litert, "changes", lambda *_: "all of them are others")
     words = ["--epochs", "1", "--output", "partly", "--format", "litert:int8", "savedmodel"]  # fmt: skip
     assert main(["distill", "teacher.keras", "digits", "mlp:4", *words]) == 1
     told = capsys.readouterr()
-    assert told.err.splitlines()[-1] == (
-        "keras-distill: error: all is done but litert:int8: int8 changes the model."
+    assert told.err.splitlines()[-1].startswith(
+        "keras-distill: error: all is done but litert:int8: int8 changes the model: all of"
     )
+    assert told.err.rstrip().endswith("or take --format litert:dynamic.")
     assert (folder / "partly" / "savedmodel" / "1").is_dir()
-    assert "int8 changes the model." in (folder / "partly" / "report.html").read_text()
+    assert "int8 changes the model: " in (folder / "partly" / "report.html").read_text()
     assert "What to do next" in told.out
 
 

@@ -97,12 +97,18 @@ class Distillation:
         heading("Test data, each model judged once")
         comparison = self._judged()
         print(comparison)
+        print(f"\n{report.summary(comparison)}")
         heading("Pictures")
         drawn = self._drawn(comparison)
         heading(f"Export of the student{self._which_is_better()}")
         exported, refused = self._exported(comparison)
         steps = next_steps.after_distill(
-            self.folder.path, exported, self.job.command, self.job.settings["search"]
+            self.folder.path,
+            exported,
+            self.job.command,
+            self.job.settings["search"],
+            best=_STUDENTS[self._best],
+            is_teacher_worse=report.is_teacher_worse(comparison),
         )
         results = report.Results(
             title=f"{self.job.settings['student']} on {data.name}",
@@ -111,6 +117,8 @@ class Distillation:
             captions={**pictures.CAPTIONS, **_SEARCH_CAPTIONS},
             settings=self._settings_shown(),
             refused=refused,
+            exported=f"Of the student{self._which_is_better()}, "
+            f"{_STUDENTS[self._best]}.keras.",
             files=[(path, size_shown(size_on_disk(path))) for path in exported],
             next_steps=steps,
             class_names=data.class_names,
@@ -326,7 +334,7 @@ class Distillation:
                         there = export.export_as(
                             name, distiller.student, path, calibration, **given
                         )
-                    except ValueError as error:  # this student in this format
+                    except (ValueError, RuntimeError) as error:  # of this student
                         refused[name] = str(error)
                         print(f"{name}: {error}")
                         continue
@@ -345,7 +353,7 @@ class Distillation:
         return {n if n in inputs else names[n]: column for n, column in found.items()}
 
     def _settings_shown(self) -> dict[str, Any]:
-        plan, distilled = self.plan, self.outcomes[_DISTILLED]
+        plan, outcomes = self.plan, self.outcomes
         settings = self.job.settings
         shown = {
             "teacher": self.job.command[2],
@@ -356,15 +364,13 @@ class Distillation:
             "temperature": f"{self.temperature:.4g}",
             "alpha": f"{self.alpha:.4g}",
             "trials of the search": settings["search"],
-            "epochs": distilled.epochs,
-            "best epoch, distilled": distilled.best_epoch + 1,
+            "epochs": outcomes[_DISTILLED].epochs,
+            **{f"best epoch, {n}": one.best_epoch + 1 for n, one in outcomes.items()},
             "batch size": plan.batch_size,
             "learning rate": f"{plan.learning_rate:g}, to 0 by a cosine",
             "patience": plan.patience,
             "seed": plan.seed,
         }
-        if _BASELINE in self.outcomes:
-            shown["best epoch, hard labels"] = self.outcomes[_BASELINE].best_epoch + 1
         shown |= {name.replace("_", " "): settings[name] for name in DATA_OPTIONS}
         return {name: value for name, value in shown.items() if value is not None}
 

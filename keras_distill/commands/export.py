@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ import keras_distill as kd
 from keras_distill.arguments import check_int
 from keras_distill.commands.options import (
     DATA_DIR,
+    DATASET,
     add_command,
     add_data_options,
     as_path,
@@ -26,6 +28,7 @@ from keras_distill.commands.options import (
     loader,
     table,
 )
+from keras_distill.datasets.table_files import is_table
 from keras_distill.export import litert, onnx, savedmodel
 from keras_distill.export.answers import DEFAULT_THRESHOLD
 from keras_distill.export.files import check_file
@@ -69,8 +72,8 @@ def add_parser(commands: Any) -> None:
                 "--calibration",
                 str,
                 None,
-                '"digits", or a TFDS dataset: its training examples say which range each '
-                "layer of litert:int8 has, and every format is checked on some of them",
+                f"data whose training examples say which range each layer of {INT8} has; "
+                f"every format is checked on some of them: {DATASET}",
             ),
             ("--calibration-examples", int, 500, "of them, at most"),
             DATA_DIR,
@@ -118,9 +121,10 @@ def run(options: argparse.Namespace) -> None:
     load = _loader(options)
     model = load_model("model", options.model)
     student = model.student if isinstance(model, kd.Distiller) else model
-    for name in formats:
-        if name in _FILES and name != "onnx":
-            litert.check_quantize(student, _FILES[name][1])
+    with _said_as_typed():
+        for name in formats:
+            if name in _FILES and name != "onnx":
+                litert.check_quantize(student, _FILES[name][1])
     hand_on_kinds(kinds_of(student) or _kinds_of_file(student, options.model), student)
     given: dict[str, Any] = {
         "threshold": options.threshold,
@@ -178,8 +182,9 @@ def _checked(options: argparse.Namespace) -> list[str]:
     check_int("calibration_examples", options.calibration_examples, 1)
     if INT8 in formats and options.calibration is None:
         raise ValueError(
-            f"{INT8} needs --calibration, a dataset whose training examples say which "
-            'range each layer has: "digits", or a name of TFDS; or take litert:dynamic.'
+            f"{INT8} needs --calibration, data whose training examples say which range each "
+            "layer has, as the folder or table that the model was trained on; or take "
+            "litert:dynamic."
         )
     if options.keep is not None:
         check_int("keep", options.keep, 1)
@@ -263,7 +268,7 @@ def _loader(options: argparse.Namespace) -> Callable[[str], kd.datasets.Data]:
 
 
 def _class_names(given: str, load: Callable[[str], kd.datasets.Data]) -> list[str]:
-    if not os.path.isfile(given):
+    if not os.path.isfile(given) or is_table(given):
         if not os.path.exists(given) and (os.sep in given or given.endswith(".txt")):
             raise FileNotFoundError(
                 f"the class names {given!r} are not there; give a text file, one name a "
@@ -304,17 +309,30 @@ def export_as(
         keep: versions of savedmodel that stay; `None` for all.
         **given: what all exporters take.
     """
-    if name == "savedmodel":
-        return kd.export_savedmodel(model, path, keep=keep, **given)
-    if name == "onnx":
-        return kd.export_onnx(model, path, **given)
-    return kd.export_litert(
-        model,
-        path,
-        quantize=_FILES[name][1],
-        calibration=calibration if name == INT8 else None,
-        **given,
-    )
+    with _said_as_typed():
+        if name == "savedmodel":
+            return kd.export_savedmodel(model, path, keep=keep, **given)
+        if name == "onnx":
+            return kd.export_onnx(model, path, **given)
+        return kd.export_litert(
+            model,
+            path,
+            quantize=_FILES[name][1],
+            calibration=calibration if name == INT8 else None,
+            **given,
+        )
+
+
+@contextlib.contextmanager
+def _said_as_typed() -> Iterator[None]:
+    """Has errors name formats as the command line does, not as Python."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        said = re.sub(r'quantize="(\w+)"', r"--format litert:\1", str(error))
+        if said == str(error) or type(error) not in (ValueError, RuntimeError):
+            raise
+        raise type(error)(said) from error
 
 
 def path_of(name: str, output: str, stem: str) -> str:

@@ -7,43 +7,68 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from keras_distill.commands import built_in
+
 #: What it is for, and the words of the command line.
 Step = tuple[str, list[str]]
 
 
 def after_distill(
-    folder: str, exported: Sequence[str], command: list[str], trials: int | None
+    folder: str,
+    exported: Sequence[str],
+    command: list[str],
+    trials: int | None,
+    *,
+    best: str = "student",
+    is_teacher_worse: bool = False,
 ) -> list[Step]:
     """Returns three steps after a distillation.
 
     Args:
         folder: of the results.
         exported: paths of the exports.
-        command: what was typed, without the output and the search.
+        command: what was typed, without the output and the search: the program, its command,
+            teacher, data, student, and how the data is read.
         trials: of the search before it; `None` without one.
+        best: the name, without its ending, of the file of the student that was exported.
+        is_teacher_worse: than the student on labels alone, who can learn little from it.
     """
-    student = os.path.join(folder, "student.keras")
+    student = os.path.join(folder, f"{best}.keras")
+    data = command[3:4] + command[5:]
+    export = ["keras-distill", "export", student, "--format"]
+    names = ["--output", folder, "--class-names", *data]
     steps: list[Step] = []
     if exported:
         words = ["bench", exported[0]]
         steps.append(("how fast the export answers", ["keras-distill", *words]))
     else:
-        words = ["export", student, "--format", "savedmodel", "--output", folder]
-        steps.append(("for TensorFlow Serving", ["keras-distill", *words]))
+        steps.append(("for TensorFlow Serving", [*export, "savedmodel", *names]))
     is_on_phones = any(path.endswith(".tflite") for path in exported)
     if importlib.util.find_spec("ai_edge_litert") and not is_on_phones:
-        words = ["export", student, "--format", "litert:dynamic", "--output", folder]
-        steps.append(("for phones, weights of 8 bits", ["keras-distill", *words]))
+        words = [*export, "litert:dynamic", *names]
+        steps.append(("for phones, weights of 8 bits", words))
     elif exported:
         words = ["inspect", exported[0]]
         steps.append(("what the export takes and answers", ["keras-distill", *words]))
-    if trials is None:
+    larger = _larger(command[4]) if is_teacher_worse else None
+    if larger:
+        words = ["teach", command[3], larger, *command[5:], "--output", "better.keras"]
+        steps.append(("first, a better teacher", ["keras-distill", *words]))
+    elif trials is None:
         words = ["--search", "20", "--output", f"{folder.rstrip(os.sep)}-search"]
         steps.append(("a better T and alpha", [*command, *words]))
     else:
         logs = os.path.join(folder, "search", "logs")
         steps.append(("the search in TensorBoard", ["tensorboard", "--logdir", logs]))
     return steps
+
+
+def _larger(student: str) -> str | None:
+    """Returns a teacher for a student of a built-in name of sizes; `None` for others."""
+    if not built_in.is_small(student):
+        return None
+    kind, _, sizes = student.partition(":")
+    return f"{kind}:" + ",".join(str(8 * int(size)) for size in sizes.split(","))
 
 
 def after_demo(folder: str, path: str, data: str, options: Sequence[str]) -> list[Step]:

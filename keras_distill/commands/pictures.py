@@ -19,10 +19,10 @@ _CLASSES_SHOWN = 20
 
 #: What each picture says, in a line.
 CAPTIONS = {
-    "temperature_curves": "What a temperature does to the probabilities of 50 classes.",
+    "temperature_curves": "What a temperature does, whatever the data: here to 50 random logits.",
     "soft_targets": "What the teacher says of the test example it was least sure of, among "
     "those it got right, at three temperatures.",
-    "training_curves": "Accuracy on validation data, epoch by epoch.",
+    "training_curves": "Accuracy on validation data, epoch by epoch; the best epoch is kept.",
     "reliability": "How sure the distilled student is, and how often it is right then.",
     "size_against_accuracy": "Accuracy on test data against the size of the weights.",
 }

@@ -21,6 +21,13 @@ from keras_distill.units import size_shown
 
 NAME = "report.html"
 _MOST_NAMES = 30
+_NOTE = (
+    "Each model was judged once, on examples that chose nothing. Hard labels: the same student, "
+    "trained without the teacher. NLL, the cross-entropy with the labels, and ECE, how far the "
+    "probability of an answer is from how often it is right, are better when lower. Agreement: "
+    "how often it answers as the teacher does. p50 and p99: the time of one example, the median "
+    "and what one of a hundred exceeds. Examples/s are in batches."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Results:
         captions: of the pictures, by name.
         settings: names and values.
         files: paths and sizes of the exports.
+        exported: which student the exports are of, a sentence.
         refused: why other exports could not be made, by format.
         next_steps: what to do next.
         class_names: of the data.
@@ -46,6 +54,7 @@ class Results:
     captions: Mapping[str, str]
     settings: Mapping[str, Any]
     files: Sequence[tuple[str, str]]
+    exported: str
     refused: Mapping[str, str]
     next_steps: Sequence[Step]
     class_names: Sequence[str]
@@ -72,8 +81,7 @@ def page(results: Results) -> str:
         f"<p class='lead'>{_text(summary(results.comparison))}</p>",
         "<h2>On test data</h2>",
         _table(results.comparison),
-        "<p class='note'>Each model was judged once, on examples that chose nothing. "
-        "NLL and ECE are better when lower.</p>",
+        f"<p class='note'>{_text(_NOTE)}</p>",
         "<h2>Pictures</h2>",
         "<div class='pictures'>",
         *(_picture(name, path, results) for name, path in results.pictures.items()),
@@ -85,6 +93,7 @@ def page(results: Results) -> str:
             for what, words in results.next_steps
         ),
         "<h2>Exports</h2>",
+        f"<p class='note'>{_text(results.exported)}</p>",
         _pairs([*results.files, *results.refused.items()]),
         "<h2>Settings</h2>",
         _pairs(settings.items()),
@@ -119,7 +128,15 @@ def summary(comparison: kd.Comparison) -> str:
         said += f". On labels alone the same student reaches {others[0].accuracy:.1%}: "
         way = "adds" if points >= 0 else "takes away"
         said += f"distillation {way} {abs(points):.1f} points"
+        if is_teacher_worse(comparison):
+            said += ". The teacher is worse than that: give one that has more to teach"
     return f"{said}."
+
+
+def is_teacher_worse(comparison: kd.Comparison) -> bool:
+    """Tells whether a teacher is less often right than the student on labels alone."""
+    teacher, _, *others = comparison.evaluations
+    return bool(others) and (teacher.accuracy or 0.0) < (others[0].accuracy or 0.0)
 
 
 def _ordinal(ratio: float) -> str:
