@@ -164,7 +164,14 @@ def test_wrong_arguments_are_one_sentence(
             "invalid int value",
         ),
         ([], "are required: COMMAND"),
-        (["distil"], "invalid choice: 'distil'"),
+        (["distil"], "there is no command 'distil'; did you mean distill?"),
+        (["zzz"], "there is no command 'zzz'; there are demo, distill,"),
+        (
+            ["teach", "d", "cnn:4", "--temprature", "3"],
+            "there is no option --temprature;",
+        ),
+        (["distill", "t", "d", "s", "--temprature=3"], "did you mean --temperature?"),
+        (["teach", "d", "cnn:4", "more"], "'more' is one argument too many"),
     ],
 )
 def test_wrong_command_lines_exit_with_two(arguments, message, capsys):

@@ -283,7 +283,10 @@ def test_silent_source_is_given_up_in_under_15_seconds(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "no_such_dataset"}, "there is no dataset 'no_such_dataset'; give"),
+        (
+            {"name": "no_such_dataset"},
+            "there is no dataset 'no_such_dataset', and nothing",
+        ),
         ({"name": "coco"}, "names no input and label"),
         ({"name": "digits", "validation_fraction": 0.0}, "must be between 0 and 1"),
         (

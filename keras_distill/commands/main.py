@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import queue
 import re
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
@@ -35,8 +36,39 @@ from keras_distill.commands import (
 _SAID = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in a sentence what is wrong, and what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if typed := re.match(r"argument COMMAND: invalid choice: '(.*?)' ", message):
+            # The only action with choices by name: the commands.
+            known = [name for a in self._actions for name in a.choices or ()]
+            message = f"there is no command {typed[1]!r}; {_meant(typed[1], known)}"
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help tells more)\n")
+
+    def refuse_option(self, option: str) -> NoReturn:
+        """Ends the program for an option that is not there."""
+        if not option.startswith("-"):
+            self.error(f"{option!r} is one argument too many")
+        option = option.partition("=")[0]
+        known = [a.option_strings[-1] for a in self._actions if a.option_strings]
+        self.error(f"there is no option {option}; {_meant(option, known)}")
+
+
+def _meant(typed: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(typed, known, 1, 0.6)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.refuse_option(unknown[0])
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="keras-distill",
         description="Knowledge distillation for Keras and TensorFlow.",
     )
@@ -161,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with _stopped_by_signals():
-            options = _parser().parse_args(arguments)
+            options = _parsed(arguments)
             check_backend()
             options.run(options)
             sys.stdout.flush()

@@ -84,7 +84,7 @@ def add_command(
         description=description,
         formatter_class=_Formatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     for argument, text in positional.items():
         kind = as_path if argument in _PATHS else str
         parser.add_argument(argument, type=kind, help=text)

@@ -57,9 +57,9 @@ def tfds_parts(
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise ValueError(
-            f'there is no dataset {name!r}; give "digits", a name of '
-            "tensorflow_datasets.list_builders(), or a file or folder, of which there is none "
-            "of this name here."
+            f"there is no dataset {name!r}, and nothing of that name in {os.getcwd()!r}; "
+            "give a folder of images or .wav files by class, a .csv, .tsv or .parquet file, "
+            '"digits", a name of tensorflow_datasets.list_builders(), or module:function.'
         ) from error
     except (AssertionError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".: ")

@@ -36,7 +36,11 @@ LOAD = [
         ("name", 3, f"{NAME} 3"),
         ("name", "", f"{NAME} ''"),
         ("name", ["mnist"], NAME),
-        ("name", "no_such_dataset", "there is no dataset 'no_such_dataset'; give"),
+        (
+            "name",
+            "no_such_dataset",
+            "there is no dataset 'no_such_dataset', and nothing",
+        ),
         ("name", "a b", "no dataset can be made of the name 'a b': .*Names are as in"),
         ("name", "../mnist", "there is no file or folder '../mnist'; give a folder"),
         ("name", "no/such.CSV", "there is no file or folder 'no/such.CSV'"),
