@@ -1,6 +1,7 @@
 """The site's guides: what they show runs, what they quote is said, all names are there."""
 
 import ast
+import importlib.util
 import json
 import pathlib
 import re
@@ -102,6 +103,16 @@ def test_commands_are_those_that_there_are(page):
 def test_every_command_is_shown():
     text = "".join(blocks("reference/commands.md", "sh"))
     assert set(re.findall(r"^keras-distill (\S+)", text, re.MULTILINE)) >= COMMANDS
+
+
+def test_the_options_shown_are_those_that_there_are():
+    spec = importlib.util.spec_from_file_location("commands_page", DOCS / "commands.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    text = made.PAGE.read_text()
+    assert made.page(text) == text, "run python docs/commands.py"
+    assert text.count("<details markdown>") == len(COMMANDS)
+    assert "| `--image-size HEIGHT WIDTH` | to resize images to" in text
 
 
 def test_every_guide_begins_with_a_title_and_says_what_is_next():

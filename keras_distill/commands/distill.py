@@ -99,8 +99,18 @@ def add_parser(commands: Any) -> None:
                 f"weight of the hard loss, 0 to 1; default {_DEFAULT_ALPHA:g}, or searched",
             ),
             ("--search", int, None, "trials that search T and alpha first, at least 2"),
-            ("--epochs", int, None, "of each training; fits the data"),
-            ("--batch-size", int, None, "examples of a step; fits the data"),
+            (
+                "--epochs",
+                int,
+                None,
+                "of each training; default 5 to 300, fewer of more data",
+            ),
+            (
+                "--batch-size",
+                int,
+                None,
+                "examples of a step; default 32, or 128 of 10 000 examples and more",
+            ),
             (
                 "--learning-rate",
                 float,

@@ -67,8 +67,13 @@ def add_parser(commands: Any) -> None:
         {"dataset": DATASET, "network": students.HELP},
         [
             ("--output", as_path, "teacher.keras", "the file, .keras"),
-            ("--epochs", int, None, "at most; fits the data"),
-            ("--batch-size", int, None, "examples of a step; fits the data"),
+            ("--epochs", int, None, "at most; default 5 to 300, fewer of more data"),
+            (
+                "--batch-size",
+                int,
+                None,
+                "examples of a step; default 32, or 128 of 10 000 examples and more",
+            ),
             (
                 "--learning-rate",
                 float,
