@@ -288,6 +288,11 @@ def test_the_report_asks_no_other_host(folder, done):
             "answers with 3 numbers for an example, and the data",
         ),
         ("wide.keras digits cnn:4", "give --image-size 8 9, or a network of this size"),
+        # The size that the student takes is not the teacher's.
+        (
+            "teacher.keras digits wide.keras",
+            "build it for these, which the teacher takes",
+        ),
         ("colour.keras digits cnn:4", "as many channels, not 3"),
         ("teacher.keras no_such cnn:4", "there is no dataset 'no_such'"),
         (

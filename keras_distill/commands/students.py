@@ -184,6 +184,8 @@ def _does_not_fit(who: str, given: str, model: Any, error: Exception) -> str:
     if len(shapes) == 1 and len(shapes[0]) == 4 and None not in shapes[0][1:]:
         height, width, channels = shapes[0][1:]
         remedy = f"give --image-size {height} {width}, or a network of this size"
+        if who.startswith("the student"):  # whose teacher takes these
+            remedy = "build it for these, which the teacher takes"
         given += f"; it takes {(height, width, channels)}"
         if f", {channels})" not in given.partition(";")[0]:
             remedy = f"give one for images of as many channels, not {channels}"
