@@ -237,3 +237,17 @@ def test_a_training_says_where_it_is_every_30_seconds(tmp_path, monkeypatch):
     assert "10/30 [00:32<01:04" in lines[0]
     assert "val accuracy" in lines[0]
     assert "\r" not in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "student"),
+    [
+        ("cnn:32,64", (64, 64, 3), "cnn:8,16"),
+        ("mlp:8", (5,), "mlp:4"),
+        ("my_models:build", (64, 64, 3), "cnn:8,16"),
+        ("applications:VGG16", (64, 64, 3), "cnn:8,16"),
+        ("my_models:build", {"age": (), "city": ()}, "mlp:64"),
+    ],
+)
+def test_the_student_that_is_offered_is_for_such_examples(network, shape, student):
+    assert teach._smaller(network, shape) == student

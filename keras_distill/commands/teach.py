@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{options.output}: {found:.2%} of {data.sizes['test']:,} are right")
     heading("What to do next")
     words = ["keras-distill", "distill", options.output, options.dataset]
-    words += [_smaller(options.network), *data_words(options)]
+    words += [_smaller(options.network, data.input_shape), *data_words(options)]
     print(f"- a smaller one:  {shlex.join(words)}")
 
 
@@ -220,11 +220,12 @@ def _accuracy(
     return found["accuracy"]
 
 
-def _smaller(network: str) -> str:
+def _smaller(network: str, input_shape: Any) -> str:
     """Returns a student to begin with, smaller than a teacher."""
     kind, _, sizes = network.partition(":")
     if kind in ("cnn", "mlp") and sizes[:1].isdigit():
         return f"{kind}:" + ",".join(
             str(max(4, int(size) // 4)) for size in sizes.split(",")
         )
-    return "cnn:8,16" if kind == "applications" else "mlp:64"
+    is_image = isinstance(input_shape, tuple) and len(input_shape) == 3
+    return "cnn:8,16" if is_image else "mlp:64"
