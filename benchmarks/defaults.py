@@ -30,12 +30,8 @@ NETWORKS = {
     "spoken_digit": ("cnn:16,32,64", ("cnn:4,8,16",)),
     "folder": ("cnn:16,32,64", ("cnn:4,8,16",)),
 }
-GRID = [
-    (None, 1.0),
-    *((t, 0.1) for t in (1.0, 2.0, 4.0, 8.0)),
-    *((t, 0.5) for t in (2.0, 4.0)),
-]
-RATES = (0.001, 0.003, 0.01)
+GRID = [(None, 1.0), *((t, 0.1) for t in (1.0, 2.0, 4.0, 8.0)), (2.0, 0.5), (4.0, 0.5)]
+RATES = (0.003, 0.01)
 
 
 class Task:
@@ -50,7 +46,9 @@ class Task:
         )
         self.validation = self.data.validation.batch(512).cache()
         self.count = self.data.sizes["train"]
-        self.epochs = 2 if args.quick else training.default_epochs(self.count)
+        self.epochs = (
+            2 if args.quick else training.default_epochs(self.count, args.seen)
+        )
         network, self.networks = NETWORKS[name]
         path = self.folder / "soft_targets"
         if not (path / "manifest.json").exists():
@@ -61,7 +59,7 @@ class Task:
         self.targets = kd.SoftTargets.open(path)
 
     def fit(self, network, temperature, alpha, rate, seed):
-        """Returns the student after its last epoch, and its best validation accuracy, in %."""
+        """Returns the network after its last epoch, and its best validation accuracy, in %."""
         batch = training.default_batch_size(self.count)
         plan = training.Plan(self.epochs, batch, rate, None, seed)
         keras.utils.set_random_seed(seed + 1)
@@ -91,7 +89,8 @@ class Task:
 
     def accuracy(self, network, temperature, alpha, rate, seed):
         """Returns what `fit` does, of a run that was done before from its file."""
-        name = f"{network},{temperature},{alpha},{rate},{seed}.json".replace(":", "-")
+        setting = f"{network},{self.epochs},{temperature},{alpha},{rate},{seed}.json"
+        name = setting.replace(":", "-")
         file = self.folder / name
         if not file.exists():
             found = self.fit(network, temperature, alpha, rate, seed)[1]
@@ -105,6 +104,7 @@ def main():
     parser.add_argument("--work", default="defaults-runs")
     parser.add_argument("--folder", help="of images by class, of one size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seen", type=int, default=150_000, help="examples")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--data", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true")
@@ -119,7 +119,10 @@ def main():
             continue
         task = Task(name, args)
         for network in task.networks:
-            print(f"\n{name}, {network}: validation accuracy, %, seeds {args.seeds}\n")
+            print(
+                f"\n{name}, {network}, {task.epochs} epochs: validation accuracy, %, seeds "
+                f"{args.seeds}\n"
+            )
             print(f"| T | alpha |{'|'.join(f' {rate:g} ' for rate in rates)}|")
             print(f"|---|---|{'---:|' * len(rates)}")
             for temperature, alpha in GRID:
