@@ -160,10 +160,11 @@ class Teacher:
 
     def _chosen(self, logits: Any) -> Any:
         assert self.classes is not None
-        self._check_classes(logits.shape[-1])
+        self.check_classes(logits.shape[-1])
         return ops.take(logits, self.classes, axis=-1)
 
-    def _check_classes(self, count: int | None) -> None:
+    def check_classes(self, count: int | None) -> None:
+        """Refuses classes beyond those that the model answers."""
         if self.classes and count is not None and max(self.classes) >= count:
             raise ValueError(
                 f"classes names the class {max(self.classes)}, and the {self.description} "

@@ -148,7 +148,7 @@ def _prepared(
         bound.classes = bound.classes if chosen is None else chosen
         if bound.model is not None and chosen is not None:
             for shape in shapes_of(bound.model).values():
-                bound._check_classes(shape[-1])
+                bound.check_classes(shape[-1])
     if preparation.preprocess is not None or preparation.inputs is not None:
         bound.input_shapes = None  # of what the data has, not of what it makes of it
     bound.given = teacher
