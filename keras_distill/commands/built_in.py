@@ -34,9 +34,10 @@ def is_name(text: str) -> bool:
     return not is_function
 
 
-def is_small(text: str) -> bool:
-    """Tells whether a text is the name of a small network: cnn or mlp."""
-    return _SIZES.fullmatch(text) is not None
+def sizes_in(text: str) -> list[int]:
+    """Returns the filters or units that the name of a cnn or an mlp says, else none."""
+    found = _SIZES.fullmatch(text)
+    return [] if found is None else [int(size) for size in found[2].split(",")]
 
 
 def builder(text: str, data: kd.datasets.Data) -> Callable[[], keras.Model]:
@@ -56,10 +57,9 @@ def builder(text: str, data: kd.datasets.Data) -> Callable[[], keras.Model]:
     name, _, rest = text.partition(":")
     if name == "applications":
         return _application(rest, spec, kind, classes)
-    found = _SIZES.fullmatch(text)
-    if found is None:
+    sizes = sizes_in(text)
+    if not sizes:
         raise _unknown(text)
-    sizes = [int(size) for size in found[2].split(",")]
     if min(sizes) < 1:
         raise ValueError(f"the sizes of {text!r} must be >= 1, as in {name}:8,16.")
     if kind == "images":

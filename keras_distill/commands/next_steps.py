@@ -65,10 +65,11 @@ def after_distill(
 
 def _larger(student: str) -> str | None:
     """Returns a teacher for a student of a built-in name of sizes; `None` for others."""
-    if not built_in.is_small(student):
+    sizes = built_in.sizes_in(student)
+    if not sizes:
         return None
-    kind, _, sizes = student.partition(":")
-    return f"{kind}:" + ",".join(str(8 * int(size)) for size in sizes.split(","))
+    kind = student.partition(":")[0]
+    return f"{kind}:" + ",".join(str(8 * size) for size in sizes)
 
 
 def after_demo(folder: str, path: str, data: str, options: Sequence[str]) -> list[Step]:
