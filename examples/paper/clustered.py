@@ -2,6 +2,7 @@
 
 import images
 import keras
+import numpy as np
 import tensorflow_datasets as tfds
 from records import alone
 from sklearn.metrics import normalized_mutual_info_score
@@ -48,18 +49,32 @@ def by_choice(data, ensemble):
 
 
 def with_superclasses(args, data, clusters):
-    """Returns the clusters by name, and their NMI with the 20 superclasses."""
-    listed = [[data.names[c] for c in cluster] for cluster in clusters]
+    """Returns a line for each cluster, its classes by superclass, and the NMI with these.
+
+    And their NMI by chance: the mean of a hundred permutations of the classes.
+    """
     if data.quick:
-        return listed, float("nan"), []
-    split = tfds.load(
-        "cifar100", split="test[:3000]", data_dir=args.data_dir, download=False
-    )
-    coarse = {int(one["label"]): int(one["coarse_label"]) for one in split}
-    pairs = [
-        (index, coarse[c]) for index, cluster in enumerate(clusters) for c in cluster
-    ]
-    shown = [
-        [data.names[c] for c in coarse if coarse[c] == number] for number in range(20)
-    ]
-    return listed, float(normalized_mutual_info_score(*zip(*pairs, strict=True))), shown
+        return [", ".join(data.names[c] for c in one) for one in clusters], 0.0, 0.0
+    builder = tfds.builder("cifar100", data_dir=args.data_dir)
+    names = builder.info.features["coarse_label"].names
+    examples = builder.as_dataset(split="test[:3000]")
+    coarse = {int(one["label"]): names[int(one["coarse_label"])] for one in examples}
+    lines = []
+    for one in clusters:
+        groups = {}
+        for c in one:
+            groups.setdefault(coarse[c], []).append(data.names[c])
+        largest = sorted(groups, key=lambda name: -len(groups[name]))
+        lines.append(
+            "; ".join(f"*{name}*: {', '.join(groups[name])}" for name in largest)
+        )
+    numbers = [number for number, one in enumerate(clusters) for _ in one]
+    superclass = np.array([coarse[c] for c in range(len(coarse))])
+    in_clusters = np.concatenate([list(one) for one in clusters])
+
+    def agreement(superclass):
+        return float(normalized_mutual_info_score(numbers, superclass[in_clusters]))
+
+    rng = np.random.default_rng(0)
+    chance = [agreement(rng.permutation(superclass)) for _ in range(100)]
+    return lines, agreement(superclass), float(np.mean(chance))

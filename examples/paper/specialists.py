@@ -106,20 +106,22 @@ def main():
     grouped = [
         with_superclasses(args, data, clusters_of(data, net)) for net in nets.values()
     ]
-    listed, _, superclasses = grouped[0]
-    text += "\n\nClusters of the first seed:\n\n" + "\n".join(
-        "- " + ", ".join(c) for c in listed
+    listed = grouped[0][0]
+    text += (
+        "\n\nClusters of the first seed, their classes by *superclass*:\n\n"
+        + "\n".join(f"{number}. {line}" for number, line in enumerate(listed, 1))
     )
-    text += "\n\nThe superclasses:\n\n" + "\n".join(
-        "- " + ", ".join(c) for c in superclasses
+    agreement = [one[1:] for one in grouped]
+    shown = ", ".join(f"{one:.2f} ({chance:.2f})" for one, chance in agreement)
+    text += f"\n\nNMI of clusters and superclasses, by seed (chance): {shown}.\n\n"
+    text += (
+        f"Chosen rates: {chosen['specialists']:g} for specialists, {chosen['control']:g} for "
+        f"the control; n by seed: {', '.join(row['n'] for row in found['labels'])}."
     )
-    agreement = [one[1] for one in grouped]
-    text += f"\n\nNMI with them: {', '.join(f'{one:.2f}' for one in agreement)}.\n\n"
-    text += f"Chosen rates: {chosen}; n: {[row['n'] for row in found['labels']]}."
     figures = {
         "chosen": chosen,
         "seeds": args.seeds,
-        "nmi": agreement,
+        "nmi, chance": agreement,
         "clusters": listed,
         **found,
     }
