@@ -251,3 +251,26 @@ def test_a_training_says_where_it_is_every_30_seconds(tmp_path, monkeypatch):
 )
 def test_the_student_that_is_offered_is_for_such_examples(network, shape, student):
     assert teach._smaller(network, shape) == student
+
+
+@pytest.mark.parametrize(
+    ("network", "rate"),
+    [
+        ("cnn:8,64", 0.01),
+        ("mlp:64,65", 0.003),
+        ("applications:MobileNetV3Small", 0.001),
+        ("cnn:build", 0.001),
+        ("student.keras", 0.001),
+    ],
+)
+def test_the_rate_fits_the_network_s_width(network, rate):
+    assert training.default_learning_rate(network) == rate
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "patience"),
+    [(1, 300, 100), (497, 300, 100), (1257, 119, 39), (60_000, 5, 10)],
+)
+def test_few_examples_are_seen_often_and_waited_for(examples, epochs, patience):
+    assert training.default_epochs(examples) == epochs
+    assert training.default_patience(epochs) == patience

@@ -31,6 +31,7 @@ from keras_distill.commands.training import (
     default_batch_size,
     default_epochs,
     default_learning_rate,
+    default_patience,
     train,
 )
 from keras_distill.processes import seeded
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
         epochs,
         options.batch_size or default_batch_size(count),
         options.learning_rate or default_learning_rate(options.network),
-        options.patience or max(10, epochs // 3),
+        options.patience or default_patience(epochs),
         options.seed,
     )
     with seeded(plan.seed):

@@ -79,6 +79,11 @@ def default_batch_size(examples: int) -> int:
     return 32 if examples < 10_000 else 128
 
 
+def default_patience(epochs: int) -> int:
+    """Returns a third of the epochs, at least 10: while the rate is high, accuracy jumps about."""
+    return max(10, epochs // 3)
+
+
 def default_learning_rate(network: str) -> float:
     """Returns the rate at which a network begins, by its name on the command line.
 
