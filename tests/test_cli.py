@@ -247,7 +247,8 @@ def test_a_signal_is_no_traceback_and_leaves_the_handlers(
     monkeypatch.setattr(cache, "run", run)
     assert main.main(["cache", "t.keras", "digits", "kept"]) == status
     assert cleared
-    assert capsys.readouterr().err.split() == ["keras-distill:", "stopped."]
+    said = "keras-distill: stopped. The same command goes on from here."
+    assert capsys.readouterr().err.strip() == said
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
@@ -276,7 +277,8 @@ def test_a_signal_is_heard_after_a_finalizer_has_lost_it(
     assert main.main(["cache", "t.keras", "digits", "kept"]) == status
     assert went_on
     assert time.monotonic() - began < 20
-    assert capsys.readouterr().err.split() == ["keras-distill:", "stopped."]
+    said = "keras-distill: stopped. The same command goes on from here."
+    assert capsys.readouterr().err.strip() == said
     assert sys.unraisablehook is hook
     time.sleep(0.2)  # what was lost twice is not said to whoever comes next
 

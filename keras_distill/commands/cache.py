@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "SoftTargets.open(PATH).join(datasets.load(DATASET, shuffle=False, "
         "batch_size=None).train).",
         {
-            "teacher": "a .keras or .h5 file or a SavedModel directory",
+            "teacher": "a .keras or .h5 file, a SavedModel directory, a .tflite or .onnx file",
             "dataset": DATASET,
             "path": "folder for the soft targets",
         },
@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
             ("--workers", int, 1, "processes that share the work"),
             ("--overwrite", bool, False, "replace soft targets of another kind"),
         ],
+        goes_on=True,
     )
 
 

@@ -129,6 +129,7 @@ def add_parser(commands: Any) -> None:
             DATA_DIR,
             SEED,
         ],
+        goes_on=True,
     )
     parser.add_argument(
         "--format", nargs="+", default=["savedmodel"], metavar="FORMAT",

@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what is printed. A wrong command line
         is argparse's own exit with 2.
     """
+    options = argparse.Namespace(goes_on=False)
     try:
         with _stopped_by_signals():
             options = _parsed(arguments)
@@ -198,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
             sys.stdout.flush()
     except KeyboardInterrupt as error:
-        print("\nkeras-distill: stopped.", file=sys.stderr)
+        more = " The same command goes on from here." if options.goes_on else ""
+        print(f"\nkeras-distill: stopped.{more}", file=sys.stderr)
         return 143 if isinstance(error, _Terminated) else 130
     except BrokenPipeError:  # as of `| head`: who read it has had enough
         # Or the end of Python says it again.

@@ -76,15 +76,19 @@ def add_command(
     description: str,
     positional: Mapping[str, str],
     options: Iterable[Option],
+    goes_on: bool = False,
 ) -> argparse.ArgumentParser:
-    """Adds a command with its arguments to the command line, and returns its parser."""
+    """Adds a command with its arguments to the command line, and returns its parser.
+
+    `goes_on` tells whether it does so, started again after it was stopped.
+    """
     parser = commands.add_parser(
         name,
         help=help,
         description=description,
         formatter_class=_Formatter,
     )
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=run, parser=parser, goes_on=goes_on)
     for argument, text in positional.items():
         kind = as_path if argument in _PATHS else str
         parser.add_argument(argument, type=kind, help=text)

@@ -69,6 +69,7 @@ def add_parser(commands: Any) -> None:
             BATCH_SIZE,
             SEED,
         ],
+        goes_on=True,
     )
 
 

@@ -92,6 +92,7 @@ def add_parser(commands: Any) -> None:
             DATA_DIR,
             SEED,
         ],
+        goes_on=True,
     )
 
 
