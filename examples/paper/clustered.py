@@ -14,11 +14,15 @@ STAGES = {"labels": (6, 0), "labels, then soft targets": (4, 2)}
 CHOICES = {"1": 1, "2": 2, "3": 3, "5": 5, "all": None}
 
 
-def clusters_of(data, generalist):
-    """Returns clusters of what the generalist confuses, a class in one or two of them."""
-    covariance = kd.class_covariance(
+def covariance_of(data, generalist):
+    """Returns the covariance of what a generalist predicts of its training images."""
+    return kd.class_covariance(
         generalist, data.train[0], temperature=2.0, verbose=False
     )
+
+
+def clusters_of(data, covariance):
+    """Returns clusters of what the generalist confuses, a class in one or two of them."""
     number, size = (3, 5) if data.quick else (12, 12)
     return kd.cluster_classes(covariance, number, max_size=size, clusters_per_class=2)
 
@@ -26,7 +30,9 @@ def clusters_of(data, generalist):
 def ensemble_of(folder, data, generalist, seed, stages, rate, train=None):
     """Returns the ensemble, trained or read again from the work folder, and its steps."""
     hard, soft = (1, int(stages[1] > 0)) if data.quick else stages
-    builder = kd.SpecialistBuilder(generalist, clusters_of(data, generalist))
+    builder = kd.SpecialistBuilder(
+        generalist, clusters_of(data, covariance_of(data, generalist))
+    )
     work_dir = folder / f"specialists-{seed}-{hard}-{soft}-{rate:g}"
     with alone(work_dir):
         ensemble = builder.fit(

@@ -14,7 +14,14 @@ specialists) on those of each seed.
 
 import images
 import numpy as np
-from clustered import STAGES, by_choice, clusters_of, ensemble_of, with_superclasses
+from clustered import (
+    STAGES,
+    by_choice,
+    clusters_of,
+    covariance_of,
+    ensemble_of,
+    with_superclasses,
+)  # fmt: skip
 from records import Record, arguments, paired, spread, table, write
 
 import keras_distill as kd
@@ -103,9 +110,9 @@ def main():
         head = ["specialists that cover the right class", "test images, all seeds", "generalist right",
                 "change", "relative"]  # fmt: skip
         text += f"\n\nSpecialists, {which}:\n\n" + table(head, lines)
-    grouped = [
-        with_superclasses(args, data, clusters_of(data, net)) for net in nets.values()
-    ]
+    covariances = [covariance_of(data, net) for net in nets.values()]
+    clusters = [clusters_of(data, one) for one in covariances]
+    grouped = [with_superclasses(args, data, one) for one in clusters]
     listed = grouped[0][0]
     text += (
         "\n\nClusters of the first seed, their classes by *superclass*:\n\n"
@@ -125,7 +132,15 @@ def main():
         "clusters": listed,
         **found,
     }
-    write(args, "specialists", figures, text, None)
+    write(
+        args,
+        "specialists",
+        figures,
+        text,
+        lambda: kd.plots.class_covariance(
+            covariances[0], clusters[0], class_names=data.names
+        ),
+    )
 
 
 if __name__ == "__main__":
