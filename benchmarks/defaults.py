@@ -48,7 +48,9 @@ class Task:
         self.validation = self.data.validation.batch(512).cache()
         self.count = self.data.sizes["train"]
         self.epochs = (
-            2 if args.quick else training.default_epochs(self.count, args.seen)
+            2
+            if args.quick
+            else training.default_epochs(self.count, args.seen, args.least)
         )
         network, students, larger = NETWORKS[name]
         self.grids = dict.fromkeys(students, GRID)
@@ -109,6 +111,7 @@ def main():
     parser.add_argument("--folder", help="of images by class, of one size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seen", type=int, default=150_000, help="examples")
+    parser.add_argument("--least", type=int, default=15, help="epochs")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--data", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true")

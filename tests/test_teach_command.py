@@ -269,7 +269,7 @@ def test_the_rate_fits_the_network_s_width(network, rate):
 
 @pytest.mark.parametrize(
     ("examples", "epochs", "patience"),
-    [(1, 300, 100), (497, 300, 100), (1257, 119, 39), (60_000, 5, 10)],
+    [(1, 300, 100), (497, 300, 100), (1257, 119, 39), (60_000, 15, 10)],
 )
 def test_few_examples_are_seen_often_and_waited_for(examples, epochs, patience):
     assert training.default_epochs(examples) == epochs

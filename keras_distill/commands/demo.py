@@ -26,7 +26,7 @@ from keras_distill.commands.options import (
 from keras_distill.commands.training import default_epochs, showing_progress
 
 _EXAMPLES_SHOWN = 8
-_EXAMPLES_SEEN = 68_000
+_EXAMPLES_SEEN, _LEAST_EPOCHS = 68_000, 5
 
 
 def add_parser(commands: Any) -> None:
@@ -104,7 +104,9 @@ def run(options: argparse.Namespace) -> None:
     if os.path.exists(output) and not os.path.isdir(output):
         raise NotADirectoryError(f"the output {output!r} is a file; give a folder.")
     os.makedirs(output, exist_ok=True)
-    epochs = epochs or default_epochs(data.sizes["train"], _EXAMPLES_SEEN)
+    epochs = epochs or default_epochs(
+        data.sizes["train"], _EXAMPLES_SEEN, _LEAST_EPOCHS
+    )
     heading("Data")
     sizes = ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
     print(f"{data.name}: {data.classes} classes of {shape}; {sizes}")

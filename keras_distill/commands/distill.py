@@ -103,7 +103,7 @@ def add_parser(commands: Any) -> None:
                 "--epochs",
                 int,
                 None,
-                "of each training; default 5 to 300, fewer of more data",
+                "of each training; default 15 to 300, fewer of more data",
             ),
             (
                 "--batch-size",

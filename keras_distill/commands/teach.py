@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> None:
         {"dataset": DATASET, "network": students.HELP},
         [
             ("--output", as_path, "teacher.keras", "the file, .keras"),
-            ("--epochs", int, None, "at most; default 5 to 300, fewer of more data"),
+            ("--epochs", int, None, "at most; default 15 to 300, fewer of more data"),
             (
                 "--batch-size",
                 int,

@@ -69,9 +69,9 @@ class Outcome:
         return self.history["val_accuracy"][self.best_epoch]
 
 
-def default_epochs(examples: int, seen: int = 150_000) -> int:
-    """Returns so many epochs that so many examples are seen, between 5 and 300."""
-    return int(np.clip(seen / examples, 5, 300))
+def default_epochs(examples: int, seen: int = 150_000, least: int = 15) -> int:
+    """Returns so many epochs that so many examples are seen, between the least and 300."""
+    return int(np.clip(seen / examples, least, 300))
 
 
 def default_batch_size(examples: int) -> int:
