@@ -199,6 +199,7 @@ SCRIPTS = {
     "examples/pictures/soft_targets.png": "examples/temperature_curves.py",
     "examples/pictures/temperature_curves.png": "examples/temperature_curves.py",
     "examples/pictures/search_plane.png": "examples/search_temperature_alpha.py",
+    "examples/paper/results/temperature.png": "examples/paper/records.py",
     "examples/paper/results/specialists.png": "examples/paper/records.py",
     "examples/paper/results/few_labels_mnist.png": "examples/paper/records.py",
 }
